@@ -65,15 +65,16 @@ class SampleReader {
   uint64_t seed_ = 0;
 };
 
-// Where a job's tokens are: data.directory (through its manifest, whose sizes are checked) or data.train and data.validation.
+// Where a job's tokens are: data.directory (through its manifest, whose sizes are checked) or data.train and
+// data.validation.
 struct DataFiles {
   std::string train;
   std::string validation;
 };
 absl::StatusOr<DataFiles> FindDataFiles(const Data& data);
 
-// Loss in nats per token of the best model that knows only how often each token of `train` occurs (add-one smoothed over
-// `vocabulary`), on `validation`.
+// Loss in nats per token of the best model that knows only how often each token of `train` occurs (add-one smoothed
+// over `vocabulary`), on `validation`.
 double UnigramLoss(absl::Span<const uint16_t> train, absl::Span<const uint16_t> validation, int64_t vocabulary);
 
 }  // namespace wukong

@@ -13,19 +13,19 @@ namespace wukong {
 
 // One direction of a link.
 struct LinkShape {
-  absl::Duration delay;              // One way.
-  absl::Duration jitter;             // Standard deviation of the delay. Bytes never overtake each other.
-  double bandwidth_bits_per_s = 0;   // Shared by all connections through the link; 0 is unlimited.
-  double loss = 0;                   // Share of packets lost, as TCP makes the reader feel it (docs/wan.md).
+  absl::Duration delay;             // One way.
+  absl::Duration jitter;            // Standard deviation of the delay. Bytes never overtake each other.
+  double bandwidth_bits_per_s = 0;  // Shared by all connections through the link; 0 is unlimited.
+  double loss = 0;                  // Share of packets lost, as TCP makes the reader feel it (docs/wan.md).
 };
 
 enum class LinkDirection { kUp, kDown };  // Up: from whoever connects to the relay, to the target.
 
 struct LinkStats {
-  int64_t bytes = 0;            // Delivered.
-  int64_t connections = 0;      // Accepted so far.
-  int64_t losses = 0;           // Emulated.
-  absl::Duration queued_max;    // Longest time that bytes waited for bandwidth.
+  int64_t bytes = 0;          // Delivered.
+  int64_t connections = 0;    // Accepted so far.
+  int64_t losses = 0;         // Emulated.
+  absl::Duration queued_max;  // Longest time that bytes waited for bandwidth.
 };
 
 // Thread-safe. Its own threads do the work; the destructor closes every connection and joins them.

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
+#include "runtime/base/clock.h"
 #include "runtime/model/parameter_layout.h"
 
 namespace wukong {
@@ -46,7 +47,8 @@ class Trainer {
   virtual absl::StatusOr<double> AccumulateGradient(const Batch& batch, double scale) = 0;
 
   // Clips the gradient to the job's clip_norm, makes one AdamW step (Loshchilov and Hutter 2019) with `learning_rate`,
-  // and clears the gradient. Returns the gradient's norm before clipping.
+  // and clears the gradient. Returns the gradient's norm before clipping. Where that norm is not finite, parameters and
+  // optimizer stay as they were and only the gradient is cleared: one bad batch must not end the run.
   virtual absl::StatusOr<double> OptimizerStep(double learning_rate) = 0;
 
   virtual void ZeroGradient() = 0;
@@ -55,14 +57,24 @@ class Trainer {
   virtual absl::StatusOr<double> Evaluate(const Batch& batch) = 0;
 };
 
+// Where the time of a trainer went.
+struct TrainerTimes {
+  absl::Duration gradient;   // Forward and backward.
+  absl::Duration clip;       // The gradient's norm, and scaling by it.
+  absl::Duration optimizer;  // AdamW, and clearing the gradient.
+};
+
 struct TrainerOptions {
   Precision precision = PRECISION_FP32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"
-  int threads = 1;
+  int threads = 1;             // Compute threads; also sets libtorch's, which are the process's.
+  // Where both are set, each call adds its time to `times`. They outlive the trainer.
+  const Clock* clock = nullptr;
+  TrainerTimes* times = nullptr;
 };
 
-// The built-in GPT or the scripted module that `job.model` asks for, initialised from job.seed (a scripted module keeps the
-// parameters of its file). Errors: INVALID_ARGUMENT for a model that cannot be; NOT_FOUND for a missing file;
+// The built-in GPT or the scripted module that `job.model` asks for, initialised from job.seed (a scripted module keeps
+// the parameters of its file). Errors: INVALID_ARGUMENT for a model that cannot be; NOT_FOUND for a missing file;
 // FAILED_PRECONDITION for a device that this machine or this build does not have.
 absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const Job& job, const TrainerOptions& options);
 

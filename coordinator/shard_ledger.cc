@@ -1,0 +1,197 @@
+#include "coordinator/shard_ledger.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "glog/logging.h"
+
+namespace wukong {
+
+ShardLedger::ShardLedger(int64_t total, int64_t range_samples) : total_(total), range_samples_(range_samples) {
+  CHECK_GT(total, 0);
+  CHECK_GT(range_samples, 0);
+  Entry all;
+  all.end = total;
+  entries_[0] = all;
+  count_[kAvailable] = total;
+}
+
+ShardLedger::Entries::iterator ShardLedger::SplitAt(int64_t at) {
+  if (at >= total_) return entries_.end();
+  const auto next = entries_.upper_bound(at);
+  const auto entry = std::prev(next);
+  if (entry->first == at) return entry;
+  Entry right = entry->second;
+  entry->second.end = at;
+  return entries_.emplace_hint(next, at, right);
+}
+
+void ShardLedger::SetState(Entries::iterator entry, State state) {
+  const int64_t size = entry->second.end - entry->first;
+  count_[entry->second.state] -= size;
+  count_[state] += size;
+  entry->second.state = state;
+}
+
+void ShardLedger::MakeAvailable(Entries::iterator entry) {
+  SetState(entry, kAvailable);
+  entry->second = Entry{entry->second.end, kAvailable, MemberKey(), -1, 0, false};
+}
+
+void ShardLedger::MergeAvailable() {
+  for (auto entry = entries_.begin(); entry != entries_.end();) {
+    const auto next = std::next(entry);
+    if (next == entries_.end()) return;
+    const bool same = entry->second.state == next->second.state &&
+                      (entry->second.state == kAvailable || entry->second.state == kCommitted);
+    if (same) {
+      entry->second.end = next->second.end;
+      entries_.erase(next);
+    } else {
+      entry = next;
+    }
+  }
+}
+
+std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_t want) {
+  std::vector<LeasedRange> granted;
+  auto entry = entries_.begin();
+  while (want > 0 && entry != entries_.end()) {
+    if (entry->second.state != kAvailable) {
+      ++entry;
+      continue;
+    }
+    const int64_t begin = entry->first;
+    // Up to the next cut, so that whole ranges stay whole; what was returned in part is handed out in part.
+    const int64_t cut = std::min(entry->second.end, (begin / range_samples_ + 1) * range_samples_);
+    SplitAt(cut);
+    SetState(entry, kLeased);
+    entry->second.holder = holder;
+    entry->second.region = region;
+    entry->second.token = next_token_++;
+    entry->second.custody = false;
+    granted.push_back({begin, entry->second.end, entry->second.token});
+    want -= granted.back().size();
+    ++entry;
+  }
+  return granted;
+}
+
+void ShardLedger::Release(MemberKey holder, const std::vector<LeasedRange>& ranges) {
+  for (const LeasedRange& range : ranges) {
+    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
+    SplitAt(range.end);
+    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token &&
+          !entry->second.custody) {
+        MakeAvailable(entry);
+      }
+    }
+  }
+  MergeAvailable();
+}
+
+void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>& custody) {
+  for (const LeasedRange& range : custody) {
+    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
+    SplitAt(range.end);
+    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token) {
+        entry->second.custody = true;
+      }
+    }
+  }
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry->second.state == kLeased && entry->second.holder == holder && !entry->second.custody) {
+      MakeAvailable(entry);
+    }
+  }
+  MergeAvailable();
+}
+
+void ShardLedger::ReleaseRegion(int region) {
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry->second.state == kLeased && entry->second.region == region) MakeAvailable(entry);
+  }
+  MergeAvailable();
+}
+
+bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std::string* detail) {
+  int64_t last_end = 0;
+  const std::vector<LeasedRange> joined = Coalesce(ranges);
+  for (const LeasedRange& range : joined) {
+    if (range.begin < last_end || range.end > total_ || range.begin >= range.end) {
+      *detail = absl::StrFormat("samples [%d, %d) are malformed or named twice", range.begin, range.end);
+      return false;
+    }
+    last_end = range.end;
+    SplitAt(range.end);
+    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      if (entry->second.state != kLeased || entry->second.region != region || entry->second.token != range.token) {
+        static constexpr const char* kNames[] = {"available", "leased", "admitted", "committed"};
+        *detail = absl::StrFormat("samples [%d, %d) under token %d are %s under token %d", entry->first,
+                                  entry->second.end, range.token, kNames[entry->second.state], entry->second.token);
+        return false;
+      }
+    }
+  }
+  for (const LeasedRange& range : joined) {
+    for (auto entry = entries_.find(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      SetState(entry, kAdmitted);
+    }
+  }
+  return true;
+}
+
+void ShardLedger::Commit(const std::vector<LeasedRange>& ranges) {
+  for (const LeasedRange& range : ranges) {
+    commits_.push_back(range);
+    SplitAt(range.end);
+    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      CHECK_EQ(entry->second.state, kAdmitted) << "samples [" << entry->first << ", " << entry->second.end << ")";
+      SetState(entry, kCommitted);
+    }
+  }
+  MergeAvailable();
+}
+
+int64_t ShardLedger::LeasedIn(int region) const {
+  int64_t sum = 0;
+  for (const auto& [begin, entry] : entries_) {
+    if (entry.state == kLeased && entry.region == region) sum += entry.end - begin;
+  }
+  return sum;
+}
+
+ShardLedger::Audit ShardLedger::MakeAudit() const {
+  // Sweeps over the ends of all committed intervals; `depth` is how often the samples between two ends were committed.
+  std::map<int64_t, int> change;
+  for (const LeasedRange& range : commits_) {
+    ++change[range.begin];
+    --change[range.end];
+  }
+  for (int64_t cut = 0; cut <= total_; cut += range_samples_) change.emplace(cut, 0);
+  change.emplace(total_, 0);
+  Audit audit;
+  audit.total = (total_ + range_samples_ - 1) / range_samples_;
+  int depth = 0;
+  bool never = false, twice = false;
+  for (auto it = change.begin(); it != change.end(); ++it) {
+    if (it->first > 0 && (it->first % range_samples_ == 0 || it->first == total_) && it->first <= total_) {
+      if (twice) {
+        ++audit.committed_more_than_once;
+      } else if (never) {
+        ++audit.not_committed;
+      } else {
+        ++audit.committed_once;
+      }
+      never = twice = false;
+    }
+    depth += it->second;
+    never = never || depth == 0;
+    twice = twice || depth > 1;
+  }
+  return audit;
+}
+
+}  // namespace wukong

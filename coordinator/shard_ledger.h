@@ -1,0 +1,90 @@
+// Who holds which samples: the account of the data. Pure: no clock, no threads, no I/O.
+//
+//   available --Lease--> leased --Admit--> admitted --Commit--> committed
+//       ^                   |                  (a merge at the root)
+//       +-- Release, fence -+
+//
+// A worker's leased samples may be in the custody of its region's aggregator, which accepted them and owes them to the
+// root; they are then no longer released with the worker, only with the region.
+#ifndef WUKONG_COORDINATOR_SHARD_LEDGER_H_
+#define WUKONG_COORDINATOR_SHARD_LEDGER_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "runtime/sync/types.h"
+
+namespace wukong {
+
+class ShardLedger {
+ public:
+  // Samples [0, total) of the run; leases are cut at multiples of `range_samples`.
+  ShardLedger(int64_t total, int64_t range_samples);
+
+  // At most `want` samples (rounded up to whole ranges), lowest first; fewer or none when there are no more.
+  std::vector<LeasedRange> Lease(MemberKey holder, int region, int64_t want);
+
+  // Gives back what `holder` still holds of `ranges` under their tokens, and ignores the rest.
+  void Release(MemberKey holder, const std::vector<LeasedRange>& ranges);
+
+  // The holder is fenced at its aggregator, which has `custody` of some of its ranges: the others are available again.
+  void ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>& custody);
+
+  // The region as a whole is fenced at the root: what it held and had not delivered is available again.
+  void ReleaseRegion(int region);
+
+  // Whether `region` holds every sample of `ranges` under their tokens; if so, all of them are admitted, else none, and
+  // `detail` says which is not.
+  bool Admit(int region, const std::vector<LeasedRange>& ranges, std::string* detail);
+
+  // Admitted ranges are merged. CHECK-fails on ranges that were not admitted.
+  void Commit(const std::vector<LeasedRange>& ranges);
+
+  int64_t total() const { return total_; }
+  int64_t available() const { return count_[kAvailable]; }
+  int64_t leased() const { return count_[kLeased]; }
+  int64_t committed() const { return count_[kCommitted]; }
+  int64_t LeasedIn(int region) const;
+  bool done() const { return committed() == total_; }
+
+  // A count of the committed ranges, made from the committed manifests alone and not from the states above: each range
+  // of range_samples is committed once when each of its samples is.
+  struct Audit {
+    int64_t total = 0;
+    int64_t committed_once = 0;
+    int64_t committed_more_than_once = 0;
+    int64_t not_committed = 0;
+  };
+  Audit MakeAudit() const;
+
+ private:
+  enum State { kAvailable, kLeased, kAdmitted, kCommitted, kStates };
+  struct Entry {
+    int64_t end = 0;
+    State state = kAvailable;
+    MemberKey holder;
+    int region = -1;
+    int64_t token = 0;
+    bool custody = false;
+  };
+  using Entries = std::map<int64_t, Entry>;  // By begin; they cover [0, total).
+
+  // Makes `at` the beginning of an entry.
+  Entries::iterator SplitAt(int64_t at);
+  void SetState(Entries::iterator entry, State state);
+  void MakeAvailable(Entries::iterator entry);
+  void MergeAvailable();
+
+  const int64_t total_;
+  const int64_t range_samples_;
+  Entries entries_;
+  int64_t count_[kStates] = {};
+  int64_t next_token_ = 1;
+  std::vector<LeasedRange> commits_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_COORDINATOR_SHARD_LEDGER_H_

@@ -1,0 +1,20 @@
+wukong_library(wukong_job_file
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/job_check.cc ${CMAKE_CURRENT_LIST_DIR}/job_file.cc
+          ${CMAKE_CURRENT_LIST_DIR}/job_units.cc ${CMAKE_CURRENT_LIST_DIR}/job_yaml.cc
+          ${CMAKE_CURRENT_LIST_DIR}/yaml_tree.cc
+  DEPS wukong_job_proto wukong_base wukong_sync_presets wukong_codec wukong_data yaml-cpp absl::status absl::statusor absl::strings
+       absl::str_format ${CMAKE_DL_LIBS})
+wukong_library(wukong_validate_command
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/validate_command.cc
+  DEPS wukong_job_file CLI11::CLI11)
+
+wukong_test(job_file_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/job_file_test.cc DEPS wukong_job_file)
+wukong_test(job_check_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/job_check_test.cc DEPS wukong_job_file)
+wukong_test(validate_command_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/validate_command_test.cc
+  DEPS wukong_validate_command)
+if(WUKONG_BUILD_TESTS)
+  # The examples and the documentation are read from the source tree: they must stay true.
+  foreach(test job_file_test job_check_test validate_command_test)
+    target_compile_definitions(${test} PRIVATE WUKONG_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  endforeach()
+endif()

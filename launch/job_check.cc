@@ -1,0 +1,319 @@
+#include "launch/job_check.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "launch/job_units.h"
+#include "runtime/codec/codec.h"
+#include "runtime/data/manifest.h"
+#include "runtime/data/token_dataset.h"
+#include "runtime/sync/presets.h"
+
+namespace wukong {
+namespace {
+
+constexpr size_t kJobNameMax = 100;
+constexpr size_t kRegionNameMax = 63;  // A label of a host name.
+// AdamW moves every weight by about this much per step, and weights begin near 0.02.
+constexpr double kLearningRateMax = 0.1;
+
+bool OnlyHas(absl::string_view text, absl::string_view punctuation) {
+  return std::all_of(text.begin(), text.end(),
+                     [&](char c) { return absl::ascii_isalnum(c) || absl::StrContains(punctuation, c); });
+}
+
+// The N of "cuda:N", 0 for "cuda"; -1 for the CPU, -2 for anything else.
+int CudaIndex(absl::string_view device) {
+  if (device == "cpu") {
+    return -1;
+  }
+  if (device == "cuda") {
+    return 0;
+  }
+  int index = 0;
+  const bool number = absl::ConsumePrefix(&device, "cuda:") && !device.empty() && device.size() <= 3 &&
+                      std::all_of(device.begin(), device.end(), absl::ascii_isdigit) &&
+                      absl::SimpleAtoi(device, &index);
+  return number ? index : -2;
+}
+
+// CUDA devices that this machine's driver shows. The driver is loaded by hand: a binary that is linked with it does not
+// start where there is none.
+int CountCudaDevices() {
+  void* const driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (driver == nullptr) {
+    return 0;
+  }
+  using Init = int (*)(unsigned);
+  using Count = int (*)(int*);
+  const auto init = reinterpret_cast<Init>(dlsym(driver, "cuInit"));
+  const auto count = reinterpret_cast<Count>(dlsym(driver, "cuDeviceGetCount"));
+  int devices = 0;
+  if (init == nullptr || count == nullptr || init(0) != 0 || count(&devices) != 0) {
+    return 0;
+  }
+  return devices;  // The driver stays loaded: it does not bear to be unloaded once initialised.
+}
+
+class JobChecker {
+ public:
+  explicit JobChecker(const JobSource& source) : source_(source), job_(source.job) {}
+
+  absl::Status Run(const CheckOptions& options) {
+    CheckName();
+    CheckModel();
+    CheckOptimizer();
+    CheckRegions();
+    CheckWan();
+    CheckLimits();
+    for (const StrategyProblem& problem : FindStrategyProblems(job_)) {
+      Add(problem.key, problem.reason);
+    }
+    CheckDataKeys();
+    if (options.check_data) {
+      CheckModelFile();
+      CheckDataFiles();
+    }
+    if (!errors_.empty()) {
+      return errors_.ToStatus();
+    }
+    return options.check_device ? CheckDevices() : absl::OkStatus();
+  }
+
+ private:
+  void Add(absl::string_view key, absl::string_view what) { errors_.Add(source_.Where(key), what); }
+
+  static std::string RegionKey(int index, absl::string_view key) { return absl::StrCat("regions[", index, "].", key); }
+
+  void CheckName() {
+    const std::string& name = job_.name();
+    if (name.empty() || name.size() > kJobNameMax || !OnlyHas(name, "-_.") || !absl::ascii_isalnum(name[0])) {
+      Add("name",
+          absl::StrCat("not a name (expected at most ", kJobNameMax,
+                       " letters, digits, '-', '_' and '.', beginning with a letter or digit, got \"", name, "\")"));
+    }
+  }
+
+  void CheckModel() {
+    const Model& model = job_.model();
+    const std::pair<const char*, int32_t> sizes[] = {
+        {"layers", model.layers()}, {"heads", model.heads()}, {"width", model.width()}};
+    for (const auto& [key, value] : sizes) {
+      if (model.torchscript().empty() && value == 0) {
+        Add(absl::StrCat("model.", key),
+            "is missing (expected layers, heads and width for the built-in GPT, or torchscript for another model)");
+      } else if (!model.torchscript().empty() && value != 0) {
+        Add(absl::StrCat("model.", key),
+            absl::StrCat("the built-in GPT and torchscript exclude each other (expected no ", key,
+                         " beside torchscript, got ", value, ")"));
+      }
+    }
+    if (model.heads() > 0 && model.width() % model.heads() != 0) {
+      Add("model.width", absl::StrCat("not divisible by model.heads (expected a multiple of ", model.heads(), ", got ",
+                                      model.width(), ")"));
+    }
+  }
+
+  void CheckModelFile() {
+    const std::string& path = job_.model().torchscript();
+    std::error_code error;
+    if (!path.empty() && !std::filesystem::is_regular_file(path, error)) {
+      Add("model.torchscript", absl::StrCat("no such file (expected a TorchScript module, got ", path, ")"));
+    }
+  }
+
+  void CheckOptimizer() {
+    const Optimizer& optimizer = job_.optimizer();
+    if (optimizer.learning_rate() > kLearningRateMax) {
+      Add("optimizer.learning_rate",
+          absl::StrFormat("AdamW diverges at once (expected at most %g, usually 1e-4 to 1e-2, got %g)",
+                          kLearningRateMax, optimizer.learning_rate()));
+    }
+    // A run that is cut short from the command line is a trial, whose warm-up may well not end.
+    if (optimizer.warmup_tokens() >= job_.stop().tokens() && source_.overrides.count("stop.tokens") == 0) {
+      Add("optimizer.warmup_tokens", absl::StrCat("warm-up would not end (expected fewer than stop.tokens, ",
+                                                  job_.stop().tokens(), ", got ", optimizer.warmup_tokens(), ")"));
+    }
+  }
+
+  void CheckRegions() {
+    std::map<std::string, int> first;
+    for (int i = 0; i < job_.regions_size(); ++i) {
+      const Region& region = job_.regions(i);
+      const std::string& name = region.name();
+      if (name.size() > kRegionNameMax || !OnlyHas(name, "-") || name[0] == '-') {
+        Add(RegionKey(i, "name"), absl::StrCat("not a region's name (expected at most ", kRegionNameMax,
+                                               " letters, digits and '-', got \"", name, "\")"));
+      }
+      const auto [other, is_new] = first.emplace(name, i);
+      if (!is_new) {
+        Add(RegionKey(i, "name"),
+            absl::StrCat("region ", name, " is named twice (expected different names, but regions[", other->second,
+                         "] has the same)"));
+      }
+      if (region.speed_size() > 1 && region.speed_size() != region.workers()) {
+        Add(RegionKey(i, "speed"), absl::StrFormat("wrong number of speeds (expected 1 or %d, one per worker, got %d)",
+                                                   region.workers(), region.speed_size()));
+      }
+      if (CudaIndex(region.device()) == -2) {
+        Add(RegionKey(i, "device"),
+            absl::StrCat("unknown device (expected cpu, cuda or cuda:N, got \"", region.device(), "\")"));
+      }
+    }
+  }
+
+  void CheckWan() {
+    std::vector<std::string> names;
+    for (const Region& region : job_.regions()) {
+      names.push_back(region.name());
+    }
+    std::set<std::pair<std::string, Direction>> seen;
+    for (int i = 0; i < job_.wan().links_size(); ++i) {
+      const WanLink& link = job_.wan().links(i);
+      const std::string key = absl::StrCat("wan.links[", i, "].region");
+      if (std::find(names.begin(), names.end(), link.region()) == names.end()) {
+        const std::string nearest = Nearest(link.region(), names);
+        Add(key, absl::StrCat("unknown region", nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"),
+                              " (expected ", Alternatives(names), ", got \"", link.region(), "\")"));
+      } else if (!seen.emplace(link.region(), link.direction()).second) {
+        Add(key, absl::StrCat("the link of ", link.region(),
+                              " is given twice (expected one entry per region and direction)"));
+      }
+    }
+  }
+
+  void CheckLimits() {
+    const Limits& limits = job_.limits();
+    if (limits.fragment_bytes() % 4 != 0) {
+      Add("limits.fragment_bytes",
+          absl::StrCat("cuts a value (expected a multiple of 4, got ", limits.fragment_bytes(), ")"));
+    }
+    if (limits.lease_ns() < 2 * limits.heartbeat_ns()) {
+      Add("limits.lease",
+          absl::StrFormat("one late heartbeat would end it (expected at least twice limits.heartbeat, %gs, got %gs)",
+                          2e-9 * static_cast<double>(limits.heartbeat_ns()),
+                          1e-9 * static_cast<double>(limits.lease_ns())));
+    }
+    const Strategy& strategy = job_.strategy();
+    int64_t bytes = 0;
+    for (const CodecKind codec : {strategy.region().codec_up(), strategy.root().codec_up()}) {
+      bytes = std::max(bytes, ContributionBytes(job_.model(), codec));
+    }
+    if (limits.in_flight_bytes() < bytes) {
+      Add("limits.in_flight_bytes",
+          absl::StrFormat("too small to hold one contribution of %d parameters (expected at least %d bytes, got %d)",
+                          GptParameters(job_.model()), bytes, limits.in_flight_bytes()));
+    }
+  }
+
+  // Sets data_keys_ok_ when it is clear where the data is.
+  void CheckDataKeys() {
+    const Data& data = job_.data();
+    const bool files = !data.train().empty() || !data.validation().empty();
+    if (!data.directory().empty() && files) {
+      Add(data.train().empty() ? "data.validation" : "data.train",
+          "given beside data.directory (expected data.directory, or data.train with data.validation)");
+    } else if (data.directory().empty() && !files) {
+      Add("data", "has no tokens (expected data.directory, or data.train with data.validation)");
+    } else if (files && data.validation().empty()) {
+      Add("data.validation", "is missing (expected a token file beside data.train)");
+    } else if (files && data.train().empty()) {
+      Add("data.train", "is missing (expected a token file beside data.validation)");
+    } else {
+      data_keys_ok_ = true;
+    }
+  }
+
+  void CheckDataFiles() {
+    const Data& data = job_.data();
+    if (!data_keys_ok_) {
+      return;
+    }
+    const bool directory = !data.directory().empty();
+    if (directory) {
+      const absl::StatusOr<Manifest> manifest = ReadManifest(data.directory());
+      if (manifest.ok() && manifest->vocabulary > job_.model().vocabulary()) {
+        Add("model.vocabulary", absl::StrCat("smaller than the data's (expected at least ", manifest->vocabulary,
+                                             ", as ", ManifestPath(data.directory()), " says of the ",
+                                             manifest->tokenizer, " tokenizer, got ", job_.model().vocabulary(), ")"));
+        return;  // Reading the tokens would only say it again.
+      }
+    }
+    const absl::StatusOr<DataFiles> files = FindDataFiles(data);
+    if (!files.ok()) {
+      Add(directory ? "data.directory" : "data.train", files.status().message());
+      return;
+    }
+    CheckTokenFile(directory ? "data.directory" : "data.train", files->train);
+    CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation);
+  }
+
+  void CheckTokenFile(absl::string_view key, const std::string& path) {
+    absl::StatusOr<std::unique_ptr<TokenFile>> opened = TokenFile::Open(path);
+    if (!opened.ok()) {
+      Add(key, opened.status().message());
+      return;
+    }
+    const std::shared_ptr<const TokenFile> file = std::move(*opened);
+    if (const absl::Status status = file->CheckVocabulary(job_.model().vocabulary()); !status.ok()) {
+      Add(key, status.message());
+    }
+    const absl::StatusOr<SampleReader> reader = SampleReader::Make(file, job_.model().context(), job_.seed());
+    if (!reader.ok()) {
+      Add(key, reader.status().message());
+    }
+  }
+
+  absl::Status CheckDevices() {
+    int devices = -1;
+    for (int i = 0; i < job_.regions_size(); ++i) {
+      const int index = CudaIndex(job_.regions(i).device());
+      if (index < 0) {
+        continue;
+      }
+      devices = devices < 0 ? CountCudaDevices() : devices;
+      if (index >= devices) {
+        Add(RegionKey(i, "device"), absl::StrCat("not on this machine (expected one of its ", devices,
+                                                 " CUDA devices, got ", job_.regions(i).device(), "); use cpu"));
+      }
+    }
+    const absl::Status status = errors_.ToStatus();
+    return status.ok() ? status : absl::FailedPreconditionError(status.message());
+  }
+
+  const JobSource& source_;
+  const Job& job_;
+  JobErrors errors_;
+  bool data_keys_ok_ = false;
+};
+
+}  // namespace
+
+absl::Status CheckJob(const JobSource& source, const CheckOptions& options) { return JobChecker(source).Run(options); }
+
+int64_t GptParameters(const Model& model) {
+  if (!model.torchscript().empty()) {
+    return 0;
+  }
+  // Per block: attention 4 d^2 + 4 d, MLP 8 d^2 + 5 d, two layer norms 4 d. Then the embeddings and the last norm.
+  const int64_t d = model.width();
+  return model.layers() * (12 * d * d + 13 * d) + (int64_t{model.vocabulary()} + model.context()) * d + 2 * d;
+}
+
+int64_t ContributionBytes(const Model& model, CodecKind codec) {
+  return static_cast<int64_t>(MakeCodec(codec)->EncodedBytes(static_cast<size_t>(GptParameters(model))));
+}
+
+}  // namespace wukong

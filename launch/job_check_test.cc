@@ -1,0 +1,274 @@
+#include "launch/job_check.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "runtime/base/file.h"
+#include "runtime/data/manifest.h"
+
+namespace wukong {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::StartsWith;
+
+constexpr char kJob[] = R"(name: tiny
+model:
+  layers: 2
+  heads: 2
+  width: 8
+  context: 16
+  vocabulary: 256
+data:
+  train: train.bin
+  validation: validation.bin
+regions:
+  - name: beijing
+    workers: 2
+  - name: shenzhen
+    workers: 1
+stop:
+  tokens: 1M
+)";
+
+// `count` tokens 0, 1, 2, ... below `vocabulary`, as the file has them.
+std::string Tokens(int count, int vocabulary) {
+  std::string bytes;
+  for (int i = 0; i < count; ++i) {
+    const int token = i % vocabulary;
+    bytes += static_cast<char>(token & 255);
+    bytes += static_cast<char>(token >> 8);
+  }
+  return bytes;
+}
+
+class JobCheckTest : public testing::Test {
+ protected:
+  JobCheckTest()
+      : folder_(std::filesystem::path(absl::StrCat(testing::TempDir(), "/job_check_test.", getpid(), ".",
+                                                   testing::UnitTest::GetInstance()->current_test_info()->name()))
+                    .lexically_normal()
+                    .string()),
+        path_(folder_ + "/job.yaml") {
+    std::filesystem::create_directories(folder_);
+    Write("train.bin", Tokens(1000, 256));
+    Write("validation.bin", Tokens(100, 256));
+  }
+  ~JobCheckTest() override { std::filesystem::remove_all(folder_); }
+
+  void Write(const std::string& name, absl::string_view bytes) {
+    ASSERT_TRUE(WriteFileAtomic(folder_ + "/" + name, bytes).ok());
+  }
+
+  absl::Status Check(const std::string& text, const std::vector<std::string>& overrides = {},
+                     CheckOptions options = CheckOptions()) {
+    Write("job.yaml", text);
+    const absl::StatusOr<JobSource> source = LoadJobFile(path_, overrides);
+    EXPECT_TRUE(source.ok()) << source.status();
+    return source.ok() ? CheckJob(*source, options) : source.status();
+  }
+
+  // The errors, with FILE for the path of the job and DIR for its folder.
+  std::vector<std::string> Errors(const std::string& text, const std::vector<std::string>& overrides = {}) {
+    const absl::Status status = Check(text, overrides);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return absl::StrSplit(
+        absl::StrReplaceAll(absl::StrReplaceAll(status.message(), {{path_, "FILE"}}), {{folder_, "DIR"}}), '\n');
+  }
+
+  const std::string folder_;
+  const std::string path_;
+};
+
+std::string With(absl::string_view what, absl::string_view by) {
+  EXPECT_THAT(std::string(kJob), HasSubstr(std::string(what)));
+  return absl::StrReplaceAll(kJob, {{what, by}});
+}
+
+std::string Plus(absl::string_view more) { return absl::StrCat(kJob, more); }
+
+TEST_F(JobCheckTest, AGoodJobPasses) { EXPECT_EQ(Check(kJob).message(), ""); }
+
+TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
+  const std::pair<std::string, std::string> table[] = {
+      {With("name: tiny", "name: 'a b'"),
+       "FILE:1: name: not a name (expected at most 100 letters, digits, '-', '_' and"},
+      {With("name: tiny", "name: ../up"), "FILE:1: name: not a name"},
+      {With("  layers: 2\n", ""),
+       "FILE:2: model.layers: is missing (expected layers, heads and width for the built-in"},
+      {With("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: train.bin\n  layers: 2\n"),
+       "FILE:4: model.layers: the built-in GPT and torchscript exclude each other (expected no layers beside"},
+      {With("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: m.pt\n"),
+       "FILE:3: model.torchscript: no such file (expected a TorchScript module, got DIR/m.pt)"},
+      {With("  width: 8", "  width: 9"),
+       "FILE:5: model.width: not divisible by model.heads (expected a multiple of 2, got 9)"},
+      {Plus("optimizer: {learning_rate: 1}\n"),
+       "FILE:18: optimizer.learning_rate: AdamW diverges at once (expected at most 0.1, usually 1e-4 to 1e-2, got 1)"},
+      {Plus("optimizer: {warmup_tokens: 1M}\n"),
+       "FILE:18: optimizer.warmup_tokens: warm-up would not end (expected fewer than stop.tokens, 1000000, got "
+       "1000000)"},
+      {With("name: shenzhen", "name: beijing"),
+       "FILE:14: regions[1].name: region beijing is named twice (expected different names, but regions[0] has the "
+       "same)"},
+      {With("name: shenzhen", "name: shen_zhen"),
+       "FILE:14: regions[1].name: not a region's name (expected at most 63 letters, digits and '-', got "
+       "\"shen_zhen\")"},
+      {With("name: shenzhen\n    workers: 1", "name: shenzhen\n    workers: 3\n    speed: [1, 1]"),
+       "FILE:16: regions[1].speed: wrong number of speeds (expected 1 or 3, one per worker, got 2)"},
+      {With("    workers: 1", "    workers: 1\n    device: gpu"),
+       "FILE:16: regions[1].device: unknown device (expected cpu, cuda or cuda:N, got \"gpu\")"},
+      {With("    workers: 1", "    workers: 1\n    device: 'cuda:-1'"), "FILE:16: regions[1].device: unknown device"},
+      {With("    workers: 1", "    workers: 1\n    device: 'cuda:'"), "FILE:16: regions[1].device: unknown device"},
+      {Plus("wan:\n  links:\n    - region: bejing\n"),
+       "FILE:20: wan.links[0].region: unknown region; did you mean beijing? (expected beijing or shenzhen, got "
+       "\"bejing\")"},
+      {Plus("wan:\n  links:\n    - {region: beijing, direction: up}\n    - {region: beijing, direction: up}\n"),
+       "FILE:21: wan.links[1].region: the link of beijing is given twice"},
+      {Plus("limits: {fragment_bytes: 1025}\n"),
+       "FILE:18: limits.fragment_bytes: cuts a value (expected a multiple of 4, got 1025)"},
+      {Plus("limits: {heartbeat: 10s}\n"),
+       "FILE:18: limits.lease: one late heartbeat would end it (expected at least twice"},
+      {Plus("strategy:\n  root:\n    quorum: 3\n"),
+       "FILE:20: strategy.root.quorum: can never be reached (expected at most the job's 2 regions or `all`, got 3)"},
+      {Plus("strategy: {preset: ddp, inner_steps: 2}\n"),
+       "FILE:18: strategy.inner_steps: gradients are averaged at every step (expected 1 with progress: gradient, got "
+       "2)"},
+      {With("  train: train.bin\n", "  directory: d\n  train: train.bin\n"),
+       "FILE:10: data.train: given beside data.directory (expected data.directory, or data.train with"},
+      {With("  train: train.bin\n", ""),
+       "FILE:8: data.train: is missing (expected a token file beside data.validation)"},
+      {With("  validation: validation.bin\n", ""),
+       "FILE:8: data.validation: is missing (expected a token file beside data.train)"},
+      {With("  train: train.bin\n  validation: validation.bin\n", "  range_steps: 3\n"),
+       "FILE:8: data: has no tokens (expected data.directory, or data.train with data.validation)"},
+  };
+  for (const auto& [text, error] : table) {
+    SCOPED_TRACE(text);
+    const std::vector<std::string> errors = Errors(text);
+    EXPECT_THAT(errors, testing::Contains(StartsWith(error)));
+    EXPECT_EQ(errors.size(), 1u) << testing::PrintToString(errors);
+  }
+}
+
+TEST_F(JobCheckTest, AnOverrideIsNamedInPlaceOfALine) {
+  EXPECT_THAT(Errors(kJob, {"model.width=9"})[0], StartsWith("--set model.width=9: model.width: not divisible"));
+  EXPECT_THAT(Errors(kJob, {"strategy={root: {quorum: 9}}"})[0],
+              StartsWith("--set strategy={root: {quorum: 9}}: strategy.root.quorum: can never"));
+}
+
+TEST_F(JobCheckTest, AllErrorsAreReported) {
+  EXPECT_EQ(Errors(kJob, {"model.width=9", "regions.1.name=beijing", "optimizer.learning_rate=5"}).size(), 3u);
+}
+
+TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
+  const std::vector<std::string> large = {"model.width=512", "model.layers=4", "limits.in_flight_bytes=13MB"};
+  EXPECT_EQ(Check(kJob, large).message(), "") << "as int8";
+  std::vector<std::string> larger = large;
+  larger.push_back("strategy.root.codec_up=fp32");
+  EXPECT_THAT(
+      Errors(kJob, larger)[0],
+      StartsWith("--set limits.in_flight_bytes=13MB: limits.in_flight_bytes: too small to hold one contribution of "
+                 "12749824 parameters (expected at least 50999296 bytes, got 13000000)"));
+}
+
+TEST_F(JobCheckTest, ATrialMayEndBeforeItsWarmUp) {
+  EXPECT_EQ(Check(Plus("optimizer: {warmup_tokens: 100k}\n"), {"stop.tokens=10k"}).message(), "");
+}
+
+TEST_F(JobCheckTest, BadTokenFilesAreNamed) {
+  Write("train.bin", Tokens(1000, 256) + "x");
+  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin"), HasSubstr("odd")));
+
+  Write("train.bin", Tokens(1000, 300));
+  EXPECT_THAT(Errors(kJob)[0],
+              AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("token 256 at position 256"), HasSubstr("256")));
+
+  Write("train.bin", Tokens(16, 256));
+  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("16")));
+
+  Write("train.bin", "");
+  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin")));
+
+  Write("train.bin", Tokens(1000, 256));
+  std::filesystem::remove(folder_ + "/validation.bin");
+  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:10: data.validation: "), HasSubstr("DIR/validation.bin"),
+                                     HasSubstr("No such file")));
+}
+
+TEST_F(JobCheckTest, DataIsNotReadWhenNotAskedFor) {
+  std::filesystem::remove(folder_ + "/train.bin");
+  CheckOptions options;
+  options.check_data = false;
+  EXPECT_TRUE(Check(kJob, {}, options).ok());
+}
+
+TEST_F(JobCheckTest, ADirectoryIsFoundThroughItsManifest) {
+  const std::string job = With("  train: train.bin\n  validation: validation.bin\n", "  directory: .\n");
+  EXPECT_THAT(Errors(job)[0], AllOf(StartsWith("FILE:9: data.directory: "), HasSubstr("DIR")));
+
+  Manifest manifest;
+  manifest.tokenizer = "byte";
+  manifest.vocabulary = 256;
+  manifest.train = {"train.bin", 1000, std::string(64, '0')};
+  manifest.validation = {"validation.bin", 100, std::string(64, '0')};
+  ASSERT_TRUE(WriteManifest(folder_, manifest).ok());
+  EXPECT_EQ(Check(job).message(), "");
+  EXPECT_THAT(
+      Errors(job, {"model.vocabulary=100"})[0],
+      AllOf(StartsWith("--set model.vocabulary=100: model.vocabulary: smaller than the data's (expected at least "
+                       "256, as DIR/manifest.json says of the byte tokenizer, got 100)")));
+
+  Write("train.bin", Tokens(999, 256));
+  EXPECT_THAT(Errors(job)[0], AllOf(StartsWith("FILE:9: data.directory: "), HasSubstr("DIR/train.bin")));
+}
+
+TEST_F(JobCheckTest, ADeviceThatIsNotThereIsNotTheFilesFault) {
+  CheckOptions options;
+  EXPECT_TRUE(Check(kJob, {"regions.0.device=cuda:999"}, options).ok()) << "it may be on another machine";
+  options.check_device = true;
+  EXPECT_TRUE(Check(kJob, {}, options).ok());
+  const absl::Status status = Check(kJob, {"regions.0.device=cuda:999"}, options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(
+      std::string(status.message()),
+      StartsWith("--set regions.0.device=cuda:999: regions[0].device: not on this machine (expected one of its "));
+}
+
+TEST(ExamplesTest, AllPass) {
+  CheckOptions options;
+  options.check_data = false;
+  for (const auto& entry : std::filesystem::directory_iterator(absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples"))) {
+    const absl::StatusOr<JobSource> source = LoadJobFile(entry.path(), {});
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(CheckJob(*source, options).message(), "");
+  }
+}
+
+TEST(ExamplesTest, TheMainOneHasOneToFourMillionParametersAndRunsUnderEveryPreset) {
+  CheckOptions options;
+  options.check_data = false;
+  for (const char* preset : {"async", "diloco", "ddp"}) {
+    const absl::StatusOr<JobSource> source =
+        LoadJobFile(absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/three-regions.yaml"),
+                    {absl::StrCat("strategy.preset=", preset), "wan.rtt=0ms"});
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(CheckJob(*source, options).message(), "");
+    const int64_t parameters = GptParameters(source->job.model());
+    EXPECT_GE(parameters, 1'000'000);
+    EXPECT_LE(parameters, 4'000'000);
+    EXPECT_EQ(ContributionBytes(source->job.model(), CODEC_KIND_FP32), 4 * parameters);
+  }
+}
+
+}  // namespace
+}  // namespace wukong

@@ -1,0 +1,43 @@
+// wukong: trains one model across data centers that are far apart.
+#include <gflags/gflags.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <functional>
+
+#include "CLI/CLI.hpp"
+#include "glog/logging.h"
+#include "launch/data_command.h"
+#include "launch/exit_code.h"
+#include "launch/role_commands.h"
+#include "launch/up_command.h"
+#include "launch/validate_command.h"
+
+int main(int argc, char** argv) {
+  FLAGS_logtostderr = true;
+  google::InitGoogleLogging(argv[0]);
+
+  CLI::App app("Wukong trains one model across data centers that are far apart.", "wukong");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("wukong 0.1.0"));
+  app.footer(
+      "Start with: wukong up launch/examples/three-regions.yaml\nExit codes: 0 done, 1 training failed, 2 usage or "
+      "job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged.");
+  std::function<int()> action;
+  wukong::AddUpCommand(app, &action);
+  wukong::AddValidateCommand(app, &action);
+  wukong::AddDataCommand(app, &action);
+  wukong::AddRoleCommands(app, &action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = error.get_exit_code();
+    if (code == 0) return app.exit(error);  // --help, --version
+    std::fprintf(stderr, "wukong: error: %s\nRun with --help for more.\n", error.what());
+    return wukong::kExitUsage;
+  }
+  const int code = action ? action() : wukong::kExitUsage;
+  std::fflush(nullptr);
+  // Everything of ours is closed. Leaving now spares the libraries' teardown, where gRPC 1.51 and OpenMP can trip.
+  ::_exit(code);
+}

@@ -1,0 +1,117 @@
+#include "launch/role_commands.h"
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "coordinator/coordinator.h"
+#include "glog/logging.h"
+#include "launch/exit_code.h"
+#include "launch/job_check.h"
+#include "launch/job_file.h"
+#include "runtime/base/stop_signal.h"
+#include "worker/aggregator.h"
+#include "worker/worker.h"
+
+namespace wukong {
+namespace {
+
+struct CoordinatorFlags {
+  std::string job;
+  std::vector<std::string> set;
+  CoordinatorOptions options;
+};
+
+int RunCoordinatorCommand(const CoordinatorFlags& flags) {
+  absl::StatusOr<JobSource> source = LoadJobFile(flags.job, flags.set);
+  if (!source.ok()) return ReportStatus(source.status());
+  CheckOptions check;
+  check.check_data = true;
+  check.check_device = false;  // Devices are the workers' machines'.
+  if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
+  CoordinatorOptions options = flags.options;
+  options.job = source->job;
+  options.resolved_yaml = ResolvedYaml(source->job);
+  const StopSignal stop;
+  return ReportStatus(RunCoordinator(options, stop));
+}
+
+struct WorkerFlags {
+  std::string job;
+  std::string data;
+  double connect_timeout = 30;
+  WorkerOptions options;
+};
+
+int RunWorkerCommand(const WorkerFlags& flags) {
+  WorkerOptions options = flags.options;
+  options.connect_timeout = absl::Seconds(flags.connect_timeout);
+  if (!flags.job.empty()) {
+    absl::StatusOr<JobSource> source = LoadJobFile(flags.job, {});
+    if (!source.ok()) return ReportStatus(source.status());
+    *options.local.mutable_model() = source->job.model();
+  }
+  if (!flags.data.empty()) options.local.mutable_data()->set_directory(flags.data);
+  const StopSignal stop;
+  return ReportStatus(RunWorker(options, stop));
+}
+
+struct AggregatorFlags {
+  double connect_timeout = 30;
+  AggregatorOptions options;
+};
+
+}  // namespace
+
+void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
+  {
+    auto flags = std::make_shared<CoordinatorFlags>();
+    flags->options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    CLI::App* verb = app.add_subcommand("coordinator", "Run a job's coordinator, with the root of its parameters");
+    verb->add_option("--job", flags->job, "The job file")->required();
+    verb->add_option("--set", flags->set, "Set one key of the job, as key.path=value; may be repeated")
+        ->allow_extra_args(false);
+    verb->add_option("--run-dir", flags->options.run_dir, "Where the run is recorded; must not hold another run")
+        ->required();
+    verb->add_option("--listen", flags->options.listen, "host:port for aggregators and workers")
+        ->default_str("0.0.0.0:7700");
+    verb->add_option("--threads", flags->options.threads, "Threads for validation");
+    flags->options.listen = "0.0.0.0:7700";
+    verb->callback([flags, action] { *action = [flags] { return RunCoordinatorCommand(*flags); }; });
+  }
+  {
+    auto flags = std::make_shared<AggregatorFlags>();
+    CLI::App* verb = app.add_subcommand("aggregator", "Run the aggregator of one region");
+    verb->add_option("--coordinator", flags->options.coordinator, "host:port of the coordinator")->required();
+    verb->add_option("--region", flags->options.region, "The region, as in the job file")->required();
+    verb->add_option("--listen", flags->options.listen, "host:port for the region's workers")->capture_default_str();
+    verb->add_option("--advertise", flags->options.advertise, "host:port that the workers connect to, if not that");
+    verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
+        ->capture_default_str();
+    verb->callback([flags, action] {
+      *action = [flags] {
+        AggregatorOptions options = flags->options;
+        options.connect_timeout = absl::Seconds(flags->connect_timeout);
+        const StopSignal stop;
+        return ReportStatus(RunAggregator(options, stop));
+      };
+    });
+  }
+  {
+    auto flags = std::make_shared<WorkerFlags>();
+    CLI::App* verb = app.add_subcommand("worker", "Run one worker; it may join a job that is under way");
+    verb->add_option("--join,--coordinator", flags->options.coordinator, "host:port of the coordinator")->required();
+    verb->add_option("--region", flags->options.region, "The region, as in the job file")->required();
+    verb->add_option("--name", flags->options.name, "Unique in the region; by default the coordinator gives one");
+    verb->add_option("--rank", flags->options.rank, "Place among the region's workers; by default the next free one");
+    verb->add_option("--data", flags->data, "Data directory on this machine, if not the job's path");
+    verb->add_option("--job", flags->job, "Job file on this machine whose model is used in place of the coordinator's");
+    verb->add_option("--device", flags->options.device, "cpu, cuda or cuda:N, if not the region's");
+    verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
+        ->capture_default_str();
+    verb->callback([flags, action] { *action = [flags] { return RunWorkerCommand(*flags); }; });
+  }
+}
+
+}  // namespace wukong

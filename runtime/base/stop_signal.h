@@ -1,0 +1,28 @@
+// SIGINT and SIGTERM as something to wait for.
+#ifndef WUKONG_RUNTIME_BASE_STOP_SIGNAL_H_
+#define WUKONG_RUNTIME_BASE_STOP_SIGNAL_H_
+
+#include "absl/time/time.h"
+
+namespace wukong {
+
+// From its making until its end, SIGINT and SIGTERM set a flag in place of ending the process. One at a time.
+class StopSignal {
+ public:
+  StopSignal();
+  ~StopSignal();
+  StopSignal(const StopSignal&) = delete;
+  StopSignal& operator=(const StopSignal&) = delete;
+
+  // The signal that came, or 0.
+  int received() const;
+  // Sleeps up to `timeout`, less when a signal comes. True when one has come.
+  bool WaitFor(absl::Duration timeout) const;
+
+ private:
+  int pipe_[2];
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_BASE_STOP_SIGNAL_H_

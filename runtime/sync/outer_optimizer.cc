@@ -1,0 +1,101 @@
+#include "runtime/sync/outer_optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "glog/logging.h"
+#include "runtime/codec/codec.h"
+
+namespace wukong {
+namespace {
+
+int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
+  int64_t largest = 0;
+  for (const FragmentSpan& fragment : fragments) largest = std::max(largest, fragment.size());
+  return largest;
+}
+
+}  // namespace
+
+OuterOptimizer::OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress,
+                               bool with_momentum)
+    : fragments_(std::move(fragments)),
+      progress_(progress),
+      theta_(theta),
+      merged_(LargestFragment(fragments_)),
+      scratch_(LargestFragment(fragments_)) {
+  if (progress_ == PROGRESS_GRADIENT) {
+    CHECK(!with_momentum) << "momentum belongs to the optimizer that takes the gradient";
+    gradient_.assign(theta.size(), 0.0f);
+  } else if (with_momentum) {
+    momentum_.assign(theta.size(), 0.0f);
+    buffer_.assign(theta.size(), 0.0f);
+  }
+}
+
+absl::Status OuterOptimizer::Apply(const Merge& merge,
+                                   const std::vector<std::shared_ptr<const EncodedVector>>& payloads) {
+  CHECK_EQ(merge.parts.size(), payloads.size());
+  const auto rate = static_cast<float>(merge.learning_rate);
+  const auto momentum = static_cast<float>(merge.momentum);
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    const FragmentSpan& span = fragments_[f];
+    const int64_t n = span.size();
+    std::fill_n(merged_.begin(), n, 0.0f);
+    for (size_t p = 0; p < payloads.size(); ++p) {
+      const absl::Status status = MakeCodec(payloads[p]->codec)
+                                      ->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
+      if (!status.ok()) return status;
+      const auto weight = static_cast<float>(merge.parts[p].weight);
+      for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];
+    }
+    const float* c = merged_.data();
+    if (progress_ == PROGRESS_GRADIENT) {
+      float* gradient = gradient_.data() + span.begin;
+      for (int64_t i = 0; i < n; ++i) gradient[i] += c[i];
+      continue;
+    }
+    float* theta = theta_.data() + span.begin;
+    if (momentum_.empty()) {
+      for (int64_t i = 0; i < n; ++i) theta[i] += rate * c[i];
+      continue;
+    }
+    float* m = momentum_.data() + span.begin;
+    float* buffer = buffer_.data() + span.begin;
+    if (merge.momentum_step) {
+      for (int64_t i = 0; i < n; ++i) {
+        m[i] = momentum * m[i] + (buffer[i] + c[i]);
+        buffer[i] = 0;
+        theta[i] += rate * (c[i] + momentum * m[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) {
+        buffer[i] += c[i];
+        theta[i] += rate * c[i];
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments) {
+  if (payload.fragments.size() != fragments.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d fragments, expected %d", payload.fragments.size(), fragments.size()));
+  }
+  const auto codec = MakeCodec(payload.codec);
+  std::vector<float> values(LargestFragment(fragments));
+  double squares = 0;
+  for (size_t f = 0; f < fragments.size(); ++f) {
+    const int64_t n = fragments[f].size();
+    const absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values).subspan(0, n));
+    if (!status.ok()) return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
+    for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  }
+  if (!std::isfinite(squares)) return absl::InvalidArgumentError("the norm is not finite");
+  return std::sqrt(squares);
+}
+
+}  // namespace wukong

@@ -1,0 +1,64 @@
+// How a parent's parameters move by its children's contributions: the numeric half of being a parent.
+#ifndef WUKONG_RUNTIME_SYNC_OUTER_OPTIMIZER_H_
+#define WUKONG_RUNTIME_SYNC_OUTER_OPTIMIZER_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "runtime/base/ids.h"
+#include "runtime/model/parameter_layout.h"
+#include "runtime/sync/replica.h"
+
+namespace wukong {
+
+// One decision to apply contributions, in numbers.
+struct Merge {
+  struct Part {
+    Handle handle;
+    double weight = 0;
+  };
+  std::vector<Part> parts;  // Applied in this order, which fixes the rounding.
+  double learning_rate = 1;
+  double momentum = 0;
+  bool momentum_step = false;
+};
+
+// With c = sum of weight * contribution:
+//   parameters:  buffer += c;  at a momentum step  m <- momentum * m + buffer, buffer <- 0  and
+//                theta += learning_rate * (c + momentum * m),  otherwise  theta += learning_rate * c
+//                (delayed Nesterov: Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", algorithm 3;
+//                with a momentum step at every merge it is DiLoCo's Nesterov, Douillard et al. 2023)
+//   gradient:    gradient += c; whoever owns the optimizer takes it from there.
+// Thread-compatible.
+class OuterOptimizer {
+ public:
+  OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress, bool with_momentum);
+
+  // `payloads` are the contributions of merge.parts in order. INVALID_ARGUMENT for a payload that cannot be decoded:
+  // check contributions first, for some fragments have then been applied.
+  absl::Status Apply(const Merge& merge, const std::vector<std::shared_ptr<const EncodedVector>>& payloads);
+
+  // Gradient progress only.
+  absl::Span<float> gradient() { return absl::MakeSpan(gradient_); }
+
+ private:
+  const std::vector<FragmentSpan> fragments_;
+  const Progress progress_;
+  absl::Span<float> theta_;
+  std::vector<float> momentum_;  // Empty without momentum.
+  std::vector<float> buffer_;
+  std::vector<float> gradient_;
+  std::vector<float> merged_;   // One fragment.
+  std::vector<float> scratch_;  // One fragment.
+};
+
+// The Euclidean norm of a contribution. INVALID_ARGUMENT when it cannot be decoded, is not finite, or does not have the
+// fragments' sizes.
+absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments);
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SYNC_OUTER_OPTIMIZER_H_

@@ -1,0 +1,297 @@
+#include "runtime/sync/parent_node.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "glog/logging.h"
+
+namespace wukong {
+namespace {
+
+// Verdicts that are kept per child to answer repeats; more than a sender may have in flight.
+constexpr size_t kVerdictsKept = 256;
+
+}  // namespace
+
+ParentNode::ParentNode(const Options& options) : options_(options) {
+  CHECK(options.level.has_quorum() && options.level.has_learning_rate()) << "the strategy is not resolved";
+}
+
+std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time now) {
+  std::vector<Action> actions;
+  if (const auto* attached = std::get_if<ChildAttached>(&event)) {
+    On(*attached, &actions);
+  } else if (const auto* fenced = std::get_if<ChildFenced>(&event)) {
+    On(*fenced, &actions);
+  } else if (const auto* idle = std::get_if<IdleChildren>(&event)) {
+    idle_ = idle->idle;
+  } else if (const auto* offered = std::get_if<Offered>(&event)) {
+    On(*offered, &actions);
+  } else if (const auto* checked = std::get_if<Checked>(&event)) {
+    On(*checked, &actions);
+  } else if (std::holds_alternative<FollowersReady>(event)) {
+    followers_ready_ = true;
+  } else if (const auto* moved = std::get_if<ParentMoved>(&event)) {
+    On(*moved, &actions);
+  } else if (const auto* answered = std::get_if<Answered>(&event)) {
+    On(*answered, &actions);
+  } else if (const auto* drain = std::get_if<Drain>(&event)) {
+    draining_ = drain->on;
+  }
+  MaybeMerge(now, &actions);
+  if (!options_.is_root) MaybeSendUp(now, &actions);
+  if (publish_wanted_ && followers_ready_) {
+    publish_wanted_ = false;
+    followers_ready_ = false;
+    version_ = Version(version_.value() + 1);
+    VersionNotes notes;
+    notes.included = included_;
+    notes.root_version = options_.is_root ? version_ : root_version_;
+    notes.tokens_committed = options_.is_root ? stats_.tokens_merged : tokens_committed_;
+    actions.push_back(Publish{version_, std::move(notes)});
+  }
+  return actions;
+}
+
+void ParentNode::On(const ChildAttached& event, std::vector<Action>* actions) {
+  const auto oldest = oldest_allowed_.find(event.child.member);
+  if (oldest != oldest_allowed_.end() && event.child.incarnation < oldest->second) return;
+  const auto found = children_.find(event.child.member);
+  if (found != children_.end()) {
+    if (found->second.incarnation >= event.child.incarnation) return;  // The same life follows again.
+    FenceChild({event.child.member, found->second.incarnation}, actions);
+  }
+  Child child;
+  child.incarnation = event.child.incarnation;
+  children_[event.child.member] = child;
+  included_.erase(event.child.member);  // Sequences of a new life begin at 1 again.
+}
+
+void ParentNode::On(const ChildFenced& event, std::vector<Action>* actions) { FenceChild(event.child, actions); }
+
+void ParentNode::FenceChild(MemberKey child, std::vector<Action>* actions) {
+  Incarnation& oldest = oldest_allowed_[child.member];
+  oldest = std::max(oldest, Incarnation(child.incarnation.value() + 1));
+  std::vector<Handle> refused;
+  for (const auto& [handle, staged] : staged_) {
+    if (staged.manifest.sender == child) refused.push_back(handle);
+  }
+  for (const Handle handle : refused) {
+    Refuse(handle, VERDICT_FENCED, "this incarnation was fenced while its contribution was being checked", actions);
+  }
+  const auto found = children_.find(child.member);
+  if (found != children_.end() && found->second.incarnation <= child.incarnation) children_.erase(found);
+}
+
+void ParentNode::Refuse(Handle handle, Verdict verdict, std::string detail, std::vector<Action>* actions) {
+  ++stats_.contributions[verdict];
+  const auto staged = staged_.find(handle);
+  if (staged != staged_.end()) {
+    const Manifest& manifest = staged->second.manifest;
+    const auto child = children_.find(manifest.sender.member);
+    if (child != children_.end() && child->second.incarnation == manifest.sender.incarnation) {
+      child->second.verdicts[manifest.sequence] = verdict;
+    }
+    for (const Handle repeat : staged->second.repeats) actions->push_back(Reply{repeat, verdict, detail});
+    staged_.erase(staged);
+  }
+  actions->push_back(Reply{handle, verdict, std::move(detail)});
+}
+
+int64_t ParentNode::Staleness(const Manifest& manifest) const {
+  return std::max<int64_t>(0, version_.value() - manifest.base.value());
+}
+
+void ParentNode::On(const Offered& event, std::vector<Action>* actions) {
+  const Manifest& manifest = event.manifest;
+  const auto found = children_.find(manifest.sender.member);
+  if (found == children_.end() || found->second.incarnation != manifest.sender.incarnation) {
+    Refuse(event.handle, VERDICT_FENCED,
+           absl::StrFormat("member %d incarnation %d is not a child of this node", manifest.sender.member.value(),
+                           manifest.sender.incarnation.value()),
+           actions);
+    return;
+  }
+  Child& child = found->second;
+  if (manifest.sequence <= child.offered) {
+    for (auto& [handle, staged] : staged_) {
+      if (staged.manifest.sender == manifest.sender && staged.manifest.sequence == manifest.sequence) {
+        staged.repeats.push_back(event.handle);
+        return;
+      }
+    }
+    const auto verdict = child.verdicts.find(manifest.sequence);
+    actions->push_back(Reply{event.handle, verdict == child.verdicts.end() ? VERDICT_FENCED : verdict->second,
+                             "first answered earlier"});
+    return;
+  }
+  if (manifest.sequence.value() != child.offered.value() + 1) {
+    actions->push_back(Reply{event.handle, VERDICT_OUT_OF_ORDER,
+                             absl::StrFormat("sequence %d came before %d", manifest.sequence.value(),
+                                             child.offered.value() + 1)});
+    return;
+  }
+  child.offered = manifest.sequence;
+  while (child.verdicts.size() >= kVerdictsKept) child.verdicts.erase(child.verdicts.begin());
+  staged_[event.handle].manifest = manifest;
+  const int64_t staleness = Staleness(manifest);
+  if (staleness > options_.level.staleness_max()) {
+    Refuse(event.handle, VERDICT_STALE,
+           absl::StrFormat("its base is %d versions behind, staleness_max is %d", staleness,
+                           options_.level.staleness_max()),
+           actions);
+    return;
+  }
+  actions->push_back(Check{event.handle});
+}
+
+void ParentNode::On(const Checked& event, std::vector<Action>* actions) {
+  const auto found = staged_.find(event.handle);
+  if (found == staged_.end()) return;  // Refused meanwhile.
+  if (event.verdict != VERDICT_ACCEPTED) {
+    Refuse(event.handle, event.verdict, event.detail, actions);
+    return;
+  }
+  Staged staged = std::move(found->second);
+  staged_.erase(found);
+  ++stats_.contributions[VERDICT_ACCEPTED];
+  children_[staged.manifest.sender.member].verdicts[staged.manifest.sequence] = VERDICT_ACCEPTED;
+  actions->push_back(Reply{event.handle, VERDICT_ACCEPTED, "", /*keep_payload=*/true});
+  for (const Handle repeat : staged.repeats) actions->push_back(Reply{repeat, VERDICT_ACCEPTED, ""});
+  ready_.emplace_back(event.handle, std::move(staged.manifest));
+}
+
+void ParentNode::On(const ParentMoved& event, std::vector<Action>* actions) {
+  CHECK(!options_.is_root);
+  root_version_ = event.root_version;
+  tokens_committed_ = event.tokens_committed;
+  actions->push_back(Rebase{});
+  publish_wanted_ = true;
+}
+
+void ParentNode::On(const Answered& event, std::vector<Action>* actions) {
+  CHECK(!options_.is_root);
+  const auto found = unanswered_.find(event.sequence);
+  if (found == unanswered_.end()) return;
+  unanswered_.erase(found);
+  if (event.verdict != VERDICT_ACCEPTED) {
+    actions->push_back(Drop{event.sequence, event.verdict});
+    publish_wanted_ = true;  // Also where children wait: they would wait for ever for what was dropped.
+  }
+}
+
+int ParentNode::ActiveChildren() const {
+  return static_cast<int>(std::count_if(children_.begin(), children_.end(),
+                                        [&](const auto& child) { return idle_.count(child.first) == 0; }));
+}
+
+void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
+  const Level& level = options_.level;
+  while (!ready_.empty()) {
+    std::set<MemberId> senders;
+    for (const auto& [handle, manifest] : ready_) senders.insert(manifest.sender.member);
+    // Everybody who takes part: who is at work, and who has sent.
+    int members = static_cast<int>(senders.size());
+    for (const auto& [member, child] : children_) {
+      if (idle_.count(member) == 0 && senders.count(member) == 0) ++members;
+    }
+    const int64_t quorum =
+        level.quorum() == 0 ? members : std::min<int64_t>(level.quorum(), std::max(1, ActiveChildren()));
+    if (static_cast<int64_t>(senders.size()) < quorum) return;
+
+    // With a quorum of one, contributions are merged one at a time, in the order in which they came.
+    const size_t count = level.quorum() == 1 ? 1 : ready_.size();
+    Apply apply;
+    double normalizer = 0;
+    std::set<MemberId> merged;
+    for (size_t i = 0; i < count; ++i) {
+      const Manifest& manifest = ready_[i].second;
+      const double raw = level.weight() == WEIGHT_TOKENS ? static_cast<double>(manifest.tokens) : 1.0;
+      const int64_t staleness = Staleness(manifest);
+      double weight = raw;
+      if (level.staleness_decay() == STALENESS_DECAY_POLYNOMIAL) {
+        weight /= std::sqrt(1.0 + static_cast<double>(staleness));  // FedBuff, Nguyen et al. 2022.
+      }
+      apply.merge.parts.push_back({ready_[i].first, weight});
+      apply.staleness_max = std::max(apply.staleness_max, staleness);
+      ++stats_.staleness[staleness];
+      stats_.tokens_merged += manifest.tokens;
+      normalizer += raw;
+      merged.insert(manifest.sender.member);
+      recent_tokens_.push_back(static_cast<double>(manifest.tokens));
+    }
+    while (recent_tokens_.size() > std::max<size_t>(16, 2 * children_.size())) recent_tokens_.pop_front();
+    if (level.weight() == WEIGHT_TOKENS && level.quorum() != 0) {
+      double sum = 0;
+      for (const double tokens : recent_tokens_) sum += tokens;
+      normalizer = sum / static_cast<double>(recent_tokens_.size()) * static_cast<double>(count);
+    }
+    // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into merges.
+    const double share = static_cast<double>(merged.size()) / std::max<double>(1, members);
+    for (Merge::Part& part : apply.merge.parts) part.weight *= share / std::max(normalizer, 1e-300);
+
+    apply.merge.learning_rate = level.learning_rate();
+    apply.merge.momentum = level.momentum();
+    const int64_t delay = level.momentum_delay() == 0 ? members : level.momentum_delay();
+    apply.merge.momentum_step = ++merges_since_momentum_ >= delay;
+    if (apply.merge.momentum_step) merges_since_momentum_ = 0;
+
+    for (size_t i = 0; i < count; ++i) {
+      Manifest& manifest = ready_[i].second;
+      included_[manifest.sender.member] = manifest.sequence;
+      if (!options_.is_root) {
+        if (unsent_.contributions == 0) unsent_.since = now;
+        ++unsent_.contributions;
+        unsent_.steps += manifest.steps;
+        unsent_.tokens += manifest.tokens;
+        unsent_.root_base = std::min(unsent_.root_base.value_or(manifest.root_base), manifest.root_base);
+        for (const LeasedRange& range : manifest.ranges) unsent_.ranges.emplace_back(manifest.sender, range);
+      }
+      apply.manifests.push_back(std::move(manifest));
+    }
+    ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(count));
+    actions->push_back(std::move(apply));
+    if (options_.is_root || !options_.waits) publish_wanted_ = true;
+  }
+}
+
+void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
+  if (unsent_.contributions == 0 || static_cast<int>(unanswered_.size()) >= options_.in_flight_max) return;
+  const Level& level = options_.level;
+  const int64_t every = level.send_every() == 0 ? std::max(1, ActiveChildren()) : level.send_every();
+  const auto age = absl::Nanoseconds(level.flush_age_ns());
+  const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
+  if (unsent_.contributions < every && !old && !draining_) return;
+  sent_ = Sequence(sent_.value() + 1);
+  SendUp send;
+  send.manifest.sequence = sent_;
+  send.manifest.base = *unsent_.root_base;
+  send.manifest.root_base = *unsent_.root_base;
+  send.manifest.steps = unsent_.steps;
+  send.manifest.tokens = unsent_.tokens;
+  std::vector<LeasedRange> ranges;
+  for (const auto& [sender, range] : unsent_.ranges) ranges.push_back(range);
+  send.manifest.ranges = Coalesce(std::move(ranges));
+  unanswered_[sent_] = std::move(unsent_);
+  unsent_ = Cargo();
+  actions->push_back(std::move(send));
+}
+
+std::vector<LeasedRange> ParentNode::CustodyOf(MemberKey sender) const {
+  std::vector<LeasedRange> ranges;
+  for (const auto& [handle, manifest] : ready_) {
+    if (manifest.sender == sender) ranges.insert(ranges.end(), manifest.ranges.begin(), manifest.ranges.end());
+  }
+  const auto collect = [&](const Cargo& cargo) {
+    for (const auto& [from, range] : cargo.ranges) {
+      if (from == sender) ranges.push_back(range);
+    }
+  };
+  collect(unsent_);
+  for (const auto& [sequence, cargo] : unanswered_) collect(cargo);
+  return Coalesce(std::move(ranges));
+}
+
+}  // namespace wukong

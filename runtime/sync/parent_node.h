@@ -1,0 +1,183 @@
+// What a parameter node decides as a parent: which contributions count, when they are merged and with what weights, when
+// its children hear of it, and (in a region) when its own progress goes up to the root.
+//
+// Pure: no clock, no threads, no I/O, no vectors. The driver (runtime/transport/parameter_server.h) feeds events and
+// carries out the actions of one Step in their order, and those of one Step before those of the next.
+//
+//   Offered -> Check -> Checked -> Reply + Apply + Publish (+ SendUp)
+//
+#ifndef WUKONG_RUNTIME_SYNC_PARENT_NODE_H_
+#define WUKONG_RUNTIME_SYNC_PARENT_NODE_H_
+
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "proto/job.pb.h"
+#include "runtime/base/ids.h"
+#include "runtime/sync/outer_optimizer.h"
+#include "runtime/sync/public_copy.h"
+#include "runtime/sync/types.h"
+
+namespace wukong {
+
+class ParentNode {
+ public:
+  struct Options {
+    bool is_root = false;
+    Level level;              // All knobs set (presets.h).
+    bool waits = false;       // Senders wait for the answer: a region says nothing of its own until the root has spoken.
+    int in_flight_max = 1;    // Region: contributions that the root has not answered.
+  };
+
+  // ---- events
+  struct ChildAttached {  // It follows this node. A newer incarnation fences the older ones.
+    MemberKey child;
+  };
+  struct ChildFenced {
+    MemberKey child;
+  };
+  struct IdleChildren {  // All of them, as the coordinator knows it: no quorum waits for these.
+    std::set<MemberId> idle;
+  };
+  struct Offered {
+    Handle handle;
+    Manifest manifest;
+  };
+  struct Checked {  // ACCEPTED, or why not.
+    Handle handle;
+    Verdict verdict = VERDICT_UNSPECIFIED;
+    std::string detail;
+  };
+  struct FollowersReady {};  // Some follower has the newest version, or there is none: a next one is worth making.
+  struct ParentMoved {       // Region: the root has a newer version.
+    Version root_version;
+    int64_t tokens_committed = 0;
+  };
+  struct Answered {  // Region: the root's verdict on a contribution.
+    Sequence sequence;
+    Verdict verdict = VERDICT_UNSPECIFIED;
+  };
+  struct Drain {  // Region: send what there is, for its workers have no more data.
+    bool on = false;
+  };
+  struct Tick {};
+  using Event = std::variant<ChildAttached, ChildFenced, IdleChildren, Offered, Checked, FollowersReady, ParentMoved,
+                             Answered, Drain, Tick>;
+
+  // ---- actions
+  struct Check {  // Finite, right shape, and (root) ranges that the sender holds; then feed Checked.
+    Handle handle;
+  };
+  struct Reply {
+    Handle handle;
+    Verdict verdict = VERDICT_UNSPECIFIED;
+    std::string detail;
+    bool keep_payload = false;  // An Apply will name it; otherwise it is forgotten.
+  };
+  struct Apply {  // Then the payloads are forgotten.
+    Merge merge;
+    std::vector<Manifest> manifests;  // Of merge.parts.
+    int64_t staleness_max = 0;        // Largest among the parts.
+  };
+  struct Rebase {};  // Region: onto the root's newest version, dropping or keeping what is pending.
+  struct Drop {      // Region: the root refused this contribution for good.
+    Sequence sequence;
+    Verdict verdict = VERDICT_UNSPECIFIED;
+  };
+  struct Publish {
+    Version version;
+    VersionNotes notes;
+  };
+  struct SendUp {
+    Manifest manifest;  // The sender is for the driver to fill in.
+  };
+  using Action = std::variant<Check, Reply, Apply, Rebase, Drop, Publish, SendUp>;
+
+  // How the node stands.
+  struct Stats {
+    std::map<Verdict, int64_t> contributions;
+    std::map<int64_t, int64_t> staleness;  // Versions behind -> contributions merged.
+    int64_t tokens_merged = 0;
+  };
+
+  explicit ParentNode(const Options& options);
+
+  std::vector<Action> Step(const Event& event, absl::Time now);
+
+  Version version() const { return version_; }
+  const Stats& stats() const { return stats_; }
+  int live_children() const { return static_cast<int>(children_.size()); }
+
+  // Region: ranges of this sender that the node accepted and that the root has not yet answered for.
+  std::vector<LeasedRange> CustodyOf(MemberKey sender) const;
+
+ private:
+  struct Child {
+    Incarnation incarnation;
+    Sequence offered;                       // Last sequence taken in.
+    Sequence merged;                        // Last sequence in theta.
+    std::map<Sequence, Verdict> verdicts;   // Of the last sequences, to answer repeats.
+  };
+  struct Staged {
+    Manifest manifest;
+    bool checked = false;
+    std::vector<Handle> repeats;  // The same sequence, offered again while it was being checked.
+  };
+  // Progress that was merged here and is not yet in a contribution to the root, or is in one that is not yet answered.
+  struct Cargo {
+    std::vector<std::pair<MemberKey, LeasedRange>> ranges;
+    std::optional<Version> root_base;
+    int64_t steps = 0;
+    int64_t tokens = 0;
+    int64_t contributions = 0;
+    absl::Time since;
+  };
+
+  void On(const ChildAttached& event, std::vector<Action>* actions);
+  void On(const ChildFenced& event, std::vector<Action>* actions);
+  void On(const Offered& event, std::vector<Action>* actions);
+  void On(const Checked& event, std::vector<Action>* actions);
+  void On(const ParentMoved& event, std::vector<Action>* actions);
+  void On(const Answered& event, std::vector<Action>* actions);
+
+  void Refuse(Handle handle, Verdict verdict, std::string detail, std::vector<Action>* actions);
+  void FenceChild(MemberKey child, std::vector<Action>* actions);
+  int64_t Staleness(const Manifest& manifest) const;
+  int ActiveChildren() const;
+  void MaybeMerge(absl::Time now, std::vector<Action>* actions);
+  void MaybeSendUp(absl::Time now, std::vector<Action>* actions);
+
+  const Options options_;
+  Version version_{1};
+  std::map<MemberId, Child> children_;   // Live ones.
+  std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
+  std::map<MemberId, Sequence> included_;
+  std::set<MemberId> idle_;
+  std::map<Handle, Staged> staged_;      // Being checked.
+  std::vector<std::pair<Handle, Manifest>> ready_;  // Accepted, waiting for the quorum.
+  std::deque<double> recent_tokens_;     // For weight: tokens with a quorum of fewer than all.
+  int64_t merges_since_momentum_ = 0;
+
+  bool followers_ready_ = true;
+  bool publish_wanted_ = false;
+
+  // Region only.
+  Version root_version_;
+  int64_t tokens_committed_ = 0;
+  Cargo unsent_;
+  std::map<Sequence, Cargo> unanswered_;
+  Sequence sent_;
+  bool draining_ = false;
+
+  Stats stats_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SYNC_PARENT_NODE_H_

@@ -1,0 +1,265 @@
+#include "runtime/sync/presets.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "google/protobuf/util/message_differencer.h"
+
+namespace wukong {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+Job ThreeRegions(Preset preset) {
+  Job job;
+  for (const char* name : {"beijing", "shenzhen", "guizhou"}) {
+    Region* region = job.add_regions();
+    region->set_name(name);
+    region->set_workers(2);
+  }
+  job.mutable_strategy()->set_preset(preset);
+  return job;
+}
+
+Job Resolved(Job job) {
+  EXPECT_TRUE(ResolveStrategy(&job).ok());
+  return job;
+}
+
+// Every field of the message is set, apart from what only the level below the root has.
+void ExpectAllSet(const google::protobuf::Message& message, const std::vector<std::string>& but = {}) {
+  const auto* descriptor = message.GetDescriptor();
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const auto* field = descriptor->field(i);
+    const bool excepted = std::find(but.begin(), but.end(), field->name()) != but.end();
+    EXPECT_EQ(message.GetReflection()->HasField(message, field), !excepted) << field->full_name();
+  }
+}
+
+TEST(PresetsTest, EveryPresetSetsEveryKnobAndWorks) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
+    SCOPED_TRACE(Preset_Name(preset));
+    const Job job = Resolved(ThreeRegions(preset));
+    ExpectAllSet(job.strategy());
+    ExpectAllSet(job.strategy().region());
+    ExpectAllSet(job.strategy().root(), {"send_every", "flush_age_ns"});
+    EXPECT_EQ(CheckStrategy(job).message(), "");
+  }
+}
+
+TEST(PresetsTest, TheDefaultIsAsync) {
+  const Job job = Resolved(ThreeRegions(PRESET_UNSPECIFIED));
+  const Strategy& strategy = job.strategy();
+  EXPECT_EQ(strategy.preset(), PRESET_ASYNC);
+  EXPECT_EQ(strategy.inner_steps(), 16);
+  EXPECT_EQ(strategy.step_scaling(), STEP_SCALING_SPEED);
+  EXPECT_EQ(strategy.in_flight(), IN_FLIGHT_KEEP);
+  EXPECT_EQ(strategy.in_flight_max(), 2);
+  EXPECT_EQ(strategy.progress(), PROGRESS_PARAMETERS);
+  EXPECT_EQ(strategy.region().quorum(), 1);
+  EXPECT_EQ(strategy.region().learning_rate(), 1.0);
+  EXPECT_EQ(strategy.region().momentum(), 0.0);
+  EXPECT_EQ(strategy.region().codec_up(), CODEC_KIND_INT8);
+  EXPECT_EQ(strategy.region().send_every(), 0);
+  EXPECT_EQ(strategy.region().flush_age_ns(), 5'000'000'000);
+  EXPECT_EQ(strategy.root().quorum(), 1);
+  EXPECT_EQ(strategy.root().learning_rate(), 0.7);
+  EXPECT_EQ(strategy.root().momentum(), 0.5);
+  EXPECT_EQ(strategy.root().momentum_delay(), 0);
+  EXPECT_EQ(strategy.root().staleness_max(), 64);
+}
+
+TEST(PresetsTest, DilocoWaitsForAllWithNesterovAtTheRoot) {
+  const Job job = Resolved(ThreeRegions(PRESET_DILOCO));
+  EXPECT_EQ(job.strategy().in_flight(), IN_FLIGHT_WAIT);
+  EXPECT_EQ(job.strategy().region().quorum(), 0);
+  EXPECT_EQ(job.strategy().region().momentum(), 0.0);
+  EXPECT_EQ(job.strategy().region().send_every(), 1);
+  EXPECT_EQ(job.strategy().root().quorum(), 0);
+  EXPECT_EQ(job.strategy().root().learning_rate(), 0.7);
+  EXPECT_EQ(job.strategy().root().momentum(), 0.9);
+  EXPECT_EQ(job.strategy().root().momentum_delay(), 1);
+  EXPECT_EQ(job.strategy().root().staleness_max(), 0);
+  EXPECT_EQ(job.strategy().root().codec_up(), CODEC_KIND_FP32);
+}
+
+TEST(PresetsTest, DdpAveragesTheGradientsOfEveryStep) {
+  const Job job = Resolved(ThreeRegions(PRESET_DDP));
+  EXPECT_EQ(job.strategy().inner_steps(), 1);
+  EXPECT_EQ(job.strategy().progress(), PROGRESS_GRADIENT);
+  EXPECT_EQ(job.strategy().root().weight(), WEIGHT_TOKENS);
+  EXPECT_EQ(job.strategy().root().learning_rate(), 1.0);
+  EXPECT_EQ(job.strategy().root().momentum(), 0.0);
+}
+
+TEST(PresetsTest, ExplicitValuesWinEvenWhereTheyAreZero) {
+  Job job = ThreeRegions(PRESET_ASYNC);
+  job.mutable_strategy()->set_inner_steps(4);
+  job.mutable_strategy()->mutable_root()->set_momentum(0.0);
+  job.mutable_strategy()->mutable_root()->set_quorum(2);
+  job.mutable_strategy()->mutable_region()->set_flush_age_ns(0);
+  job = Resolved(job);
+  EXPECT_EQ(job.strategy().inner_steps(), 4);
+  EXPECT_EQ(job.strategy().root().momentum(), 0.0);
+  EXPECT_EQ(job.strategy().root().quorum(), 2);
+  EXPECT_EQ(job.strategy().root().learning_rate(), 0.7) << "what is not set is the preset's";
+  EXPECT_EQ(job.strategy().region().flush_age_ns(), 0);
+}
+
+TEST(PresetsTest, ResolvingTwiceChangesNothing) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
+    const Job once = Resolved(ThreeRegions(preset));
+    EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(once, Resolved(once)));
+  }
+}
+
+TEST(PresetsTest, WaitingMeansOneInFlight) {
+  Job job = ThreeRegions(PRESET_ASYNC);
+  job.mutable_strategy()->set_in_flight(IN_FLIGHT_WAIT);
+  EXPECT_EQ(Resolved(job).strategy().in_flight_max(), 1);
+  job.mutable_strategy()->set_in_flight_max(3);
+  EXPECT_EQ(Resolved(job).strategy().in_flight_max(), 3) << "an explicit value is never changed, but refused";
+}
+
+TEST(PresetsTest, AnUnknownPresetIsRefused) {
+  Job job = ThreeRegions(static_cast<Preset>(77));
+  const absl::Status status = ResolveStrategy(&job);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("expected async, diloco or ddp, got number 77"));
+}
+
+struct Refusal {
+  const char* name;
+  Preset preset;
+  std::function<void(Job*)> change;
+  const char* key;
+  const char* reason;
+};
+
+TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
+  const auto strategy = [](Job* job) { return job->mutable_strategy(); };
+  const Refusal table[] = {
+      {"gradient with several steps", PRESET_DDP, [&](Job* j) { strategy(j)->set_inner_steps(4); },
+       "strategy.inner_steps", "expected 1 with progress: gradient, got 4"},
+      {"gradient in flight", PRESET_DDP,
+       [&](Job* j) {
+         strategy(j)->set_in_flight(IN_FLIGHT_KEEP);
+         strategy(j)->mutable_region()->set_staleness_max(9);
+         strategy(j)->mutable_root()->set_staleness_max(9);
+       },
+       "strategy.in_flight", "expected wait with progress: gradient"},
+      {"gradient with a quorum", PRESET_DDP,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_quorum(2);
+         strategy(j)->mutable_root()->set_staleness_max(9);
+       },
+       "strategy.root.quorum", "expected all with progress: gradient, got 2"},
+      {"gradient with a quorum in the region", PRESET_DDP,
+       [&](Job* j) {
+         strategy(j)->mutable_region()->set_quorum(1);
+         strategy(j)->mutable_region()->set_staleness_max(9);
+       },
+       "strategy.region.quorum", "expected all with progress: gradient, got 1"},
+      {"gradient with momentum", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_root()->set_momentum(0.9); },
+       "strategy.root.momentum", "AdamW has the momentum"},
+      {"gradient scaled", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_root()->set_learning_rate(0.7); },
+       "strategy.root.learning_rate", "would scale the gradient"},
+      {"gradient mixed", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_region()->set_mix(0.5); },
+       "strategy.region.mix", "expected 1 with progress: gradient, got 0.5"},
+      {"gradient sent seldom", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_region()->set_send_every(0); },
+       "strategy.region.send_every", "expected 1 with progress: gradient, got all"},
+      {"momentum twice", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_region()->set_momentum(0.3); },
+       "strategy.region.momentum", "two levels of momentum diverge at small delays"},
+      {"naive asynchronous Nesterov", PRESET_ASYNC,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_momentum(0.9);
+         strategy(j)->mutable_root()->set_momentum_delay(1);
+       },
+       "strategy.root.momentum", "got momentum 0.9 with quorum 1 of 3 and momentum_delay 1"},
+      {"gain", PRESET_DILOCO, [&](Job* j) { strategy(j)->mutable_root()->set_learning_rate(1.4); },
+       "strategy.root.learning_rate", "expected less than 1.36 with momentum 0.9, got 1.4"},
+      {"gain without momentum", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_region()->set_learning_rate(2); },
+       "strategy.region.learning_rate", "expected less than 2 with momentum 0, got 2"},
+      {"a quorum with no staleness", PRESET_DILOCO,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_quorum(2);
+         strategy(j)->mutable_root()->set_momentum(0.5);
+       },
+       "strategy.root.staleness_max", "expected at least 1 with quorum 2 of 3 and in_flight: wait, got 0"},
+      {"keeping on with no staleness", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_staleness_max(2); },
+       "strategy.root.staleness_max", "expected at least 3 with quorum 1 of 3 and in_flight: keep, got 2"},
+      {"no children's mix", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_mix(0); }, "strategy.root.mix",
+       "no child would ever take"},
+      {"waiting with two in flight", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_in_flight_max(2); },
+       "strategy.in_flight_max", "expected 1 with in_flight: wait, got 2"},
+      {"too large a quorum", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_quorum(4); },
+       "strategy.root.quorum", "at most the job's 3 regions or `all`, got 4"},
+      {"too large a quorum in a joined region", PRESET_ASYNC,
+       [&](Job* j) {
+         j->mutable_regions(1)->set_collective(COLLECTIVE_GLOO);
+         strategy(j)->mutable_region()->set_quorum(2);
+       },
+       "strategy.region.quorum", "region shenzhen (expected at most its 1 leaf or `all`, got 2)"},
+      {"the root's send_every", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_send_every(2); },
+       "strategy.root.send_every", "strategy.region.send_every"},
+      {"the root's flush_age", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_flush_age_ns(2); },
+       "strategy.root.flush_age", "strategy.region.flush_age"},
+  };
+  for (const Refusal& row : table) {
+    SCOPED_TRACE(row.name);
+    Job job = ThreeRegions(row.preset);
+    row.change(&job);
+    job = Resolved(job);
+    const std::vector<StrategyProblem> problems = FindStrategyProblems(job);
+    ASSERT_EQ(problems.size(), 1u) << CheckStrategy(job);
+    EXPECT_EQ(problems[0].key, row.key);
+    EXPECT_THAT(problems[0].reason, HasSubstr(row.reason));
+    EXPECT_EQ(CheckStrategy(job).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(CheckStrategy(job).message()), HasSubstr(std::string(row.key) + ": "));
+  }
+}
+
+TEST(CheckStrategyTest, AllowsWhatWorks) {
+  const std::function<void(Job*)> table[] = {
+      // Delayed Nesterov with strong momentum is what the delay is for.
+      [](Job* j) { j->mutable_strategy()->mutable_root()->set_momentum(0.9); },
+      // Strong momentum at every merge, where every merge has all children.
+      [](Job* j) {
+        j->mutable_strategy()->mutable_root()->set_quorum(0);
+        j->mutable_strategy()->mutable_root()->set_momentum(0.9);
+        j->mutable_strategy()->mutable_root()->set_momentum_delay(1);
+      },
+      // A waiting sender with a quorum of one is answered at once.
+      [](Job* j) { j->mutable_strategy()->set_in_flight(IN_FLIGHT_WAIT); },
+      [](Job* j) {
+        j->mutable_strategy()->set_preset(PRESET_DDP);
+        for (Region& region : *j->mutable_regions()) region.set_collective(COLLECTIVE_GLOO);
+      },
+      [](Job* j) {
+        j->mutable_strategy()->set_preset(PRESET_DDP);
+        j->mutable_strategy()->mutable_root()->set_codec_up(CODEC_KIND_BF16);
+      },
+      // Alone, one child is all children.
+      [](Job* j) {
+        j->mutable_regions()->DeleteSubrange(1, 2);
+        j->mutable_strategy()->mutable_root()->set_momentum(0.9);
+        j->mutable_strategy()->mutable_root()->set_momentum_delay(1);
+      },
+  };
+  int row = 0;
+  for (const auto& change : table) {
+    SCOPED_TRACE(row++);
+    Job job = ThreeRegions(PRESET_ASYNC);
+    change(&job);
+    EXPECT_EQ(CheckStrategy(Resolved(job)).message(), "");
+  }
+}
+
+}  // namespace
+}  // namespace wukong

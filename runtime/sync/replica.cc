@@ -1,0 +1,164 @@
+#include "runtime/sync/replica.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "glog/logging.h"
+#include "runtime/base/digest.h"
+
+namespace wukong {
+
+int64_t EncodedVector::bytes() const {
+  int64_t sum = 0;
+  for (const std::string& fragment : fragments) sum += static_cast<int64_t>(fragment.size());
+  return sum;
+}
+
+uint64_t EncodedVector::checksum() const {
+  uint64_t sum = 0;
+  for (const std::string& fragment : fragments) sum = Checksum(fragment.data(), fragment.size(), sum);
+  return sum;
+}
+
+Replica::Replica(absl::Span<float> theta, std::vector<FragmentSpan> fragments, const Options& options)
+    : options_(options),
+      fragments_(std::move(fragments)),
+      codec_(MakeCodec(options.codec)),
+      theta_(theta),
+      base_(theta.begin(), theta.end()) {
+  CHECK(!fragments_.empty());
+  CHECK_EQ(fragments_.back().end, static_cast<int64_t>(theta.size()));
+  int64_t largest = 0;
+  for (const FragmentSpan& fragment : fragments_) largest = std::max(largest, fragment.size());
+  scratch_.resize(largest);
+  pending_sum_.resize(largest);
+  if (!moves_base()) feedback_ = std::make_unique<ErrorFeedback>(MakeCodec(options.codec), theta.size());
+}
+
+void Replica::Reset(absl::Span<const float> public_parameters) {
+  CHECK_EQ(public_parameters.size(), theta_.size());
+  std::copy(public_parameters.begin(), public_parameters.end(), theta_.begin());
+  std::copy(public_parameters.begin(), public_parameters.end(), base_.begin());
+  pending_.clear();
+  if (feedback_ != nullptr) feedback_->Clear();
+}
+
+absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence,
+                                                                    absl::Span<const float> gradient) {
+  CHECK(pending_.empty() || pending_.back().sequence < sequence);
+  auto payload = std::make_shared<EncodedVector>();
+  payload->codec = options_.codec;
+  payload->fragments.resize(fragments_.size());
+  if (!moves_base()) CHECK_EQ(gradient.size(), theta_.size());
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    const FragmentSpan& span = fragments_[f];
+    if (!moves_base()) {
+      const absl::Status status =
+          feedback_->Encode(span.begin, gradient.subspan(span.begin, span.size()), &payload->fragments[f]);
+      if (!status.ok()) return status;
+      continue;
+    }
+    const float* theta = theta_.data() + span.begin;
+    const float* base = base_.data() + span.begin;
+    float* difference = scratch_.data();
+    for (int64_t i = 0; i < span.size(); ++i) difference[i] = theta[i] - base[i];
+    const absl::Status status =
+        codec_->Encode(absl::MakeConstSpan(scratch_).subspan(0, span.size()), &payload->fragments[f]);
+    if (!status.ok()) return status;  // The base has not moved yet.
+  }
+  if (moves_base()) {
+    const absl::Status status = AddToBase(*payload, 1.0f, /*theta_too=*/false);
+    if (!status.ok()) return status;
+    pending_.push_back({sequence, payload});
+  } else {
+    pending_.push_back({sequence, nullptr});  // Nothing to take back: parameters do not hold it.
+  }
+  return payload;
+}
+
+absl::Status Replica::AddToBase(const EncodedVector& payload, float sign, bool theta_too) {
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    const FragmentSpan& span = fragments_[f];
+    const absl::Status status = codec_->Decode(payload.fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
+    if (!status.ok()) return status;
+    const float* c = scratch_.data();
+    float* base = base_.data() + span.begin;
+    float* theta = theta_.data() + span.begin;
+    for (int64_t i = 0; i < span.size(); ++i) base[i] += sign * c[i];
+    if (theta_too) {
+      for (int64_t i = 0; i < span.size(); ++i) theta[i] += sign * c[i];
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const EncodedVector> Replica::RemovePending(Sequence sequence) {
+  const auto found = std::find_if(pending_.begin(), pending_.end(),
+                                  [&](const Pending& pending) { return pending.sequence == sequence; });
+  if (found == pending_.end()) return nullptr;
+  std::shared_ptr<const EncodedVector> payload = std::move(found->payload);
+  pending_.erase(found);
+  return payload;
+}
+
+absl::Status Replica::Drop(Sequence sequence) {
+  const auto payload = RemovePending(sequence);
+  return payload == nullptr ? absl::OkStatus() : AddToBase(*payload, -1.0f, /*theta_too=*/true);
+}
+
+absl::Status Replica::TakeBack(Sequence sequence) {
+  const auto payload = RemovePending(sequence);
+  return payload == nullptr ? absl::OkStatus() : AddToBase(*payload, -1.0f, /*theta_too=*/false);
+}
+
+absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, Sequence included) {
+  CHECK_EQ(public_parameters.size(), theta_.size());
+  const bool newly_included = included > included_;
+  included_ = std::max(included_, included);
+  while (!pending_.empty() && pending_.front().sequence <= included_) pending_.pop_front();
+  if (options_.mix < 1.0 && !newly_included) return false;
+
+  const auto mix = static_cast<float>(options_.mix);
+  for (const FragmentSpan& span : fragments_) {
+    const size_t f = &span - fragments_.data();
+    const float* target = public_parameters.data() + span.begin;
+    float* theta = theta_.data() + span.begin;
+    float* base = base_.data() + span.begin;
+    bool any_pending = false;
+    for (const Pending& pending : pending_) {
+      if (pending.payload == nullptr) continue;
+      const absl::Status status =
+          codec_->Decode(pending.payload->fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
+      if (!status.ok()) return status;
+      if (any_pending) {
+        for (int64_t i = 0; i < span.size(); ++i) pending_sum_[i] += scratch_[i];
+      } else {
+        std::copy_n(scratch_.begin(), span.size(), pending_sum_.begin());
+      }
+      any_pending = true;
+    }
+    if (any_pending) {
+      for (int64_t i = 0; i < span.size(); ++i) {
+        const float v = mix * (target[i] + pending_sum_[i] - base[i]);
+        theta[i] += v;
+        base[i] += v;
+      }
+    } else if (mix == 1.0f) {
+      // base + (target - base) is the target; saying so keeps nodes that agree bit-identical.
+      for (int64_t i = 0; i < span.size(); ++i) {
+        const float progress = theta[i] - base[i];
+        theta[i] = target[i] + progress;
+        base[i] = target[i];
+      }
+    } else {
+      for (int64_t i = 0; i < span.size(); ++i) {
+        const float v = mix * (target[i] - base[i]);
+        theta[i] += v;
+        base[i] += v;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace wukong

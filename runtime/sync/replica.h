@@ -1,0 +1,93 @@
+// A node's parameters theta and the base b that it last agreed on with its parent: the numeric half of being a child.
+//
+// Progress is theta - b. Sending takes c = decode(encode(theta - b)) and moves b by c; what the codec left out stays in
+// theta - b, which is the error feedback. A newer public version P of the parent moves theta and b by the same vector
+//   v = mix * (public + pending - b),   pending = the sum of c that the parent has not yet included,
+// so that progress is neither lost nor counted twice, whatever the order of messages (docs/architecture.md).
+//
+// With gradient progress (ddp) a contribution is a gradient made anew at each step; b does not move when it is sent, and
+// what the codec left out is kept by an ErrorFeedback.
+//
+// Thread-compatible: one thread at a time.
+#ifndef WUKONG_RUNTIME_SYNC_REPLICA_H_
+#define WUKONG_RUNTIME_SYNC_REPLICA_H_
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "proto/job.pb.h"
+#include "runtime/base/ids.h"
+#include "runtime/codec/codec.h"
+#include "runtime/model/parameter_layout.h"
+
+namespace wukong {
+
+// A contribution as it travels: one payload per fragment.
+struct EncodedVector {
+  CodecKind codec = CODEC_KIND_UNSPECIFIED;
+  std::vector<std::string> fragments;
+  int64_t bytes() const;
+  uint64_t checksum() const;  // XXH3 over the payloads in order.
+};
+
+class Replica {
+ public:
+  struct Options {
+    CodecKind codec = CODEC_KIND_FP32;
+    double mix = 1.0;  // alpha, 0..1
+    Progress progress = PROGRESS_PARAMETERS;
+  };
+  // `theta` must outlive the replica and is moved by it. `fragments` cover theta.
+  Replica(absl::Span<float> theta, std::vector<FragmentSpan> fragments, const Options& options);
+
+  // theta := base := `public_parameters`; forgets what was sent.
+  void Reset(absl::Span<const float> public_parameters);
+
+  // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is what is
+  // sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite: theta and
+  // base are then as before.
+  absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {});
+
+  // Takes the parent's newer public parameters, in which `included` is the last of our contributions. With mix < 1 a
+  // version that includes nothing new changes nothing: the parent's weight is applied once per included contribution.
+  // Returns whether theta moved.
+  absl::StatusOr<bool> Rebase(absl::Span<const float> public_parameters, Sequence included);
+
+  // The parent refused `sequence` for good: theta and base lose it. No effect when it is not pending.
+  absl::Status Drop(Sequence sequence);
+  // As if it had not been sent: its progress counts as not sent again. No effect when it is not pending.
+  absl::Status TakeBack(Sequence sequence);
+
+  // Contributions sent, neither included nor dropped.
+  int pending() const { return static_cast<int>(pending_.size()); }
+  absl::Span<const float> base() const { return base_; }
+
+ private:
+  struct Pending {
+    Sequence sequence;
+    std::shared_ptr<const EncodedVector> payload;
+  };
+  absl::Status AddToBase(const EncodedVector& payload, float sign, bool theta_too);
+  std::shared_ptr<const EncodedVector> RemovePending(Sequence sequence);
+  bool moves_base() const { return options_.progress == PROGRESS_PARAMETERS; }
+
+  const Options options_;
+  const std::vector<FragmentSpan> fragments_;
+  const std::unique_ptr<Codec> codec_;
+  absl::Span<float> theta_;
+  std::vector<float> base_;
+  std::unique_ptr<ErrorFeedback> feedback_;  // Gradient progress only.
+  std::deque<Pending> pending_;              // Rising sequences.
+  std::vector<float> scratch_;               // One fragment.
+  std::vector<float> pending_sum_;           // One fragment.
+  Sequence included_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SYNC_REPLICA_H_

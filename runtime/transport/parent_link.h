@@ -1,0 +1,102 @@
+// A child's connection to its parent node: it follows the parent's parameters and carries contributions up.
+#ifndef WUKONG_RUNTIME_TRANSPORT_PARENT_LINK_H_
+#define WUKONG_RUNTIME_TRANSPORT_PARENT_LINK_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/wire.grpc.pb.h"
+#include "runtime/base/mutex.h"
+#include "runtime/model/parameter_layout.h"
+#include "runtime/sync/public_copy.h"
+#include "runtime/sync/replica.h"
+#include "runtime/sync/types.h"
+
+namespace wukong {
+
+// Thread-safe. Calls that fail because the parent or the network is away are repeated with backoff until Shutdown; the
+// receiver makes a repeated contribution a no-op.
+class ParentLink {
+ public:
+  struct Options {
+    std::string address;
+    std::string parent_name;  // For messages: "root", "aggregator of shenzhen".
+    MemberKey self;
+    std::string schema_digest;
+    std::vector<FragmentSpan> fragments;
+    absl::Duration rpc_timeout = absl::Seconds(60);
+    uint64_t seed = 1;  // Of the backoff's jitter.
+  };
+  // Called from the link's threads.
+  struct Callbacks {
+    std::function<void()> on_version;  // parameters() has a newer whole version.
+    std::function<void(Sequence, Verdict, const std::string& detail)> on_answer;
+    // Nothing will come any more: this process is fenced, or runs another model.
+    std::function<void(const absl::Status&)> on_fatal;
+  };
+
+  ParentLink(const Options& options, Callbacks callbacks);
+  ~ParentLink();
+
+  const FollowedParameters& parameters() const { return parameters_; }
+
+  // Queues a contribution; they travel one after the other, in order. The number queued is bounded by the sender's
+  // in_flight_max, since every one is answered.
+  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload);
+
+  // Cancels what is under way and joins the threads. Not from a callback.
+  void Shutdown();
+
+  int64_t payload_bytes_up() const { return bytes_up_; }
+  int64_t payload_bytes_down() const { return bytes_down_; }
+  int64_t contributions_sent() const { return contributions_sent_; }
+
+ private:
+  struct Outgoing {
+    Manifest manifest;
+    std::shared_ptr<const EncodedVector> payload;
+  };
+  void FollowLoop();
+  void SendLoop();
+  absl::Status FollowOnce();
+  absl::Status SendOnce(const Outgoing& outgoing, ContributeReply* reply);
+  // Registers the call for Shutdown to cancel; false when it is too late.
+  bool Begin(grpc::ClientContext* context, grpc::ClientContext** slot);
+  void End(grpc::ClientContext** slot);
+  // False when shutting down.
+  bool Backoff(int attempt);
+
+  const Options options_;
+  const Callbacks callbacks_;
+  // Down and up have a connection each, so that neither waits in the other's window.
+  const std::unique_ptr<ParameterNode::Stub> follow_stub_;
+  const std::unique_ptr<ParameterNode::Stub> send_stub_;
+  FollowedParameters parameters_;
+  std::atomic<int64_t> bytes_up_{0};
+  std::atomic<int64_t> bytes_down_{0};
+  std::atomic<int64_t> contributions_sent_{0};
+
+  Mutex mutex_;
+  CondVar changed_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
+  grpc::ClientContext* follow_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  grpc::ClientContext* send_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
+
+  std::thread follower_;
+  std::thread sender_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_TRANSPORT_PARENT_LINK_H_

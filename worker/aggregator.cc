@@ -1,0 +1,239 @@
+#include "worker/aggregator.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "glog/logging.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/random.h"
+#include "runtime/transport/grpc_options.h"
+#include "runtime/transport/parameter_server.h"
+#include "runtime/transport/parent_link.h"
+#include "worker/session.h"
+
+namespace wukong {
+namespace {
+
+// The port must be known before the coordinator says who we are, and that before there are parameters to serve.
+class NodeGate final : public ParameterNode::Service {
+ public:
+  void Open(ParameterServer* node) { node_ = node; }
+
+  grpc::Status Contribute(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
+                          ContributeReply* reply) override {
+    ParameterServer* node = node_;
+    return node == nullptr ? NotYet() : node->Contribute(context, reader, reply);
+  }
+  grpc::Status Follow(grpc::ServerContext* context, const FollowRequest* request,
+                      grpc::ServerWriter<FollowMessage>* writer) override {
+    ParameterServer* node = node_;
+    return node == nullptr ? NotYet() : node->Follow(context, request, writer);
+  }
+
+ private:
+  static grpc::Status NotYet() {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the aggregator has no parameters yet");
+  }
+  std::atomic<ParameterServer*> node_{nullptr};
+};
+
+ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentSpan>& fragments,
+                                     const std::string& schema_digest) {
+  const Strategy& strategy = job.strategy();
+  ParameterServer::Options options;
+  options.node.is_root = false;
+  options.node.level = strategy.region();
+  options.node.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
+  options.node.in_flight_max = strategy.in_flight_max();
+  options.progress = strategy.progress();
+  options.codec_up = strategy.region().codec_up();
+  options.codec_down = strategy.region().codec_down();
+  options.fragments = fragments;
+  options.schema_digest = schema_digest;
+  options.in_flight_bytes = job.limits().in_flight_bytes();
+  options.replica.codec = strategy.root().codec_up();
+  options.replica.mix = strategy.root().mix();
+  options.replica.progress = strategy.progress();
+  return options;
+}
+
+}  // namespace
+
+absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& stop) {
+  const RealClock clock;
+  const absl::Time started = clock.Now();
+  Session session(options.coordinator, options.region);
+  const absl::StatusOr<GetJobReply> fetched = session.FetchJob(options.connect_timeout, stop);
+  if (!fetched.ok()) return fetched.status();
+  const Job& job = fetched->job();
+
+  NodeGate gate;
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&gate);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("the aggregator of ", options.region, " cannot listen on ",
+                                                   options.listen,
+                                                   ": the port is in use, or the address is not of this machine"));
+  }
+  const std::string host = options.listen.substr(0, options.listen.rfind(':'));
+  const std::string address = !options.advertise.empty() ? options.advertise
+                              : host == "0.0.0.0" || host == "[::]"
+                                  ? absl::StrCat(HostName(), ":", port)
+                                  : absl::StrCat(host, ":", port);
+
+  JoinRequest join;
+  join.set_role(ROLE_AGGREGATOR);
+  join.set_name("aggregator");
+  join.set_address(address);
+  join.set_schema_digest(fetched->schema_digest());
+  const absl::StatusOr<JoinReply> joined = session.Join(join, options.connect_timeout, stop);
+  if (!joined.ok()) return joined.status();
+  const MemberKey self{MemberId(joined->member()), Incarnation(joined->incarnation())};
+  LOG(INFO) << "aggregator of " << options.region << " is member " << self.member << ", listens on " << address;
+
+  // What the threads below tell this one.
+  struct Shared {
+    Mutex mutex;
+    CondVar changed;
+    bool version ABSL_GUARDED_BY(mutex) = false;
+    bool over ABSL_GUARDED_BY(mutex) = false;
+    absl::Status outcome ABSL_GUARDED_BY(mutex);
+    std::vector<FenceDone> fence_done ABSL_GUARDED_BY(mutex);
+    std::set<MemberKey> fencing ABSL_GUARDED_BY(mutex);
+  } shared;
+  const auto end = [&](const absl::Status& status) {
+    MutexLock lock(shared.mutex);
+    if (!shared.over) shared.outcome = status;
+    shared.over = true;
+    shared.changed.NotifyAll();
+  };
+
+  const std::vector<FragmentSpan> fragments = CutFragments(fetched->parameters(), job.limits().fragment_bytes());
+  std::atomic<ParameterServer*> node{nullptr};
+  ParentLink::Options link_options;
+  link_options.address = options.coordinator;
+  link_options.parent_name = "root";
+  link_options.self = self;
+  link_options.schema_digest = fetched->schema_digest();
+  link_options.fragments = fragments;
+  link_options.rpc_timeout = absl::Nanoseconds(job.limits().rpc_ns());
+  link_options.seed = DeriveSeed(job.seed(), options.region);
+  ParentLink::Callbacks link_callbacks;
+  link_callbacks.on_version = [&] {
+    if (ParameterServer* open = node; open != nullptr) open->OnParentVersion();
+    MutexLock lock(shared.mutex);
+    shared.version = true;
+    shared.changed.NotifyAll();
+  };
+  link_callbacks.on_answer = [&](Sequence sequence, Verdict verdict, const std::string&) {
+    if (ParameterServer* open = node; open != nullptr) open->OnParentAnswer(sequence, verdict);
+  };
+  link_callbacks.on_fatal = end;
+  ParentLink link(link_options, std::move(link_callbacks));
+
+  Session::Callbacks heartbeat;
+  heartbeat.fill = [&](HeartbeatRequest* request) {
+    MemberUsage* usage = request->mutable_usage();
+    usage->set_wall_seconds(absl::ToDoubleSeconds(clock.Now() - started));
+    usage->set_cpu_seconds(ProcessCpuSeconds());
+    usage->set_payload_bytes_up(link.payload_bytes_up());
+    usage->set_payload_bytes_down(link.payload_bytes_down());
+    usage->set_contributions_sent(link.contributions_sent());
+    usage->set_peak_memory_bytes(PeakMemoryBytes());
+    if (ParameterServer* open = node; open != nullptr) {
+      open->RunExclusive([&](const ParentNode& parent) {
+        for (const auto& [verdict, count] : parent.stats().contributions) {
+          (*usage->mutable_contributions_received())[VerdictName(verdict)] = count;
+        }
+      });
+    }
+    MutexLock lock(shared.mutex);
+    for (FenceDone& done : shared.fence_done) *request->add_fence_done() = std::move(done);
+    shared.fence_done.clear();
+  };
+  heartbeat.on_reply = [&](const HeartbeatReply& reply) {
+    ParameterServer* open = node;
+    for (const Fence& fence : reply.fence()) {
+      const MemberKey child{MemberId(fence.member()), Incarnation(fence.incarnation())};
+      {
+        MutexLock lock(shared.mutex);
+        if (!shared.fencing.insert(child).second) continue;  // Under way, or done and about to be said.
+      }
+      const auto done = [&shared, child](const std::vector<LeasedRange>& custody) {
+        FenceDone message;
+        message.set_member(child.member.value());
+        message.set_incarnation(child.incarnation.value());
+        for (const LeasedRange& range : custody) *message.add_custody() = RangeToProto(range);
+        MutexLock lock(shared.mutex);
+        shared.fence_done.push_back(std::move(message));
+      };
+      LOG(INFO) << "fencing member " << child.member << " incarnation " << child.incarnation;
+      if (open != nullptr) {
+        open->Fence(child, done);
+      } else {
+        done({});
+      }
+    }
+    if (open != nullptr) {
+      std::set<MemberId> idle;
+      for (const int64_t member : reply.idle_members()) idle.insert(MemberId(member));
+      open->SetIdle(idle);
+      open->SetDraining(reply.drain());
+      open->Tick();
+    }
+    if (reply.finish()) {
+      end(reply.finish_reason().empty() ? absl::OkStatus()
+                                        : absl::AbortedError(absl::StrCat("the job failed: ", reply.finish_reason())));
+    }
+  };
+  heartbeat.on_lost = end;
+  session.StartHeartbeats(self, absl::Nanoseconds(job.limits().heartbeat_ns()),
+                          absl::Nanoseconds(job.limits().start_ns()), std::move(heartbeat));
+
+  // The first version makes the node.
+  std::vector<float> theta;
+  std::unique_ptr<ParameterServer> parameter_server;
+  absl::Status outcome;
+  while (true) {
+    if (stop.received() != 0) break;
+    MutexLock lock(shared.mutex);
+    if (shared.over) {
+      outcome = shared.outcome;
+      break;
+    }
+    if (shared.version && parameter_server == nullptr) {
+      VersionNotes notes;
+      link.parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
+        theta.assign(values.begin(), values.end());
+        notes.root_version = snapshot.root_version;
+        notes.tokens_committed = snapshot.tokens_committed;
+      });
+      ParameterServer::Hooks hooks;
+      hooks.on_fatal = end;
+      parameter_server =
+          std::make_unique<ParameterServer>(NodeOptions(job, fragments, fetched->schema_digest()), std::move(hooks),
+                                            absl::MakeSpan(theta), notes, &link, &clock);
+      node = parameter_server.get();
+      gate.Open(parameter_server.get());
+      parameter_server->OnParentVersion();
+    }
+    shared.changed.WaitFor(shared.mutex, absl::Milliseconds(100));
+  }
+  session.StopHeartbeats(absl::Milliseconds(200));
+  link.Shutdown();
+  if (parameter_server != nullptr) parameter_server->Shutdown();
+  server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  server->Wait();
+  return outcome;
+}
+
+}  // namespace wukong

@@ -1,0 +1,173 @@
+#include "worker/session.h"
+
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "glog/logging.h"
+#include "runtime/transport/grpc_options.h"
+
+namespace wukong {
+namespace {
+
+constexpr absl::Duration kCallTimeout = absl::Seconds(5);
+constexpr absl::Duration kRetry = absl::Milliseconds(100);
+
+}  // namespace
+
+double ProcessCpuSeconds() {
+  struct timespec time = {};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+int64_t PeakMemoryBytes() {
+  struct rusage usage = {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss * 1024;
+}
+
+std::string HostName() {
+  char name[256] = {};
+  ::gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+Session::Session(std::string coordinator_address, std::string region)
+    : address_(std::move(coordinator_address)),
+      region_(std::move(region)),
+      stub_(Coordinator::NewStub(MakeChannel(address_))) {}
+
+Session::~Session() { StopHeartbeats(absl::ZeroDuration()); }
+
+absl::StatusOr<GetJobReply> Session::FetchJob(absl::Duration timeout, const StopSignal& stop) {
+  const absl::Time deadline = absl::Now() + timeout;
+  while (true) {
+    grpc::ClientContext context;
+    SetDeadline(&context, std::min(kCallTimeout, std::max(deadline - absl::Now(), kRetry)));
+    GetJobRequest request;
+    request.set_region(region_);
+    GetJobReply reply;
+    const absl::Status status = FromGrpc(stub_->GetJob(&context, request, &reply),
+                                         absl::StrCat("coordinator at ", address_));
+    if (status.ok()) return reply;
+    if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
+    if (!IsTransient(status)) return status;
+    if (absl::Now() >= deadline) {
+      return absl::UnavailableError(
+          absl::StrFormat("no coordinator answers at %s (tried for %s); is it running, and is the address right? %s",
+                          address_, absl::FormatDuration(timeout), status.message()));
+    }
+    stop.WaitFor(kRetry);
+  }
+}
+
+absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration timeout, const StopSignal& stop) {
+  const absl::Time deadline = absl::Now() + timeout;
+  request.set_region(region_);
+  request.set_pid(::getpid());
+  request.set_host(HostName());
+  while (true) {
+    grpc::ClientContext context;
+    SetDeadline(&context, kCallTimeout);
+    JoinReply reply;
+    const absl::Status status = FromGrpc(stub_->Join(&context, request, &reply),
+                                         absl::StrCat("coordinator at ", address_, ", join"));
+    if (status.ok()) return reply;
+    if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
+    if (!IsTransient(status) || absl::Now() >= deadline) return status;
+    stop.WaitFor(kRetry);
+  }
+}
+
+void Session::StartHeartbeats(MemberKey self, absl::Duration period, absl::Duration patience, Callbacks callbacks) {
+  CHECK(!thread_.joinable());
+  self_ = self;
+  period_ = period;
+  patience_ = patience;
+  callbacks_ = std::move(callbacks);
+  thread_ = std::thread([this] { Loop(); });
+}
+
+void Session::Kick() {
+  MutexLock lock(mutex_);
+  kicked_ = true;
+  changed_.NotifyAll();
+}
+
+void Session::StopHeartbeats(absl::Duration timeout) {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    stop_by_ = std::min(stop_by_, absl::Now() + timeout);
+    changed_.NotifyAll();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Duration Session::round_trip() const {
+  MutexLock lock(mutex_);
+  return round_trip_;
+}
+
+void Session::Loop() {
+  while (true) {
+    bool last = false;
+    {
+      MutexLock lock(mutex_);
+      last = stopping_;
+      if (last && absl::Now() >= stop_by_) return;
+    }
+    if (!Beat() || last) return;
+    MutexLock lock(mutex_);
+    if (!kicked_ && !stopping_) changed_.WaitFor(mutex_, period_);
+    kicked_ = false;
+  }
+}
+
+bool Session::Beat() {
+  HeartbeatRequest request;
+  request.set_member(self_.member.value());
+  request.set_incarnation(self_.incarnation.value());
+  request.set_beat(++beat_);
+  callbacks_.fill(&request);
+  request.mutable_usage()->set_round_trip_seconds(absl::ToDoubleSeconds(round_trip()));
+  const absl::Time first = absl::Now();
+  while (true) {
+    const absl::Time sent = absl::Now();
+    grpc::ClientContext context;
+    SetDeadline(&context, kCallTimeout);
+    HeartbeatReply reply;
+    const absl::Status status = FromGrpc(stub_->Heartbeat(&context, request, &reply),
+                                         absl::StrCat("coordinator at ", address_, ", heartbeat"));
+    if (status.ok()) {
+      {
+        MutexLock lock(mutex_);
+        round_trip_ = absl::Now() - sent;
+      }
+      callbacks_.on_reply(reply);
+      return true;
+    }
+    if (!IsTransient(status)) {
+      callbacks_.on_lost(status);
+      return false;
+    }
+    LOG_IF(WARNING, sent == first) << status;
+    if (absl::Now() - first > patience_) {
+      callbacks_.on_lost(absl::UnavailableError(absl::StrFormat(
+          "the coordinator at %s has been away for %s: %s", address_, absl::FormatDuration(patience_), status.message())));
+      return false;
+    }
+    MutexLock lock(mutex_);
+    if (stopping_ && absl::Now() >= stop_by_) return false;
+    changed_.WaitFor(mutex_, kRetry);
+  }
+}
+
+}  // namespace wukong
