@@ -61,7 +61,7 @@ class ProgressLine {
   }
 
  private:
-  const RealClock clock_;
+  RealClock clock_;
   absl::Time next_ = absl::InfinitePast();
   bool shown_ = false;
 };
