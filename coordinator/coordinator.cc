@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
-#include "absl/strings/strip.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "glog/logging.h"
 #include "proto/wire.grpc.pb.h"
@@ -54,13 +54,13 @@ class CoordinatorService final : public Coordinator::Service {
   }
 
   grpc::Status GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) override {
-    return Call(reply, [&](absl::Time) { return core_.GetJob(*request); });
+    return Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
   }
   grpc::Status Join(grpc::ServerContext*, const JoinRequest* request, JoinReply* reply) override {
-    return Call(reply, [&](absl::Time now) { return core_.Join(*request, now); });
+    return Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Join(*request, now); });
   }
   grpc::Status Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request, HeartbeatReply* reply) override {
-    return Call(reply, [&](absl::Time now) { return core_.Heartbeat(*request, now); });
+    return Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Heartbeat(*request, now); });
   }
   grpc::Status GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) override {
     With([&](CoordinatorCore& core, absl::Time now) { core.FillStatus(reply, now); });
@@ -78,7 +78,8 @@ class CoordinatorService final : public Coordinator::Service {
       effects = core_.TakeEffects();
       root = root_;
     }
-    // Posting to the root is ordered enough outside the lock: fences and idle sets say how things stand, not what changed.
+    // Posting to the root is ordered enough outside the lock: fences and idle sets say how things stand, not what
+    // changed.
     for (const CoordinatorCore::Effect& effect : effects) Carry(effect, root);
   }
 
@@ -93,8 +94,8 @@ class CoordinatorService final : public Coordinator::Service {
   template <typename Reply, typename Use>
   grpc::Status Call(Reply* reply, Use use) {
     absl::Status status;
-    With([&](CoordinatorCore&, absl::Time now) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      absl::StatusOr<Reply> result = use(now);
+    With([&](CoordinatorCore& core, absl::Time now) {
+      absl::StatusOr<Reply> result = use(core, now);
       status = result.status();
       if (result.ok()) *reply = *std::move(result);
     });
@@ -223,8 +224,8 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   if (!train_file.ok()) return train_file.status();
   const double unigram_loss =
       UnigramLoss((*train_file)->tokens(), (*validation_file)->tokens(), job.model().vocabulary());
-  const absl::StatusOr<SampleReader> validation =
-      SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(validation_file)), job.model().context(), job.seed());
+  const absl::StatusOr<SampleReader> validation = SampleReader::Make(
+      std::shared_ptr<const TokenFile>(*std::move(validation_file)), job.model().context(), job.seed());
   if (!validation.ok()) return validation.status();
 
   TrainerOptions trainer_options;
@@ -232,9 +233,6 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, trainer_options);
   if (!trainer.ok()) return trainer.status();
   const ParameterLayout& layout = (*trainer)->layout();
-  const absl::StatusOr<double> initial_loss = Validate(trainer->get(), *validation, job.report().validation_tokens());
-  if (!initial_loss.ok()) return initial_loss.status();
-  LOG(INFO) << layout.size() << " parameters, validation loss " << *initial_loss << " (unigram " << unigram_loss << ")";
 
   const std::string run = NewRunName(job, clock);
   CoordinatorService service(job, run, layout.schema_digest(), layout.size(), &clock, events->get(), metrics->get());
@@ -303,6 +301,14 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   if (absl::Status status = WriteFileAtomic(run_dir + "/coordinator.address", address); !status.ok()) return status;
   LOG(INFO) << "run " << run << " of job " << job.name() << ": coordinator listens on " << address;
 
+  // While the other processes start. Nothing moves the parameters meanwhile: the node's executor is taken.
+  absl::StatusOr<double> initial_loss = absl::UnknownError("not evaluated");
+  root.RunExclusive([&](const ParentNode&) {
+    initial_loss = Validate(trainer->get(), *validation, job.report().validation_tokens());
+  });
+  if (!initial_loss.ok()) return initial_loss.status();
+  LOG(INFO) << layout.size() << " parameters, validation loss " << *initial_loss << " (unigram " << unigram_loss << ")";
+
   absl::Status outcome;
   CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
   while (phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining) {
@@ -333,12 +339,9 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   }
 
   // What is merged is merged: from here on nothing changes the parameters.
-  Json report = {{"job", job.name()},
-                 {"run", run},
-                 {"seed", job.seed()},
-                 {"preset", Preset_Name(job.strategy().preset())},
-                 {"completed", outcome.ok()},
-                 {"failure", std::string(outcome.message())}};
+  Json report = {{"job", job.name()},         {"run", run},
+                 {"seed", job.seed()},        {"preset", Preset_Name(job.strategy().preset())},
+                 {"completed", outcome.ok()}, {"failure", std::string(outcome.message())}};
   absl::StatusOr<double> final_loss = *initial_loss;
   root.RunExclusive([&](const ParentNode& node) {
     report["parameters"] = layout.size();
@@ -348,8 +351,8 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
       if (verdict != VERDICT_ACCEPTED) rejected[VerdictName(verdict)] = count;
     }
     const auto accepted = node.stats().contributions.find(VERDICT_ACCEPTED);
-    report["contributions"] = {
-        {"accepted", accepted == node.stats().contributions.end() ? 0 : accepted->second}, {"rejected", rejected}};
+    report["contributions"] = {{"accepted", accepted == node.stats().contributions.end() ? 0 : accepted->second},
+                               {"rejected", rejected}};
     Json staleness = Json::object();
     for (const auto& [versions, count] : node.stats().staleness) staleness[std::to_string(versions)] = count;
     report["staleness"] = staleness;

@@ -161,8 +161,8 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
     }
     if (request.has_rank() && request.rank() >= 0) member->rank = request.rank();
     while (ranks.count(member->rank) > 0) ++member->rank;
-    member->name = request.name().empty() ? absl::StrFormat("%s-%d", RoleName(request.role()), member->rank)
-                                          : request.name();
+    member->name =
+        request.name().empty() ? absl::StrFormat("%s-%d", RoleName(request.role()), member->rank) : request.name();
   } else {
     if (member->state == State::kLive) Expire(member, "a new process joined under its name");
     Add(member->usage, &member->usage_of_earlier_lives);
@@ -232,14 +232,21 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       }
       while (recent_losses_.size() > 64) recent_losses_.pop_front();
       while (recent_staleness_.size() > 64) recent_staleness_.pop_front();
-      effects_.push_back(RecordSteps{job_.regions(member.region).name(), member.name,
-                                     {request.steps().begin(), request.steps().end()}, root_version_});
+      effects_.push_back(RecordSteps{job_.regions(member.region).name(),
+                                     member.name,
+                                     {request.steps().begin(), request.steps().end()},
+                                     root_version_});
     }
     if (request.want_samples() > 0) {
       member.wants = true;
       MaybeStart(now);
       if (phase_ == Phase::kTraining) {
-        for (const LeasedRange& range : ledger_.Lease(member.key, member.region, request.want_samples())) {
+        // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
+        // Polychronopoulos and Kuck 1987).
+        const int64_t step = StepSamples(job_);
+        const int64_t share = ledger_.available() / (2 * std::max(1, LiveWorkers())) / step * step;
+        const int64_t want = std::min(request.want_samples(), std::max(step, share));
+        for (const LeasedRange& range : ledger_.Lease(member.key, member.region, want)) {
           *reply.add_granted() = RangeToProto(range);
         }
         reply.set_exhausted(reply.granted_size() == 0);
@@ -292,6 +299,12 @@ double CoordinatorCore::ReferenceSpeed() const {
   }
   // A high percentile and not the largest, so that one lucky measurement does not shorten everybody's rounds.
   return Percentile(std::move(speeds), 80);
+}
+
+int CoordinatorCore::LiveWorkers() const {
+  return static_cast<int>(std::count_if(members_.begin(), members_.end(), [](const auto& entry) {
+    return entry.second.role == ROLE_WORKER && entry.second.state == State::kLive;
+  }));
 }
 
 bool CoordinatorCore::RegionIdle(int region) const {
@@ -351,8 +364,8 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
     ledger_.ReleaseFenced(member->key, {});
     return;
   }
-  // A region without its aggregator cannot deliver what it holds: the root takes nothing more from this incarnation, and
-  // the data goes to others. Its workers learn at their next heartbeat that they are fenced.
+  // A region without its aggregator cannot deliver what it holds: the root takes nothing more from this incarnation,
+  // and the data goes to others. Its workers learn at their next heartbeat that they are fenced.
   member->state = State::kGone;
   effects_.push_back(FenceChild{member->key});
   for (auto& [id, other] : members_) {
@@ -448,9 +461,8 @@ void CoordinatorCore::Fail(const std::string& reason, absl::Time now) {
 }
 
 bool CoordinatorCore::AllToldFinish() const {
-  return std::all_of(members_.begin(), members_.end(), [](const auto& entry) {
-    return entry.second.state != State::kLive || entry.second.told_finish;
-  });
+  return std::all_of(members_.begin(), members_.end(),
+                     [](const auto& entry) { return entry.second.state != State::kLive || entry.second.told_finish; });
 }
 
 std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {
@@ -488,9 +500,7 @@ void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
     entry->set_region(job_.regions(member.region).name());
     entry->set_name(member.name);
     entry->set_role(member.role);
-    entry->set_state(member.state == State::kLive      ? "live"
-                     : member.state == State::kFencing ? "fencing"
-                                                       : "gone");
+    entry->set_state(member.state == State::kLive ? "live" : member.state == State::kFencing ? "fencing" : "gone");
     entry->set_incarnation(member.key.incarnation.value());
     entry->set_pid(member.pid);
     *entry->mutable_usage() = usage;
@@ -506,8 +516,8 @@ void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
   if (recent_tokens_.size() > 1) {
     const double seconds = absl::ToDoubleSeconds(recent_tokens_.back().time - recent_tokens_.front().time);
     if (seconds > 0) {
-      status->set_tokens_per_second(
-          static_cast<double>(recent_tokens_.back().tokens - recent_tokens_.front().tokens) / seconds);
+      status->set_tokens_per_second(static_cast<double>(recent_tokens_.back().tokens - recent_tokens_.front().tokens) /
+                                    seconds);
     }
   }
 }
@@ -554,10 +564,9 @@ void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
   nlohmann::ordered_json received = nlohmann::ordered_json::object();
   for (int r = 0; r < job_.regions_size(); ++r) {
     by_region[job_.regions(r).name()] = share(regions[r]);
-    trips[job_.regions(r).name()] = {
-        {"round_trip_ms_p50", 1e3 * Percentile(round_trips_[r].seconds, 50)},
-        {"round_trip_ms_p99", 1e3 * Percentile(round_trips_[r].seconds, 99)},
-        {"round_trips_measured", round_trips_[r].seconds.size()}};
+    trips[job_.regions(r).name()] = {{"round_trip_ms_p50", 1e3 * Percentile(round_trips_[r].seconds, 50)},
+                                     {"round_trip_ms_p99", 1e3 * Percentile(round_trips_[r].seconds, 99)},
+                                     {"round_trips_measured", round_trips_[r].seconds.size()}};
     MemberUsage aggregators;
     for (const auto& [id, member] : members_) {
       if (member.role == ROLE_AGGREGATOR && member.region == r) Add(TotalUsage(member), &aggregators);

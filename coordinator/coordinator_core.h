@@ -114,6 +114,7 @@ class CoordinatorCore {
   void MaybeStart(absl::Time now);
   void MaybeFinish(absl::Time now);
   double ReferenceSpeed() const;
+  int LiveWorkers() const;
   void UpdateRootIdle();
   bool RegionIdle(int region) const;
   MemberUsage TotalUsage(const Member& member) const;

@@ -62,8 +62,7 @@ std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_
       continue;
     }
     const int64_t begin = entry->first;
-    // Up to the next cut, so that whole ranges stay whole; what was returned in part is handed out in part.
-    const int64_t cut = std::min(entry->second.end, (begin / range_samples_ + 1) * range_samples_);
+    const int64_t cut = std::min({entry->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want});
     SplitAt(cut);
     SetState(entry, kLeased);
     entry->second.holder = holder;

@@ -20,10 +20,11 @@ namespace wukong {
 
 class ShardLedger {
  public:
-  // Samples [0, total) of the run; leases are cut at multiples of `range_samples`.
+  // Samples [0, total) of the run, accounted for in ranges of `range_samples`.
   ShardLedger(int64_t total, int64_t range_samples);
 
-  // At most `want` samples (rounded up to whole ranges), lowest first; fewer or none when there are no more.
+  // At most `want` samples, lowest first, none crossing a multiple of range_samples; fewer or none when there are no
+  // more.
   std::vector<LeasedRange> Lease(MemberKey holder, int region, int64_t want);
 
   // Gives back what `holder` still holds of `ranges` under their tokens, and ignores the rest.

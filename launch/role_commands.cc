@@ -2,7 +2,6 @@
 
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "coordinator/coordinator.h"
@@ -67,7 +66,6 @@ struct AggregatorFlags {
 void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
     auto flags = std::make_shared<CoordinatorFlags>();
-    flags->options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     CLI::App* verb = app.add_subcommand("coordinator", "Run a job's coordinator, with the root of its parameters");
     verb->add_option("--job", flags->job, "The job file")->required();
     verb->add_option("--set", flags->set, "Set one key of the job, as key.path=value; may be repeated")
@@ -76,7 +74,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
         ->required();
     verb->add_option("--listen", flags->options.listen, "host:port for aggregators and workers")
         ->default_str("0.0.0.0:7700");
-    verb->add_option("--threads", flags->options.threads, "Threads for validation");
+    verb->add_option("--threads", flags->options.threads, "Threads for validation")->capture_default_str();
     flags->options.listen = "0.0.0.0:7700";
     verb->callback([flags, action] { *action = [flags] { return RunCoordinatorCommand(*flags); }; });
   }

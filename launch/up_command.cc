@@ -209,15 +209,19 @@ void Up::ShowProgress(const StatusReply& status) {
     bytes_up += relay->stats(LinkDirection::kUp).bytes;
     bytes_down += relay->stats(LinkDirection::kDown).bytes;
   }
-  const std::string line = absl::StrFormat(
-      "%6.1fs %-8s %5.1f%% of %.2fM tokens  loss %.3f  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f "
-      "down "
-      "%.1f MB",
-      status.seconds(), status.phase(),
-      100.0 * static_cast<double>(status.tokens_committed()) / static_cast<double>(status.tokens_budget()),
-      static_cast<double>(status.tokens_budget()) / 1e6, status.loss(), status.tokens_per_second(),
-      100 * status.compute_share(), status.staleness_mean(), static_cast<double>(bytes_up) / 1e6,
-      static_cast<double>(bytes_down) / 1e6);
+  const std::string line =
+      status.phase() == "starting"
+          ? absl::StrFormat("  starting: %d processes have joined", status.members_size())
+          : absl::StrFormat(
+                "%6.1fs %-8s %5.1f%% of %.2fM tokens  loss %.3f  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN "
+                "up %.1f "
+                "down "
+                "%.1f MB",
+                status.seconds(), status.phase(),
+                100.0 * static_cast<double>(status.tokens_committed()) / static_cast<double>(status.tokens_budget()),
+                static_cast<double>(status.tokens_budget()) / 1e6, status.loss(), status.tokens_per_second(),
+                100 * status.compute_share(), status.staleness_mean(), static_cast<double>(bytes_up) / 1e6,
+                static_cast<double>(bytes_down) / 1e6);
   if (::isatty(STDERR_FILENO) != 0) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_line_open_ = true;

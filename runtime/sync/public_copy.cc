@@ -1,6 +1,7 @@
 #include "runtime/sync/public_copy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -38,6 +39,11 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
   auto delta = std::make_shared<Delta>();
   delta->version = Version(version_.value() + 1);
   if (codec_->kind() == CODEC_KIND_FP32) {
+    const auto bad = std::find_if(theta.begin(), theta.end(), [](float value) { return !std::isfinite(value); });
+    if (bad != theta.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("parameter %d of %d is %g", bad - theta.begin(), theta.size(), *bad));
+    }
     std::copy(theta.begin(), theta.end(), values_.begin());
   } else {
     std::vector<float> difference(LargestFragment(fragments_));
@@ -167,6 +173,13 @@ FollowedParameters::FollowedParameters(std::vector<FragmentSpan> fragments)
 
 absl::StatusOr<bool> FollowedParameters::Take(const FollowMessage& message) {
   MutexLock lock(mutex_);
+  absl::StatusOr<bool> completed = TakeLocked(message);
+  // The values may be between two versions now, and nobody may take them for one.
+  if (!completed.ok()) ResetLocked();
+  return completed;
+}
+
+absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message) {
   if (message.has_fragment()) {
     const FragmentUpdate& update = message.fragment();
     if (update.index() < 0 || update.index() >= static_cast<int>(fragments_.size())) {
@@ -239,6 +252,10 @@ void FollowedParameters::DropStaged() {
 
 void FollowedParameters::Reset() {
   MutexLock lock(mutex_);
+  ResetLocked();
+}
+
+void FollowedParameters::ResetLocked() {
   staged_.clear();
   staged_bytes_ = 0;
   std::fill(fragment_versions_.begin(), fragment_versions_.end(), Version(0));

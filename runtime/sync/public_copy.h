@@ -100,7 +100,8 @@ class FollowedParameters {
 
   explicit FollowedParameters(std::vector<FragmentSpan> fragments);
 
-  // Takes a message of the stream. DATA_LOSS when a version does not check out: the caller begins anew with Reset.
+  // Takes a message of the stream. DATA_LOSS when a version does not check out: everything is then forgotten as by Reset,
+  // and the caller begins anew.
   // Returns true when a version was completed.
   absl::StatusOr<bool> Take(const FollowMessage& message);
   // Forgets what was staged; the values stay at the last whole version, from which the stream may go on.
@@ -117,7 +118,9 @@ class FollowedParameters {
   }
 
  private:
+  absl::StatusOr<bool> TakeLocked(const FollowMessage& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Apply(const FragmentUpdate& update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ResetLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::vector<FragmentSpan> fragments_;
   mutable Mutex mutex_;

@@ -1,8 +1,10 @@
 #include "runtime/sync/replica.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
 
@@ -49,7 +51,15 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
   auto payload = std::make_shared<EncodedVector>();
   payload->codec = options_.codec;
   payload->fragments.resize(fragments_.size());
-  if (!moves_base()) CHECK_EQ(gradient.size(), theta_.size());
+  if (!moves_base()) {
+    CHECK_EQ(gradient.size(), theta_.size());
+    // Before the error feedback takes any fragment: it would keep the remainder of a gradient that is never sent.
+    const auto bad = std::find_if(gradient.begin(), gradient.end(), [](float value) { return !std::isfinite(value); });
+    if (bad != gradient.end()) {
+      return absl::InvalidArgumentError(absl::StrFormat("value %d of %d of the gradient is %g", bad - gradient.begin(),
+                                                        gradient.size(), *bad));
+    }
+  }
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const FragmentSpan& span = fragments_[f];
     if (!moves_base()) {
@@ -113,12 +123,19 @@ absl::Status Replica::TakeBack(Sequence sequence) {
 
 absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, Sequence included) {
   CHECK_EQ(public_parameters.size(), theta_.size());
-  const bool newly_included = included > included_;
+  // Contributions that this version is the first to include; where they are no longer known (Reset), one stands for them.
+  int newly_included = included > included_ ? 1 : 0;
   included_ = std::max(included_, included);
-  while (!pending_.empty() && pending_.front().sequence <= included_) pending_.pop_front();
-  if (options_.mix < 1.0 && !newly_included) return false;
+  for (int popped = 1; !pending_.empty() && pending_.front().sequence <= included_; ++popped) {
+    pending_.pop_front();
+    newly_included = popped;
+  }
+  if (options_.mix < 1.0 && newly_included == 0) return false;
 
-  const auto mix = static_cast<float>(options_.mix);
+  // Versions may be coalesced: n contributions in one of them weigh as in n versions, 1 - (1 - alpha)^n.
+  double kept = 1.0;
+  for (int i = 0; i < newly_included; ++i) kept *= 1.0 - options_.mix;
+  const auto mix = options_.mix < 1.0 ? static_cast<float>(1.0 - kept) : 1.0f;
   for (const FragmentSpan& span : fragments_) {
     const size_t f = &span - fragments_.data();
     const float* target = public_parameters.data() + span.begin;

@@ -49,12 +49,13 @@ class Replica {
   void Reset(absl::Span<const float> public_parameters);
 
   // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is what is
-  // sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite: theta and
-  // base are then as before.
+  // sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite: theta,
+  // base and the error feedback are then as before.
   absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {});
 
   // Takes the parent's newer public parameters, in which `included` is the last of our contributions. With mix < 1 a
-  // version that includes nothing new changes nothing: the parent's weight is applied once per included contribution.
+  // version that includes nothing new changes nothing: the parent's weight is applied once per included contribution,
+  // also where one version includes several.
   // Returns whether theta moved.
   absl::StatusOr<bool> Rebase(absl::Span<const float> public_parameters, Sequence included);
 
