@@ -257,6 +257,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
     service.RecordEvent({{"event", "merged"}, {"staleness", apply.staleness_max}, {"contributions", parts}});
   };
   hooks.on_refused = [&](const Manifest& manifest, Verdict verdict, const std::string& detail) {
+    service.With([&](CoordinatorCore& core, absl::Time) { core.Refused(manifest); });
     service.RecordEvent({{"event", "refused"},
                          {"member", manifest.sender.member.value()},
                          {"sequence", manifest.sequence.value()},

@@ -244,7 +244,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
         // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
         // Polychronopoulos and Kuck 1987).
         const int64_t step = StepSamples(job_);
-        const int64_t share = ledger_.available() / (2 * std::max(1, LiveWorkers())) / step * step;
+        const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, LiveWorkers())) / step * step;
         const int64_t want = std::min(request.want_samples(), std::max(step, share));
         for (const LeasedRange& range : ledger_.Lease(member.key, member.region, want)) {
           *reply.add_granted() = RangeToProto(range);
@@ -317,9 +317,17 @@ bool CoordinatorCore::RegionIdle(int region) const {
 
 void CoordinatorCore::UpdateRootIdle() {
   std::set<MemberId> idle;
-  if (phase_ == Phase::kTraining && ledger_.available() == 0) {
+  if (phase_ == Phase::kTraining) {
+    std::set<int> with_workers;
     for (const auto& [id, member] : members_) {
-      if (member.role == ROLE_AGGREGATOR && ledger_.LeasedIn(member.region) == 0) idle.insert(id);
+      if (member.role == ROLE_WORKER && member.state == State::kLive) with_workers.insert(member.region);
+    }
+    for (const auto& [id, member] : members_) {
+      // A region that owes nothing, and gets no more data: there is none, or nobody is left there to train on it.
+      if (member.role == ROLE_AGGREGATOR && ledger_.LeasedIn(member.region) == 0 &&
+          (ledger_.available() == 0 || with_workers.count(member.region) == 0)) {
+        idle.insert(id);
+      }
     }
   }
   if (idle == root_idle_) return;
@@ -443,6 +451,21 @@ void CoordinatorCore::Merged(const std::vector<Manifest>& manifests, absl::Time 
   for (const Manifest& manifest : manifests) ledger_.Commit(manifest.ranges);
   UpdateRootIdle();
   MaybeFinish(now);
+}
+
+void CoordinatorCore::Refused(const Manifest& manifest) {
+  const auto found = members_.find(manifest.sender.member);
+  if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || !(found->second.key == manifest.sender)) {
+    return;  // Released already, with the region.
+  }
+  const int64_t before = ledger_.available();
+  ledger_.ReleaseRefused(found->second.region, manifest.ranges);
+  if (ledger_.available() == before) return;
+  Log({{"event", "released"},
+       {"name", Describe(found->second)},
+       {"sequence", manifest.sequence.value()},
+       {"samples_available_again", ledger_.available() - before}});
+  UpdateRootIdle();
 }
 
 void CoordinatorCore::MaybeFinish(absl::Time now) {

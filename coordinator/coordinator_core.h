@@ -63,6 +63,8 @@ class CoordinatorCore {
   // From the root node.
   Verdict Admit(const Manifest& manifest, std::string* detail);
   void Merged(const std::vector<Manifest>& manifests, absl::Time now);
+  // A region's contribution was refused for good (it is too old, or not finite): its samples go to others.
+  void Refused(const Manifest& manifest);
   void SetRootVersion(Version version) { root_version_ = version; }
 
   void Fail(const std::string& reason, absl::Time now);

@@ -108,6 +108,19 @@ void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>
   MergeAvailable();
 }
 
+void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ranges) {
+  for (const LeasedRange& range : ranges) {
+    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
+    SplitAt(range.end);
+    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+      if (entry->second.state == kLeased && entry->second.region == region && entry->second.token == range.token) {
+        MakeAvailable(entry);
+      }
+    }
+  }
+  MergeAvailable();
+}
+
 void ShardLedger::ReleaseRegion(int region) {
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
     if (entry->second.state == kLeased && entry->second.region == region) MakeAvailable(entry);

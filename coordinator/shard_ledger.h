@@ -33,6 +33,10 @@ class ShardLedger {
   // The holder is fenced at its aggregator, which has `custody` of some of its ranges: the others are available again.
   void ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>& custody);
 
+  // The root refused a contribution of `region` for good: what the region still holds of `ranges` under their tokens is
+  // available again, for nobody will send it a second time.
+  void ReleaseRefused(int region, const std::vector<LeasedRange>& ranges);
+
   // The region as a whole is fenced at the root: what it held and had not delivered is available again.
   void ReleaseRegion(int region);
 

@@ -1,5 +1,6 @@
 #include "launch/role_commands.h"
 
+#include <csignal>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ struct CoordinatorFlags {
 };
 
 int RunCoordinatorCommand(const CoordinatorFlags& flags) {
+  MakeFileLimitAnError();
   absl::StatusOr<JobSource> source = LoadJobFile(flags.job, flags.set);
   if (!source.ok()) return ReportStatus(source.status());
   CheckOptions check;
@@ -44,6 +46,7 @@ struct WorkerFlags {
 };
 
 int RunWorkerCommand(const WorkerFlags& flags) {
+  MakeFileLimitAnError();
   WorkerOptions options = flags.options;
   options.connect_timeout = absl::Seconds(flags.connect_timeout);
   if (!flags.job.empty()) {
@@ -62,6 +65,8 @@ struct AggregatorFlags {
 };
 
 }  // namespace
+
+void MakeFileLimitAnError() { std::signal(SIGXFSZ, SIG_IGN); }
 
 void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
@@ -89,6 +94,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
         ->capture_default_str();
     verb->callback([flags, action] {
       *action = [flags] {
+        MakeFileLimitAnError();
         AggregatorOptions options = flags->options;
         options.connect_timeout = absl::Seconds(flags->connect_timeout);
         const StopSignal stop;

@@ -22,6 +22,7 @@
 #include "launch/exit_code.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
+#include "launch/role_commands.h"
 #include "launch/subprocess.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
@@ -37,6 +38,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kPoll = absl::Milliseconds(50);
 constexpr absl::Duration kLeave = absl::Seconds(15);  // For processes to end by themselves once the run is over.
+// Once the coordinator is gone: who has not heard by now will not hear, and would look for it for limits.start.
+constexpr absl::Duration kOrphaned = absl::Seconds(3);
+constexpr uint64_t kDiskFullBytes = 4096;
 
 struct UpFlags {
   std::string job;
@@ -63,6 +67,12 @@ std::string Tail(const std::string& path, size_t lines) {
   std::string tail;
   for (size_t i = all.size() > lines ? all.size() - lines : 0; i < all.size(); ++i)
     absl::StrAppend(&tail, "    ", all[i], "\n");
+  // Then the reason could not be logged, and is this.
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(path, error);
+  if (!error && space.available < kDiskFullBytes) {
+    absl::StrAppend(&tail, "    no space is left on the file system of ", path, "\n");
+  }
   return tail;
 }
 
@@ -104,8 +114,10 @@ class Up {
   absl::Status StartAll();
   absl::Status StartProcess(const std::string& name, bool is_worker, const std::vector<std::string>& arguments);
   absl::StatusOr<std::string> WaitForCoordinator();
+  // Asks the coordinator how things stand; nothing when it does not answer.
+  std::optional<StatusReply> AskStatus();
   // Looks after the children; an error ends the run.
-  absl::Status CheckProcesses(bool training);
+  absl::Status CheckProcesses();
   void ShowProgress(const StatusReply& status);
   void EndProgressLine();
   void StopAll(int coordinator_signal);
@@ -119,6 +131,8 @@ class Up {
   std::string run_dir_;
   std::vector<Process> processes_;  // The coordinator first.
   std::map<std::string, std::unique_ptr<WanRelay>> relays_;
+  std::unique_ptr<Coordinator::Stub> coordinator_;
+  std::string phase_ = "starting";  // As the coordinator last said.
   bool progress_line_open_ = false;
 };
 
@@ -184,19 +198,32 @@ absl::Status Up::StartAll() {
   return absl::OkStatus();
 }
 
-absl::Status Up::CheckProcesses(bool training) {
+std::optional<StatusReply> Up::AskStatus() {
+  grpc::ClientContext context;
+  SetDeadline(&context, absl::Seconds(2));
+  StatusReply reply;
+  if (!coordinator_->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
+  phase_ = reply.phase();
+  return reply;
+}
+
+absl::Status Up::CheckProcesses() {
   for (size_t i = 1; i < processes_.size(); ++i) {
     Process& process = processes_[i];
     const std::optional<int> ended = process.process.Poll();
     if (!ended.has_value() || process.reported) continue;
+    // The phase of the last progress line may be over. A coordinator that does not answer is about to end, which says
+    // more than what its members made of it.
+    if (*ended != 0 && !AskStatus().has_value()) return absl::OkStatus();
     process.reported = true;
     if (*ended == 0) continue;
     EndProgressLine();
     const std::string what = absl::StrCat(process.name, " ", EndedHow(*ended));
-    if (!training) {
+    if (phase_ == "starting") {
       return absl::AbortedError(
           absl::StrCat(what, " before training began; its log ", process.log, " ends with\n", Tail(process.log, 5)));
     }
+    if (phase_ != "training") continue;  // The run is over, and the coordinator says why.
     std::fprintf(stderr, "wukong: warning: %s; its data goes to others and the run goes on (log: %s)\n", what.c_str(),
                  process.log.c_str());
   }
@@ -245,10 +272,15 @@ void Up::StopAll(int coordinator_signal) {
       for (Process& process : processes_) process.process.Signal(signal_number);
       deadline = absl::Now() + kLeave;
     }
+    bool orphaned = false;
     while (absl::Now() < deadline) {
       const bool all = std::all_of(processes_.begin(), processes_.end(),
                                    [](Process& process) { return process.process.Poll().has_value(); });
       if (all) return;
+      if (signal_number == 0 && !orphaned && processes_[0].process.Poll().has_value()) {
+        orphaned = true;
+        deadline = std::min(deadline, absl::Now() + kOrphaned);
+      }
       absl::SleepFor(kPoll);
     }
   }
@@ -316,25 +348,18 @@ int Up::Run() {
   absl::Status status = StartAll();
   if (status.ok()) {
     const auto address = ReadFile(run_dir_ + "/coordinator.address");
-    const auto stub = Coordinator::NewStub(MakeChannel(address.ok() ? *address : ""));
+    coordinator_ = Coordinator::NewStub(MakeChannel(address.ok() ? *address : ""));
     absl::Time next_progress = absl::Now();
-    bool training = false;
     while (!processes_[0].process.Poll().has_value()) {
       if (stop_->WaitFor(kPoll)) {
         status = absl::CancelledError("stopped by a signal");
         break;
       }
       if (absl::Now() >= next_progress) {
-        grpc::ClientContext context;
-        SetDeadline(&context, absl::Seconds(2));
-        StatusReply reply;
-        if (stub->GetStatus(&context, StatusRequest(), &reply).ok()) {
-          training = training || reply.phase() != "starting";
-          ShowProgress(reply);
-        }
+        if (const std::optional<StatusReply> reply = AskStatus(); reply.has_value()) ShowProgress(*reply);
         next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
       }
-      status = CheckProcesses(training);
+      status = CheckProcesses();
       if (!status.ok()) break;
     }
     EndProgressLine();
@@ -375,6 +400,7 @@ void AddUpCommand(CLI::App& app, std::function<int()>* action) {
   verb->add_flag("--json", flags->json, "Print the report as JSON on standard output");
   verb->callback([flags, action] {
     *action = [flags] {
+      MakeFileLimitAnError();
       absl::StatusOr<JobSource> source = LoadJobFile(flags->job, flags->set);
       if (!source.ok()) return ReportStatus(source.status());
       CheckOptions check;

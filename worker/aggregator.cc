@@ -14,6 +14,7 @@
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
 #include "runtime/transport/parent_link.h"
+#include "runtime/transport/rendezvous.h"
 #include "worker/session.h"
 
 namespace wukong {
@@ -34,12 +35,20 @@ class NodeGate final : public ParameterNode::Service {
     ParameterServer* node = node_;
     return node == nullptr ? NotYet() : node->Follow(context, request, writer);
   }
+  grpc::Status StoreSet(grpc::ServerContext*, const StoreSetRequest* request, StoreSetReply*) override {
+    return ServeStoreSet(&store_, *request);
+  }
+  grpc::Status StoreGet(grpc::ServerContext*, const StoreGetRequest* request, StoreGetReply* reply) override {
+    return ServeStoreGet(&store_, *request, reply);
+  }
+  void Forget(MemberKey worker) { store_.Forget(worker); }
 
  private:
   static grpc::Status NotYet() {
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the aggregator has no parameters yet");
   }
   std::atomic<ParameterServer*> node_{nullptr};
+  MemoryStore store_;  // Where the region's workers find one another.
 };
 
 ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentSpan>& fragments,
@@ -85,10 +94,9 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
                                                    ": the port is in use, or the address is not of this machine"));
   }
   const std::string host = options.listen.substr(0, options.listen.rfind(':'));
-  const std::string address = !options.advertise.empty() ? options.advertise
-                              : host == "0.0.0.0" || host == "[::]"
-                                  ? absl::StrCat(HostName(), ":", port)
-                                  : absl::StrCat(host, ":", port);
+  const std::string address = !options.advertise.empty()            ? options.advertise
+                              : host == "0.0.0.0" || host == "[::]" ? absl::StrCat(HostName(), ":", port)
+                                                                    : absl::StrCat(host, ":", port);
 
   JoinRequest join;
   join.set_role(ROLE_AGGREGATOR);
@@ -176,6 +184,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
         MutexLock lock(shared.mutex);
         shared.fence_done.push_back(std::move(message));
       };
+      gate.Forget(child);
       LOG(INFO) << "fencing member " << child.member << " incarnation " << child.incarnation;
       if (open != nullptr) {
         open->Fence(child, done);

@@ -1,7 +1,6 @@
 #include "worker/worker.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -17,68 +16,46 @@
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/replica.h"
 #include "runtime/transport/parent_link.h"
+#include "worker/group_follower.h"
+#include "worker/mailbox.h"
+#include "worker/region_group.h"
 #include "worker/session.h"
+#include "worker/training_step.h"
 
 namespace wukong {
 namespace {
 
 constexpr absl::Duration kLeaveTimeout = absl::Seconds(10);  // For the last contribution of a worker that is stopped.
 
-// What other threads tell the training thread, and what it tells the heartbeat thread.
-struct Mailbox {
-  Mutex mutex;
-  CondVar changed;
-
-  // To the training thread.
-  bool version ABSL_GUARDED_BY(mutex) = false;
-  std::vector<std::pair<Sequence, Verdict>> answers ABSL_GUARDED_BY(mutex);
-  std::vector<HeartbeatReply> replies ABSL_GUARDED_BY(mutex);
-  bool over ABSL_GUARDED_BY(mutex) = false;
-  absl::Status outcome ABSL_GUARDED_BY(mutex);
-
-  // To the heartbeat thread.
-  int64_t want_samples ABSL_GUARDED_BY(mutex) = 0;
-  bool idle ABSL_GUARDED_BY(mutex) = false;
-  double samples_per_second ABSL_GUARDED_BY(mutex) = 0;
-  MemberUsage usage ABSL_GUARDED_BY(mutex);
-  std::vector<LeasedRange> released ABSL_GUARDED_BY(mutex);
-  std::vector<StepRecord> steps ABSL_GUARDED_BY(mutex);
-
-  void End(const absl::Status& status) {
-    MutexLock lock(mutex);
-    if (!over) outcome = status;
-    over = true;
-    changed.NotifyAll();
-  }
-};
-
 class Worker {
  public:
-  Worker(const Job& job, const Region& region, const JoinReply& joined, std::unique_ptr<Trainer> trainer,
-         SampleReader reader, Session* session, const StopSignal* stop)
+  // `group_size` > 1: this worker leads its region's group.
+  Worker(const Job& job, const Region& region, const JoinReply& joined, int group_size,
+         std::unique_ptr<Trainer> trainer, SampleReader reader, Session* session, const StopSignal* stop)
       : job_(job),
+        region_(region),
+        group_size_(group_size),
         stop_(stop),
         session_(session),
         trainer_(std::move(trainer)),
         reader_(std::move(reader)),
         gradient_progress_(job.strategy().progress() == PROGRESS_GRADIENT),
-        speed_(region.speed_size() == 0   ? 1.0
-               : region.speed_size() == 1 ? region.speed(0)
-                                          : region.speed(joined.rank() % region.speed_size())),
-        schedule_(ScheduleOptions(job)),
+        step_({job.optimizer().micro_batch(), gradient_progress_, EmulatedSpeed(region, joined.rank())}, trainer_.get(),
+              &reader_, [this](absl::Duration time) { mail_.WaitUntilOver(time); }),
+        schedule_(ScheduleOptions(job, group_size)),
         replica_(trainer_->parameters(), Fragments(), ReplicaOptions(job)),
         link_(LinkOptions(joined), LinkCallbacks()) {}
 
   absl::Status Run(const JoinReply& joined);
 
  private:
-  static LeafSchedule::Options ScheduleOptions(const Job& job) {
+  static LeafSchedule::Options ScheduleOptions(const Job& job, int group_size) {
     LeafSchedule::Options options;
     options.inner_steps = job.strategy().inner_steps();
     options.scale_steps_by_speed = job.strategy().step_scaling() == STEP_SCALING_SPEED;
     options.waits = job.strategy().in_flight() == IN_FLIGHT_WAIT;
     options.in_flight_max = job.strategy().in_flight_max();
-    options.step_samples = static_cast<int64_t>(job.optimizer().micro_batch()) * job.optimizer().accumulation();
+    options.step_samples = int64_t{job.optimizer().micro_batch()} * job.optimizer().accumulation() * group_size;
     options.tokens_per_sample = job.model().context();
     return options;
   }
@@ -102,11 +79,21 @@ class Worker {
   void ReleaseRanges(const std::vector<LeasedRange>& ranges);
   void ResetToPublic();
 
+  // The learning rate of a step of `tokens`, by the committed tokens and what is likely to come to them.
+  double NextLearningRate(int64_t tokens);
   absl::Status Train(const LeafSchedule::Train& train);
   absl::Status Contribute(const LeafSchedule::Contribute& contribute);
   absl::Status Rebase();
+  // Until there are parameters to begin with, and the group is formed.
+  absl::Status Prepare(const JoinReply& joined);
+  absl::Status TrainUntilOver();
+  // While there is nothing to train: the others hear of this rank, and this rank of who wants to leave.
+  absl::Status KeepGroup();
+  void EndGroup(const absl::Status& outcome);
 
   const Job job_;
+  const Region region_;
+  const int group_size_;
   const RealClock clock_;
   const StopSignal* const stop_;
   Session* const session_;
@@ -116,7 +103,7 @@ class Worker {
   const std::unique_ptr<Trainer> trainer_;
   const SampleReader reader_;
   const bool gradient_progress_;
-  const double speed_;
+  TrainingStep step_;
   LeafSchedule schedule_;
   Replica replica_;
   absl::Time joined_at_;
@@ -130,6 +117,8 @@ class Worker {
   int64_t heard_tokens_ = 0;
   int lost_in_a_row_ = 0;
   bool leaving_ = false;
+  std::unique_ptr<RegionGroup> group_;
+  bool group_has_parameters_ = false;  // The others hold what this rank holds.
 
   ParentLink link_;  // Last: its threads use the mailbox.
 };
@@ -168,33 +157,12 @@ ParentLink::Callbacks Worker::LinkCallbacks() {
 Session::Callbacks Worker::HeartbeatCallbacks() {
   Session::Callbacks callbacks;
   callbacks.fill = [this](HeartbeatRequest* request) {
-    MutexLock lock(mail_.mutex);
-    request->set_want_samples(mail_.want_samples);
-    request->set_idle(mail_.idle);
-    request->set_samples_per_second(mail_.samples_per_second);
-    *request->mutable_usage() = mail_.usage;
-    request->mutable_usage()->set_cpu_seconds(ProcessCpuSeconds());
-    request->mutable_usage()->set_peak_memory_bytes(PeakMemoryBytes());
+    mail_.Fill(request);
     request->mutable_usage()->set_payload_bytes_up(link_.payload_bytes_up());
     request->mutable_usage()->set_payload_bytes_down(link_.payload_bytes_down());
     request->mutable_usage()->set_contributions_sent(link_.contributions_sent());
-    for (const LeasedRange& range : mail_.released) *request->add_released() = RangeToProto(range);
-    mail_.released.clear();
-    for (StepRecord& step : mail_.steps) *request->add_steps() = std::move(step);
-    mail_.steps.clear();
   };
-  callbacks.on_reply = [this](const HeartbeatReply& reply) {
-    if (reply.finish()) {
-      mail_.End(reply.finish_reason().empty()
-                    ? absl::OkStatus()
-                    : absl::AbortedError(absl::StrCat("the job failed: ", reply.finish_reason())));
-      return;
-    }
-    MutexLock lock(mail_.mutex);
-    if (reply.granted_size() > 0) mail_.want_samples = 0;
-    mail_.replies.push_back(reply);
-    mail_.changed.NotifyAll();
-  };
+  callbacks.on_reply = [this](const HeartbeatReply& reply) { mail_.TakeReply(reply); };
   callbacks.on_lost = [this](const absl::Status& status) { mail_.End(status); };
   return callbacks;
 }
@@ -205,7 +173,8 @@ bool Worker::TakeMail(absl::Duration wait) {
   bool version = false;
   {
     MutexLock lock(mail_.mutex);
-    if (!mail_.version && mail_.answers.empty() && mail_.replies.empty() && !mail_.over && wait > absl::ZeroDuration()) {
+    if (!mail_.version && mail_.answers.empty() && mail_.replies.empty() && !mail_.over &&
+        wait > absl::ZeroDuration()) {
       mail_.changed.WaitFor(mail_.mutex, wait);
     }
     if (mail_.over) return false;
@@ -238,7 +207,8 @@ bool Worker::TakeMail(absl::Duration wait) {
     }
     if (!granted.empty() && first_data_ == absl::InfiniteFuture()) first_data_ = last_step_end_ = clock_.Now();
     schedule_.Leased(granted, reply.exhausted());
-    schedule_.SpeedReference(reply.samples_per_second_reference());
+    // Steps are what is compared, and a step of a group has more samples.
+    schedule_.SpeedReference(reply.samples_per_second_reference() * group_size_);
   }
   return true;
 }
@@ -253,14 +223,16 @@ void Worker::ResetToPublic() {
   link_.parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
     if (snapshot.version.value() > 0) replica_.Reset(values);
   });
+  group_has_parameters_ = false;
+  if (const absl::Status status = trainer_->PushParameters(); !status.ok()) mail_.End(status);
   trainer_->ZeroGradient();
   ReleaseRanges(schedule_.ProgressLost());
 }
 
 void Worker::TellHeartbeat(bool idle) {
   const absl::Duration latency = session_->round_trip() + absl::Nanoseconds(job_.limits().heartbeat_ns());
-  const int64_t range_samples =
-      static_cast<int64_t>(job_.optimizer().micro_batch()) * job_.optimizer().accumulation() * job_.data().range_steps();
+  const int64_t range_samples = int64_t{job_.optimizer().micro_batch()} * job_.optimizer().accumulation() *
+                                group_size_ * job_.data().range_steps();
   const int64_t want = leaving_ ? 0 : schedule_.WantSamples(latency, range_samples);
   bool kick = false;
   {
@@ -269,7 +241,7 @@ void Worker::TellHeartbeat(bool idle) {
     // An answer that is not in the schedule yet covers what it was asked for.
     mail_.want_samples = mail_.replies.empty() ? want : 0;
     mail_.idle = idle;
-    mail_.samples_per_second = schedule_.samples_per_second();
+    mail_.samples_per_second = schedule_.samples_per_second() / group_size_;
     if (first_data_ != absl::InfiniteFuture()) {
       mail_.usage.set_wall_seconds(absl::ToDoubleSeconds(clock_.Now() - first_data_));
     }
@@ -279,77 +251,64 @@ void Worker::TellHeartbeat(bool idle) {
   if (kick) session_->Kick();
 }
 
+double Worker::NextLearningRate(int64_t tokens) {
+  const FollowedParameters::Snapshot snapshot = link_.parameters().snapshot();
+  if (snapshot.tokens_committed > heard_tokens_) {
+    heard_tokens_ = snapshot.tokens_committed;
+    own_tokens_ = 0;
+  }
+  own_tokens_ += tokens;
+  // What the root has not heard of yet is estimated by our own work times the number of workers.
+  int64_t workers = 0;
+  for (const Region& region : job_.regions()) workers += region.workers();
+  rate_tokens_ = std::max(rate_tokens_, heard_tokens_ + own_tokens_ * workers / group_size_);
+  return LearningRate(job_.optimizer(), job_.stop().tokens(), rate_tokens_);
+}
+
 absl::Status Worker::Train(const LeafSchedule::Train& train) {
   const absl::Time begin = clock_.Now();
-  std::vector<int64_t> samples;
-  for (const LeasedRange& range : train.samples) {
-    for (int64_t i = range.begin; i < range.end; ++i) samples.push_back(i);
-  }
-  const auto micro_batch = static_cast<size_t>(job_.optimizer().micro_batch());
-  double loss = 0;
-  for (size_t first = 0; first < samples.size(); first += micro_batch) {
-    Batch batch;
-    batch.context = reader_.context();
-    for (size_t i = first; i < std::min(samples.size(), first + micro_batch); ++i) {
-      reader_.Append(samples[i], &batch.tokens, &batch.targets);
-      ++batch.samples;
+  int64_t step_samples = 0;
+  for (const LeasedRange& range : train.samples) step_samples += range.size();
+  const double rate = NextLearningRate(step_samples * reader_.context());
+  if (group_ != nullptr) {
+    GroupOrder order;
+    if (!group_has_parameters_) {
+      order.set_kind(GroupOrder::KIND_PARAMETERS);
+      absl::Status status = group_->Announce(order);
+      if (status.ok()) status = group_->ShareParameters(trainer_.get());
+      if (!status.ok()) return status;
+      group_has_parameters_ = true;
     }
-    const double share = static_cast<double>(batch.samples) / static_cast<double>(samples.size());
-    const absl::StatusOr<double> part = trainer_->AccumulateGradient(batch, share);
-    if (!part.ok()) return part.status();
-    loss += share * *part;
+    order.set_kind(GroupOrder::KIND_TRAIN);
+    for (const LeasedRange& range : train.samples) *order.add_samples() = RangeToProto(range);
+    order.set_learning_rate(rate);
+    order.set_root_base_version(schedule_.base_root_version().value());
+    if (absl::Status status = group_->Announce(order); !status.ok()) return status;
   }
-  if (!std::isfinite(loss)) {
+  const absl::StatusOr<TrainingStep::Result> result = step_.Run(train.samples, rate);
+  if (!result.ok()) return result.status();
+  if (!result->finite) {
     LOG(WARNING) << "the loss is not finite; the step and its progress are thrown away";
     ResetToPublic();
     if (++lost_in_a_row_ >= 3) return absl::OutOfRangeError("diverged: the loss was not finite three times in a row");
     return absl::OkStatus();
   }
   lost_in_a_row_ = 0;
-
-  const FollowedParameters::Snapshot snapshot = link_.parameters().snapshot();
-  if (snapshot.tokens_committed > heard_tokens_) {
-    heard_tokens_ = snapshot.tokens_committed;
-    own_tokens_ = 0;
-  }
-  const auto step_tokens = static_cast<int64_t>(samples.size()) * reader_.context();
-  own_tokens_ += step_tokens;
-  // What the root has not heard of yet is estimated by our own work times the number of workers.
-  int64_t workers = 0;
-  for (const Region& region : job_.regions()) workers += region.workers();
-  rate_tokens_ = std::max(rate_tokens_, heard_tokens_ + own_tokens_ * workers);
-  const double rate = LearningRate(job_.optimizer(), job_.stop().tokens(), rate_tokens_);
-  double norm = 0;
-  if (!gradient_progress_) {
-    const absl::StatusOr<double> stepped = trainer_->OptimizerStep(rate);
-    if (!stepped.ok()) return stepped.status();
-    norm = *stepped;
-    if (!std::isfinite(norm)) return absl::OutOfRangeError("diverged: the gradient is not finite");
-  }
-  if (speed_ < 1) {
-    // Emulated slowness, in slices so that the end of the run is noticed.
-    const absl::Time until = clock_.Now() + (clock_.Now() - begin) * (1 / speed_ - 1);
-    while (clock_.Now() < until) {
-      MutexLock lock(mail_.mutex);
-      if (mail_.over) break;
-      mail_.changed.WaitFor(mail_.mutex, std::min(until - clock_.Now(), absl::Milliseconds(100)));
-    }
-  }
   const absl::Time finished = clock_.Now();
-  const double compute = absl::ToDoubleSeconds(finished - begin);
-  schedule_.StepDone(compute);
-  compute_seconds_ += compute;
-  tokens_ += step_tokens;
+  // A group is as fast as all of the step: its slowest rank and the network between them.
+  schedule_.StepDone(group_ == nullptr ? result->compute_seconds : absl::ToDoubleSeconds(finished - begin));
+  compute_seconds_ += result->compute_seconds;
+  tokens_ += result->samples * reader_.context();
   StepRecord record;
   record.set_time_seconds(absl::ToDoubleSeconds(finished - joined_at_));
   record.set_step(++steps_);
-  record.set_tokens(step_tokens);
-  record.set_loss(loss);
-  record.set_compute_seconds(compute);
-  record.set_wait_seconds(absl::ToDoubleSeconds(begin - last_step_end_));
+  record.set_tokens(result->samples * reader_.context());
+  record.set_loss(result->loss);
+  record.set_compute_seconds(result->compute_seconds);
+  record.set_wait_seconds(std::max(0.0, absl::ToDoubleSeconds(finished - last_step_end_) - result->compute_seconds));
   record.set_root_base_version(schedule_.base_root_version().value());
   record.set_learning_rate(rate);
-  record.set_gradient_norm(norm);
+  record.set_gradient_norm(result->gradient_norm);
   last_step_end_ = finished;
   MutexLock lock(mail_.mutex);
   mail_.steps.push_back(std::move(record));
@@ -377,7 +336,9 @@ absl::Status Worker::Rebase() {
       [&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) -> absl::Status {
         state = {snapshot.version, snapshot.included, snapshot.root_version};
         if (snapshot.version.value() == 0) return absl::OkStatus();  // Being fetched anew.
-        return replica_.Rebase(values, snapshot.included).status();
+        const absl::StatusOr<bool> moved = replica_.Rebase(values, snapshot.included);
+        if (moved.ok() && *moved) group_has_parameters_ = false;
+        return moved.status();
       });
   if (!status.ok()) return status;
   schedule_.VersionArrived(state);
@@ -385,15 +346,21 @@ absl::Status Worker::Rebase() {
   return trainer_->PushParameters();
 }
 
-absl::Status Worker::Run(const JoinReply& joined) {
-  const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
-  joined_at_ = last_step_end_ = clock_.Now();
+absl::Status Worker::Prepare(const JoinReply& joined) {
+  if (group_size_ > 1) {
+    absl::StatusOr<std::unique_ptr<RegionGroup>> group = FormRegionGroup(job_, region_, joined, &mail_, stop_);
+    if (!group.ok()) return group.status();
+    group_ = *std::move(group);
+    step_.set_group(group_.get());
+  }
   // The first parameters replace what the model was initialised with.
+  const absl::Time begin = clock_.Now();
   while (link_.parameters().snapshot().version.value() == 0) {
-    if (stop_->received() != 0) return absl::OkStatus();
+    if (stop_->received() != 0) return absl::CancelledError("stopped by a signal");
+    if (absl::Status status = KeepGroup(); !status.ok()) return status;
     MutexLock lock(mail_.mutex);
-    if (mail_.over) return mail_.outcome;
-    if (clock_.Now() - joined_at_ > absl::Nanoseconds(job_.limits().start_ns())) {
+    if (mail_.over) return absl::CancelledError("the run is over");
+    if (clock_.Now() - begin > absl::Nanoseconds(job_.limits().start_ns())) {
       return absl::UnavailableError(absl::StrCat("no parameters came from the aggregator at ", joined.parent_address(),
                                                  " within limits.start; is it running and reachable?"));
     }
@@ -405,15 +372,43 @@ absl::Status Worker::Run(const JoinReply& joined) {
     schedule_.VersionArrived(state);
     schedule_.Rebased(state);
   });
-  absl::Status outcome = trainer_->PushParameters();
-  if (!outcome.ok()) return outcome;
-  TellHeartbeat(/*idle=*/false);
-  session_->StartHeartbeats(self, absl::Nanoseconds(job_.limits().heartbeat_ns()),
-                            absl::Nanoseconds(job_.limits().start_ns()), HeartbeatCallbacks());
+  return trainer_->PushParameters();
+}
 
+absl::Status Worker::KeepGroup() {
+  if (group_ == nullptr || clock_.Now() - group_->last_order() < absl::Nanoseconds(job_.limits().heartbeat_ns())) {
+    return absl::OkStatus();
+  }
+  GroupOrder order;
+  order.set_kind(GroupOrder::KIND_WAIT);
+  const absl::Status status = group_->Announce(order);
+  return status.ok() ? group_->AskWhoLeaves() : status;
+}
+
+void Worker::EndGroup(const absl::Status& outcome) {
+  if (group_ == nullptr) return;
+  if (group_->broken()) {
+    // Nothing of this is contributed any more: others can begin with it at once.
+    ReleaseRanges(schedule_.StopTraining());
+    ReleaseRanges(schedule_.ProgressLost());
+    return;
+  }
+  GroupOrder order;
+  order.set_kind(GroupOrder::KIND_FINISH);
+  order.set_failure(std::string(outcome.message()));
+  // Who does not hear of it learns from the coordinator.
+  if (const absl::Status status = group_->Announce(order); !status.ok()) {
+    LOG(WARNING) << status;
+  } else {
+    group_->Part();
+  }
+}
+
+absl::Status Worker::TrainUntilOver() {
+  absl::Status outcome;
   absl::Time leave_by = absl::InfiniteFuture();
   while (outcome.ok()) {
-    if (stop_->received() != 0 && !leaving_) {
+    if (!leaving_ && (stop_->received() != 0 || (group_ != nullptr && group_->somebody_leaves()))) {
       LOG(INFO) << "leaving: what was trained is contributed, the rest given back";
       leaving_ = true;
       leave_by = clock_.Now() + kLeaveTimeout;
@@ -428,15 +423,34 @@ absl::Status Worker::Run(const JoinReply& joined) {
       outcome = Contribute(*contribute);
     } else if (std::holds_alternative<LeafSchedule::Rebase>(action)) {
       outcome = Rebase();
+    } else {
+      outcome = KeepGroup();
     }
     TellHeartbeat(idle);
     const bool waits = idle || std::holds_alternative<LeafSchedule::Wait>(action);
-    if (!TakeMail(waits ? absl::Milliseconds(50) : absl::ZeroDuration())) {
-      MutexLock lock(mail_.mutex);
-      outcome.Update(mail_.outcome);
-      break;
-    }
+    if (!TakeMail(waits ? absl::Milliseconds(50) : absl::ZeroDuration())) break;
   }
+  return outcome;
+}
+
+absl::Status Worker::Run(const JoinReply& joined) {
+  const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
+  joined_at_ = last_step_end_ = clock_.Now();
+  session_->StartHeartbeats(self, absl::Nanoseconds(job_.limits().heartbeat_ns()),
+                            absl::Nanoseconds(job_.limits().start_ns()), HeartbeatCallbacks());
+  absl::Status outcome = Prepare(joined);
+  if (outcome.ok()) {
+    TellHeartbeat(/*idle=*/false);
+    outcome = TrainUntilOver();
+  } else if (absl::IsCancelled(outcome)) {
+    outcome = absl::OkStatus();
+  }
+  {
+    // How the run ended says more than what followed from it.
+    MutexLock lock(mail_.mutex);
+    if (mail_.over && (outcome.ok() || (group_ != nullptr && group_->broken()))) outcome = mail_.outcome;
+  }
+  EndGroup(outcome);
   TellHeartbeat(/*idle=*/true);
   session_->StopHeartbeats(absl::Seconds(1));
   link_.Shutdown();
@@ -491,7 +505,18 @@ absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop) {
   }
   LOG(INFO) << "worker " << joined->name() << " of " << options.region << " is member " << joined->member()
             << " incarnation " << joined->incarnation() << ", its aggregator is at " << joined->parent_address();
-  Worker worker(job, *region, *joined, *std::move(trainer), *std::move(reader), &session, &stop);
+  const int group_size = region->collective() == COLLECTIVE_GLOO ? region->workers() : 1;
+  if (group_size > 1 && joined->rank() >= group_size) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the %d workers of %s act as one (collective), and %s would be one more (rank %d); --name "
+                        "takes the place of one "
+                        "that is gone, as in worker-0",
+                        group_size, options.region, joined->name(), joined->rank()));
+  }
+  if (group_size > 1 && joined->rank() > 0) {
+    return RunGroupFollower(job, *region, *joined, trainer->get(), &*reader, &session, stop);
+  }
+  Worker worker(job, *region, *joined, group_size, *std::move(trainer), *std::move(reader), &session, &stop);
   return worker.Run(*joined);
 }
 

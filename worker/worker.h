@@ -14,16 +14,16 @@ namespace wukong {
 struct WorkerOptions {
   std::string coordinator;  // host:port
   std::string region;
-  std::string name;         // Empty: the coordinator gives one.
-  int rank = -1;            // Among the region's workers, for speed and collectives; -1: the coordinator gives one.
+  std::string name;  // Empty: the coordinator gives one.
+  int rank = -1;     // Among the region's workers, for speed and collectives; -1: the coordinator gives one.
   // What differs on this machine from the job that the coordinator hands out; unset parts are the job's.
   Job local;  // model.torchscript, data
   std::string device;
   absl::Duration connect_timeout = absl::Seconds(30);
 };
 
-// Trains until the run is over (OK), or until `stop` comes (OK after what was trained is contributed and the rest given back).
-// Errors: UNAVAILABLE (no coordinator, or away for too long), INVALID_ARGUMENT (region, data, another model),
+// Trains until the run is over (OK), or until `stop` comes (OK after what was trained is contributed and the rest given
+// back). Errors: UNAVAILABLE (no coordinator, or away for too long), INVALID_ARGUMENT (region, data, another model),
 // FAILED_PRECONDITION (device), OUT_OF_RANGE (diverged), ABORTED (fenced, or the job failed).
 absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop);
 

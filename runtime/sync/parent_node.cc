@@ -76,7 +76,8 @@ void ParentNode::FenceChild(MemberKey child, std::vector<Action>* actions) {
   oldest = std::max(oldest, Incarnation(child.incarnation.value() + 1));
   std::vector<Handle> refused;
   for (const auto& [handle, staged] : staged_) {
-    if (staged.manifest.sender == child) refused.push_back(handle);
+    const MemberKey sender = staged.manifest.sender;
+    if (sender.member == child.member && sender.incarnation <= child.incarnation) refused.push_back(handle);
   }
   for (const Handle handle : refused) {
     Refuse(handle, VERDICT_FENCED, "this incarnation was fenced while its contribution was being checked", actions);
@@ -240,7 +241,11 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
 
     for (size_t i = 0; i < count; ++i) {
       Manifest& manifest = ready_[i].second;
-      included_[manifest.sender.member] = manifest.sequence;
+      // What a fenced life left behind is merged, but a sequence of it would mean another contribution to the new life.
+      const auto sender = children_.find(manifest.sender.member);
+      if (sender != children_.end() && sender->second.incarnation == manifest.sender.incarnation) {
+        included_[manifest.sender.member] = manifest.sequence;
+      }
       if (!options_.is_root) {
         if (unsent_.contributions == 0) unsent_.since = now;
         ++unsent_.contributions;

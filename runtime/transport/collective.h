@@ -15,8 +15,8 @@
 
 namespace wukong {
 
-// One rank's end of a group of `size` processes. All ranks must make the same calls in the same order, with arguments of
-// the same size; each call blocks until this rank's part is done. One thread at a time, but for Abort.
+// One rank's end of a group of `size` processes. All ranks must make the same calls in the same order, with arguments
+// of the same size; each call blocks until this rank's part is done. One thread at a time, but for Abort.
 //
 // Errors: DEADLINE_EXCEEDED (a rank did not take part within the timeout), UNAVAILABLE (a rank or the network is gone),
 // CANCELLED (Abort), INVALID_ARGUMENT (no such root). After the first of them nothing works any more: the group cannot
@@ -55,10 +55,11 @@ struct CommunicatorOptions {
 
 // Blocks until all ranks are connected. A group of one needs no store; `kind` none is a group of one. Errors: as above,
 // the store's, and INVALID_ARGUMENT for ranks that cannot be.
-absl::StatusOr<std::unique_ptr<Communicator>> MakeCommunicator(const CommunicatorOptions& options, RendezvousStore* store);
+absl::StatusOr<std::unique_ptr<Communicator>> MakeCommunicator(const CommunicatorOptions& options,
+                                                               RendezvousStore* store);
 
-// The numeric address from which this machine sends to `address` (host:port), found without sending anything. Others that
-// reach that host reach this address as well. UNAVAILABLE: the name is unknown, or there is no route.
+// The numeric address from which this machine sends to `address` (host:port), found without sending anything. Others
+// that reach that host reach this address as well. UNAVAILABLE: the name is unknown, or there is no route.
 absl::StatusOr<std::string> LocalAddressTowards(const std::string& address);
 
 }  // namespace wukong

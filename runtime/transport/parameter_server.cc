@@ -89,10 +89,19 @@ void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>&
 }
 
 void ParameterServer::Handle(const ParentNode::Event& event) {
-  if (failed_) return;
-  for (const ParentNode::Action& action : node_.Step(event, clock_->Now())) {
-    std::visit([this](const auto& a) { Do(a); }, action);
+  events_.push_back(event);
+  // An action may lead to an event (Check to Checked): it waits until the Step before it is carried out to its end.
+  if (handling_) return;
+  handling_ = true;
+  while (!events_.empty() && !failed_) {
+    const ParentNode::Event next = std::move(events_.front());
+    events_.pop_front();
+    for (const ParentNode::Action& action : node_.Step(next, clock_->Now())) {
+      std::visit([this](const auto& a) { Do(a); }, action);
+    }
   }
+  events_.clear();
+  handling_ = false;
 }
 
 void ParameterServer::Fatal(const absl::Status& status) {
@@ -127,11 +136,13 @@ void ParameterServer::Do(const ParentNode::Reply& reply) {
                  << " refused (" << VerdictName(reply.verdict) << "): " << reply.detail;
     if (hooks_.on_refused) hooks_.on_refused(offer->manifest, reply.verdict, reply.detail);
   }
-  if (!reply.keep_payload) {
+  if (!reply.keep_payload) offers_.erase(found);
+  {
+    // What was accepted no longer counts although it may wait for its quorum: the merge needs the contributions that
+    // the bound would keep out. There are at most in_flight_max of each child.
     MutexLock lock(mutex_);
     staged_bytes_ -= offer->bytes;
     budget_changed_.NotifyAll();
-    offers_.erase(found);
   }
   offer->answered.Notify();
 }
@@ -144,14 +155,7 @@ void ParameterServer::Do(const ParentNode::Apply& apply) {
     status = hooks_.gradient_step(outer_.gradient());
     std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
   }
-  {
-    MutexLock lock(mutex_);
-    for (const Merge::Part& part : apply.merge.parts) {
-      staged_bytes_ -= offers_.at(part.handle)->bytes;
-      offers_.erase(part.handle);
-    }
-    budget_changed_.NotifyAll();
-  }
+  for (const Merge::Part& part : apply.merge.parts) offers_.erase(part.handle);
   if (!status.ok()) {
     Fatal(status);
     return;
@@ -184,8 +188,8 @@ void ParameterServer::Do(const ParentNode::Drop& drop) {
 void ParameterServer::Do(const ParentNode::Publish& publish) {
   const absl::Status status = public_.Publish(theta_, publish.notes);
   if (!status.ok()) {
-    Fatal(absl::OutOfRangeError(absl::StrFormat("the parameters diverged at version %d: %s", publish.version.value(),
-                                                status.message())));
+    Fatal(absl::OutOfRangeError(
+        absl::StrFormat("the parameters diverged at version %d: %s", publish.version.value(), status.message())));
     return;
   }
   CHECK_EQ(public_.version(), publish.version);
@@ -196,7 +200,8 @@ void ParameterServer::Do(const ParentNode::SendUp& send) {
       options_.progress == PROGRESS_GRADIENT ? replica_->Send(send.manifest.sequence, outer_.gradient())
                                              : replica_->Send(send.manifest.sequence);
   if (!payload.ok()) {
-    Fatal(absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", payload.status().message())));
+    Fatal(
+        absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", payload.status().message())));
     return;
   }
   if (options_.progress == PROGRESS_GRADIENT) std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
@@ -216,8 +221,8 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
                         header.member(), header.schema_digest(), options_.schema_digest));
   }
   if (header.codec() != options_.codec_up) {
-    return absl::InvalidArgumentError(absl::StrFormat("codec %s, expected %s", CodecKind_Name(header.codec()),
-                                                      CodecKind_Name(options_.codec_up)));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("codec %s, expected %s", CodecKind_Name(header.codec()), CodecKind_Name(options_.codec_up)));
   }
   if (header.fragments() != static_cast<int>(options_.fragments.size()) || header.ranges_size() > kRangesMax ||
       header.sequence() < 1 || header.tokens() < 0 || header.steps() < 0) {
@@ -239,10 +244,15 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     }
     if (stopping_) return absl::UnavailableError("this node is shutting down");
     staged_bytes_ += bytes;
+    staged_bytes_max_ = std::max(staged_bytes_max_, staged_bytes_);
   }
   offer->bytes = bytes;
   for (size_t f = 0; f < options_.fragments.size(); ++f) {
-    if (!reader->Read(&message)) return absl::CancelledError("the contribution broke off");
+    if (!reader->Read(&message)) {
+      if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
+      return absl::InvalidArgumentError(
+          absl::StrFormat("the contribution ends after %d of %d fragments", f, options_.fragments.size()));
+    }
     if (!message.has_fragment() || message.fragment().index() != static_cast<int>(f) ||
         message.fragment().payload().size() != codec->EncodedBytes(options_.fragments[f].size())) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d is out of order or of the wrong size", f));
@@ -253,8 +263,8 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
   const uint64_t checksum = offer->payload->checksum();
   if (checksum != header.payload_checksum()) {
     // Damaged on the way: the sender still has it.
-    return absl::UnavailableError(absl::StrFormat("payload checksum %016x, the header says %016x", checksum,
-                                                  header.payload_checksum()));
+    return absl::UnavailableError(
+        absl::StrFormat("payload checksum %016x, the header says %016x", checksum, header.payload_checksum()));
   }
   return absl::OkStatus();
 }

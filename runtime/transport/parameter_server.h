@@ -1,9 +1,10 @@
-// The driver of a parent node, the same for the root and for a region's aggregator: gRPC in front, the pure ParentNode in
-// the middle, vectors behind. All decisions and all work on the vectors run on one executor, in order; gRPC's threads only
-// carry bytes.
+// The driver of a parent node, the same for the root and for a region's aggregator: gRPC in front, the pure ParentNode
+// in the middle, vectors behind. All decisions and all work on the vectors run on one executor, in order; gRPC's
+// threads only carry bytes.
 #ifndef WUKONG_RUNTIME_TRANSPORT_PARAMETER_SERVER_H_
 #define WUKONG_RUNTIME_TRANSPORT_PARAMETER_SERVER_H_
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -35,7 +36,8 @@ class ParameterServer final : public ParameterNode::Service {
     CodecKind codec_down = CODEC_KIND_FP32;  // Of versions that go out.
     std::vector<FragmentSpan> fragments;
     std::string schema_digest;
-    int64_t in_flight_bytes = 64 << 20;  // Of staged contributions; senders wait beyond it.
+    // Of contributions between their first byte and their verdict; senders wait beyond it.
+    int64_t in_flight_bytes = 64 << 20;
     // Region: how its own progress goes to the root.
     Replica::Options replica;
   };
@@ -53,8 +55,8 @@ class ParameterServer final : public ParameterNode::Service {
     std::function<void(const absl::Status&)> on_fatal;
   };
 
-  // `theta` (values of the model, initialised) and `clock` outlive the server. `up` is null for the root; otherwise a link
-  // that outlives it and whose callbacks call OnParentVersion and OnParentAnswer.
+  // `theta` (values of the model, initialised) and `clock` outlive the server. `up` is null for the root; otherwise a
+  // link that outlives it and whose callbacks call OnParentVersion and OnParentAnswer.
   ParameterServer(const Options& options, Hooks hooks, absl::Span<float> theta, const VersionNotes& notes,
                   ParentLink* up, const Clock* clock);
   ~ParameterServer() override;
@@ -78,6 +80,12 @@ class ParameterServer final : public ParameterNode::Service {
 
   // Ends every call; no work is taken any more.
   void Shutdown();
+
+  // The most that in_flight_bytes had to bound so far.
+  int64_t staged_bytes_max() const {
+    MutexLock lock(mutex_);
+    return staged_bytes_max_;
+  }
 
  private:
   struct Offer;
@@ -105,12 +113,15 @@ class ParameterServer final : public ParameterNode::Service {
   OuterOptimizer outer_;
   std::unique_ptr<Replica> replica_;  // Region.
   std::map<wukong::Handle, std::shared_ptr<Offer>> offers_;
+  std::deque<ParentNode::Event> events_;  // Not handled yet.
+  bool handling_ = false;
   bool failed_ = false;
 
   PublicParameters public_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar budget_changed_;
   int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t staged_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "runtime/base/clock.h"
 #include "runtime/transport/grpc_options.h"
 
@@ -16,6 +19,60 @@ constexpr absl::Duration kServerWait = absl::Milliseconds(500);  // So that a ca
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 constexpr absl::Duration kRetry = absl::Milliseconds(100);
 
+constexpr absl::Duration kLookAgain = absl::Milliseconds(100);  // For places that were taken anew.
+constexpr char kPlanKey[] = "group/plan";
+
+std::string PlaceKey(int rank) { return absl::StrCat("group/place/", rank); }
+std::string AnswerKey(absl::string_view generation, absl::string_view identity) {
+  return absl::StrCat("group/answer/", generation, "/", identity);
+}
+std::string BeginKey(absl::string_view generation) { return absl::StrCat("group/begin/", generation); }
+
+bool NotThere(const absl::Status& status) { return status.code() == absl::StatusCode::kDeadlineExceeded; }
+
+// Rank 0's part. A plan is the generation's name and the identities in the order of their ranks.
+absl::StatusOr<std::string> LeadAgreement(RendezvousStore* store, int size, const std::string& identity,
+                                          absl::Duration timeout) {
+  const RealClock clock;
+  const absl::Time deadline = clock.Now() + timeout;
+  std::vector<std::string> planned;
+  std::string generation;
+  for (int attempt = 0;;) {
+    std::vector<std::string> places = {identity};
+    std::vector<int> missing;
+    for (int rank = 1; rank < size; ++rank) {
+      absl::StatusOr<std::string> place =
+          store->Get(PlaceKey(rank), missing.empty() ? kLookAgain : absl::ZeroDuration());
+      if (!place.ok() && !NotThere(place.status())) return place.status();
+      if (!place.ok()) missing.push_back(rank);
+      places.push_back(place.ok() ? *std::move(place) : "");
+    }
+    if (missing.empty()) {
+      if (places != planned) {
+        generation = absl::StrCat(identity, "#", ++attempt);
+        planned = places;
+        absl::Status status = store->Set(kPlanKey, absl::StrCat(generation, " ", absl::StrJoin(planned, " ")));
+        if (!status.ok()) return status;
+      }
+      for (int rank = 1; rank < size; ++rank) {
+        const auto answer = store->Get(AnswerKey(generation, planned[static_cast<size_t>(rank)]),
+                                       missing.empty() ? kLookAgain : absl::ZeroDuration());
+        if (!answer.ok() && !NotThere(answer.status())) return answer.status();
+        if (!answer.ok()) missing.push_back(rank);
+      }
+      if (missing.empty()) {
+        absl::Status status = store->Set(BeginKey(generation), "");
+        if (!status.ok()) return status;
+        return generation;
+      }
+    }
+    if (clock.Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrFormat(
+          "rank %s of %d did not come within %s", absl::StrJoin(missing, ", "), size, absl::FormatDuration(timeout)));
+    }
+  }
+}
+
 bool AggregatorIsAway(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable || status.code() == absl::StatusCode::kDeadlineExceeded;
 }
@@ -24,8 +81,9 @@ bool AggregatorIsAway(const absl::Status& status) {
 
 absl::Status MemoryStore::Set(MemberKey owner, const std::string& key, const std::string& value) {
   if (key.size() + value.size() > limits_.value_bytes) {
-    return absl::ResourceExhaustedError(absl::StrFormat("the rendezvous store takes at most %d bytes per key, got %d for %.64s",
-                                                        limits_.value_bytes, key.size() + value.size(), key));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("the rendezvous store takes at most %d bytes per key, got %d for %.64s", limits_.value_bytes,
+                        key.size() + value.size(), key));
   }
   MutexLock lock(mutex_);
   const auto found = entries_.find(key);
@@ -68,8 +126,44 @@ void MemoryStore::Forget(MemberKey owner) {
   }
 }
 
+absl::StatusOr<std::string> AgreeOnGeneration(RendezvousStore* store, int rank, int size, const std::string& identity,
+                                              absl::Duration timeout) {
+  if (rank == 0) return LeadAgreement(store, size, identity, timeout);
+  const RealClock clock;
+  const absl::Time deadline = clock.Now() + timeout;
+  if (absl::Status status = store->Set(PlaceKey(rank), identity); !status.ok()) return status;
+  std::string answered;
+  while (true) {
+    const absl::StatusOr<std::string> plan = store->Get(kPlanKey, kLookAgain);
+    if (!plan.ok() && !NotThere(plan.status())) return plan.status();
+    if (plan.ok()) {
+      const std::vector<std::string> words = absl::StrSplit(*plan, ' ');
+      if (static_cast<int>(words.size()) == size + 1 && words[static_cast<size_t>(rank) + 1] == identity) {
+        if (answered != words[0]) {
+          absl::Status status = store->Set(AnswerKey(words[0], identity), "");
+          if (!status.ok()) return status;
+          answered = words[0];
+        }
+        const auto begin = store->Get(BeginKey(answered), kLookAgain);
+        if (begin.ok()) return answered;
+        if (!NotThere(begin.status())) return begin.status();
+      } else {
+        // Rank 0 of another life, or another life of this rank: it will plan anew.
+        const auto wait = store->Get(BeginKey(identity), kLookAgain);
+        if (!wait.ok() && !NotThere(wait.status())) return wait.status();
+      }
+    }
+    if (clock.Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrFormat("rank %s of %d did not come within %s",
+                                                         answered.empty() ? "0" : "0, or another,", size,
+                                                         absl::FormatDuration(timeout)));
+    }
+  }
+}
+
 grpc::Status ServeStoreSet(MemoryStore* store, const StoreSetRequest& request) {
-  return ToGrpc(store->Set({MemberId(request.member()), Incarnation(request.incarnation())}, request.key(), request.value()));
+  return ToGrpc(
+      store->Set({MemberId(request.member()), Incarnation(request.incarnation())}, request.key(), request.value()));
 }
 
 grpc::Status ServeStoreGet(MemoryStore* store, const StoreGetRequest& request, StoreGetReply* reply) {
@@ -119,7 +213,8 @@ absl::StatusOr<std::string> RpcStore::Get(const std::string& key, absl::Duration
   while (true) {
     StoreGetRequest request;
     request.set_key(key);
-    request.set_wait_seconds(absl::ToDoubleSeconds(std::clamp(deadline - clock.Now(), absl::ZeroDuration(), kServerWait)));
+    request.set_wait_seconds(
+        absl::ToDoubleSeconds(std::clamp(deadline - clock.Now(), absl::ZeroDuration(), kServerWait)));
     grpc::ClientContext context;
     SetDeadline(&context, kCallTimeout);
     StoreGetReply reply;
@@ -130,8 +225,8 @@ absl::StatusOr<std::string> RpcStore::Get(const std::string& key, absl::Duration
     if (!not_set && !AggregatorIsAway(status)) return status;
     if (cancelled_()) return absl::CancelledError("stopped while waiting for " + key);
     if (clock.Now() >= deadline) {
-      return absl::DeadlineExceededError(absl::StrFormat("nobody set %s at the aggregator at %s within %s%s%s", key, address_,
-                                                         absl::FormatDuration(timeout), not_set ? "" : ": ",
+      return absl::DeadlineExceededError(absl::StrFormat("nobody set %s at the aggregator at %s within %s%s%s", key,
+                                                         address_, absl::FormatDuration(timeout), not_set ? "" : ": ",
                                                          not_set ? "" : std::string(status.message())));
     }
     if (not_set) continue;  // The server has waited.

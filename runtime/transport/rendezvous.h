@@ -24,8 +24,8 @@ class RendezvousStore {
   virtual ~RendezvousStore() = default;
   // Sets the key anew where it was set before. RESOURCE_EXHAUSTED: the store or the value is too large.
   virtual absl::Status Set(const std::string& key, const std::string& value) = 0;
-  // Waits until the key is set. DEADLINE_EXCEEDED: it was not within `timeout`. CANCELLED: the owner does not want to wait
-  // any more.
+  // Waits until the key is set. DEADLINE_EXCEEDED: it was not within `timeout`. CANCELLED: the owner does not want to
+  // wait any more.
   virtual absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) = 0;
 };
 
@@ -58,6 +58,14 @@ class MemoryStore final : public RendezvousStore {
   std::map<std::string, Entry> entries_ ABSL_GUARDED_BY(mutex_);
   size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
+
+// What the ranks of a group do before they connect: they agree on a name for this forming of the group that no other
+// has, also where the store still holds what dead processes have set. Rank 0 plans with whoever stands in each place,
+// and is satisfied when all of them have answered to the plan; who takes a place anew makes it plan anew. Returns the
+// name. `identity` tells this process from all that have this place before and after it, and has no space in it.
+// DEADLINE_EXCEEDED: some rank did not come; the message says which.
+absl::StatusOr<std::string> AgreeOnGeneration(RendezvousStore* store, int rank, int size, const std::string& identity,
+                                              absl::Duration timeout);
 
 // The calls StoreSet and StoreGet of an aggregator, by its store.
 grpc::Status ServeStoreSet(MemoryStore* store, const StoreSetRequest& request);

@@ -1,0 +1,268 @@
+#include "coordinator/coordinator_core.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "coordinator/test_cluster.h"
+
+namespace wukong {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Phase = CoordinatorCore::Phase;
+
+TEST(CoordinatorSizesTest, TheBudgetIsRoundedUpToWholeOptimizerSteps) {
+  Job job = MakeJob();
+  EXPECT_EQ(StepSamples(job), 2);
+  EXPECT_EQ(TotalSamples(job), 40);
+  job.mutable_stop()->set_tokens(161);
+  EXPECT_EQ(TotalSamples(job), 42);
+  job.mutable_stop()->set_tokens(1);
+  EXPECT_EQ(TotalSamples(job), 2);
+}
+
+TEST(CoordinatorJoinTest, AnUnknownRegionIsToldWhichThereAre) {
+  Cluster c;
+  const absl::Status status = c.TryJoin(ROLE_WORKER, "shanghai", "").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no region 'shanghai'; it has beijing, shenzhen"));
+  GetJobRequest request;
+  request.set_region("beijing");
+  const auto reply = c.core.GetJob(request);
+  ASSERT_TRUE(reply.ok());
+  EXPECT_EQ(reply->run(), "run-1");
+  EXPECT_EQ(reply->parameters(), 1000);
+  EXPECT_EQ(reply->job().regions_size(), 2);
+}
+
+TEST(CoordinatorJoinTest, AnotherModelIsRefused) {
+  Cluster c;
+  const absl::Status status = c.TryJoin(ROLE_AGGREGATOR, "beijing", "agg", "fedcba9876543210").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("agg of beijing was built for another model"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("fedcba987654"));
+}
+
+TEST(CoordinatorJoinTest, AWorkerComesAfterItsAggregator) {
+  Cluster c;
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "").status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(c.TryJoin(ROLE_UNSPECIFIED, "beijing", "").status().code(), absl::StatusCode::kInvalidArgument);
+  c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  const auto first = c.TryJoin(ROLE_WORKER, "beijing", ""), second = c.TryJoin(ROLE_WORKER, "beijing", "");
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->parent_address(), "beijing:1");
+  EXPECT_NE(first->name(), second->name()) << "two without a name are two workers";
+  EXPECT_NE(first->rank(), second->rank());
+}
+
+TEST(CoordinatorJoinTest, TheSameNameAgainIsANewLifeAndTheOldOneIsFenced) {
+  Cluster c;
+  c.Start();
+  c.Want(&c.b0, 4);
+  Process old = c.b0;
+  const Process again = c.Join(ROLE_WORKER, "beijing", "b0");
+  EXPECT_EQ(again.key.member, old.key.member);
+  EXPECT_EQ(again.key.incarnation, Incarnation(2));
+  EXPECT_EQ(c.TryBeat(&old).status().code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Fences(c.Beat(&c.aggregator_b)), ElementsAre(FenceOf(old)));
+  const int64_t leased = c.core.ledger().leased();
+  EXPECT_GT(leased, 0) << "not before the aggregator says that it takes nothing more";
+  c.Beat(&c.aggregator_b, FenceDoneFor(old.key, {}));
+  EXPECT_LT(c.core.ledger().leased(), leased);
+  c.b0 = again;
+  c.Want(&c.b0, 4);  // The new life goes on.
+  EXPECT_FALSE(c.b0.held.empty());
+}
+
+TEST(CoordinatorStartTest, NobodyGetsDataBeforeAllAreReady) {
+  Cluster c;
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
+  c.b1 = c.Join(ROLE_WORKER, "beijing", "b1");
+  for (Process* worker : {&c.b0, &c.b1}) {
+    const HeartbeatReply reply = c.Want(worker, 8);
+    EXPECT_EQ(reply.granted_size(), 0);
+    EXPECT_FALSE(reply.exhausted()) << "there will be data";
+  }
+  c.aggregator_s = c.Join(ROLE_AGGREGATOR, "shenzhen", "agg");
+  c.s0 = c.Join(ROLE_WORKER, "shenzhen", "s0");
+  c.Beat(&c.s0);
+  EXPECT_EQ(c.core.phase(), Phase::kStarting) << "s0 has joined, but not asked for data";
+  c.now += absl::Seconds(3);
+  EXPECT_GT(c.Want(&c.s0, 8).granted_size(), 0);
+  EXPECT_EQ(c.core.phase(), Phase::kTraining);
+  EXPECT_EQ(c.core.training_started(), c.now);
+  EXPECT_GT(c.Want(&c.b0, 8).granted_size(), 0);
+}
+
+TEST(CoordinatorStartTest, WhoIsMissingIsNamedAndCounted) {
+  Cluster c;
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
+  for (int second = 0; second <= 60; second += 5) {
+    c.Beat(&c.aggregator_b);
+    c.Want(&c.b0, 8);
+    c.core.Tick(c.now);
+    ASSERT_EQ(c.core.phase(), Phase::kStarting);
+    c.now += absl::Seconds(5);
+  }
+  c.core.Tick(c.now);
+  EXPECT_EQ(c.core.phase(), Phase::kFailed);
+  EXPECT_THAT(c.core.failure(), HasSubstr("1 of 2 workers of beijing"));
+  EXPECT_THAT(c.core.failure(), HasSubstr("the aggregator of shenzhen"));
+  EXPECT_THAT(c.core.failure(), HasSubstr("1 of 1 workers of shenzhen"));
+  const HeartbeatReply reply = c.Beat(&c.b0);
+  EXPECT_TRUE(reply.finish());
+  EXPECT_EQ(reply.finish_reason(), c.core.failure());
+}
+
+TEST(CoordinatorStartTest, TheFollowersOfACollectiveNeedNoDataOfTheirOwn) {
+  Job job = MakeJob();
+  job.mutable_regions(0)->set_collective(COLLECTIVE_GLOO);
+  Cluster c(job);
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.aggregator_s = c.Join(ROLE_AGGREGATOR, "shenzhen", "agg");
+  c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
+  c.s0 = c.Join(ROLE_WORKER, "shenzhen", "s0");
+  c.Want(&c.s0, 4);
+  c.Want(&c.b0, 4);
+  EXPECT_EQ(c.core.phase(), Phase::kStarting) << "the second member of the group is not there";
+  c.b1 = c.Join(ROLE_WORKER, "beijing", "b1");
+  c.Want(&c.b0, 4);
+  EXPECT_EQ(c.core.phase(), Phase::kTraining);
+}
+
+TEST(CoordinatorHeartbeatTest, ARepeatedBeatGetsTheSameReplyAndNoMoreData) {
+  Cluster c;
+  c.Start();
+  HeartbeatRequest request;
+  request.set_want_samples(4);
+  const HeartbeatReply first = c.Beat(&c.b0, request);
+  const int64_t leased = c.core.ledger().leased();
+  --c.b0.beat;
+  const HeartbeatReply again = c.Beat(&c.b0, request);
+  EXPECT_EQ(first.SerializeAsString(), again.SerializeAsString());
+  EXPECT_GT(first.granted_size(), 0);
+  EXPECT_EQ(c.core.ledger().leased(), leased);
+  c.b0.beat -= 2;
+  EXPECT_EQ(c.TryBeat(&c.b0, request).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(CoordinatorHeartbeatTest, StrangersAreToldToLeave) {
+  Cluster c;
+  c.Start();
+  Process stranger{{MemberId(99), Incarnation(1)}, 0, {}};
+  EXPECT_EQ(c.TryBeat(&stranger).status().code(), absl::StatusCode::kAborted);
+  Process future = c.b0;
+  future.key.incarnation = Incarnation(2);
+  EXPECT_EQ(c.TryBeat(&future).status().code(), absl::StatusCode::kAborted);
+}
+
+TEST(CoordinatorHeartbeatTest, WhatAWorkerGivesBackIsAvailableAgain) {
+  Cluster c;
+  c.Start();
+  const int64_t available = c.core.ledger().available();
+  HeartbeatRequest request;
+  for (const LeasedRange& range : c.s0.held) *request.add_released() = RangeToProto(range);
+  c.Beat(&c.b0, request);
+  EXPECT_EQ(c.core.ledger().available(), available) << "another's leases cannot be given back";
+  c.Beat(&c.s0, request);
+  EXPECT_GT(c.core.ledger().available(), available);
+}
+
+TEST(CoordinatorHeartbeatTest, NearTheEndEverybodyGetsLessButNeverLessThanAStep) {
+  Cluster c;
+  c.Start();
+  int64_t last = 1000;
+  while (c.core.ledger().available() > 0) {
+    const int64_t available = c.core.ledger().available();
+    int64_t granted = 0;
+    const HeartbeatReply reply = c.Want(&c.b0, 1000);
+    for (const SampleRange& range : reply.granted()) granted += range.end() - range.begin();
+    EXPECT_GE(granted, std::min<int64_t>(2, available));
+    EXPECT_LE(granted, std::max<int64_t>(2, available / 6)) << "half of an equal share of three";
+    EXPECT_LE(granted, last);
+    last = granted;
+  }
+  const HeartbeatReply reply = c.Want(&c.b0, 1000);
+  EXPECT_TRUE(reply.exhausted());
+}
+
+TEST(CoordinatorEndTest, WhenAllIsCommittedEverybodyIsToldAndTheAccountAddsUp) {
+  Cluster c;
+  c.Start();
+  c.TakeAll(&c.s0);
+  c.Commit(c.aggregator_b, &c.b0);
+  c.Commit(c.aggregator_b, &c.b1);
+  EXPECT_EQ(c.core.phase(), Phase::kTraining);
+  EXPECT_FALSE(c.Beat(&c.b0).finish());
+  c.now += absl::Seconds(20);
+  c.Commit(c.aggregator_s, &c.s0);
+  EXPECT_EQ(c.core.phase(), Phase::kDone);
+  EXPECT_EQ(c.core.training_ended(), c.now);
+  EXPECT_EQ(c.core.committed_tokens(), 160);
+  for (Process* process : {&c.aggregator_b, &c.aggregator_s, &c.b0, &c.b1, &c.s0}) {
+    EXPECT_FALSE(c.core.AllToldFinish());
+    const HeartbeatReply reply = c.Beat(process);
+    EXPECT_TRUE(reply.finish());
+    EXPECT_EQ(reply.finish_reason(), "");
+  }
+  EXPECT_TRUE(c.core.AllToldFinish());
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "late").status().code(), absl::StatusCode::kUnavailable);
+  c.core.Fail("too late", c.now);
+  EXPECT_EQ(c.core.phase(), Phase::kDone);
+  nlohmann::ordered_json report;
+  c.core.FillReport(&report);
+  EXPECT_EQ(report["tokens_committed"], 160);
+  EXPECT_EQ(report["wall_seconds"], 20.0);
+  EXPECT_EQ(report["tokens_per_second"], 8.0);
+  EXPECT_EQ(report["ranges"]["total"], 10);
+  EXPECT_EQ(report["ranges"]["committed_once"], 10);
+  EXPECT_EQ(report["ranges"]["committed_more_than_once"], 0);
+  EXPECT_EQ(report["ranges"]["lost"], 0);
+}
+
+TEST(CoordinatorEndTest, StopWallFailsTheRun) {
+  Job job = MakeJob();
+  job.mutable_stop()->set_wall_ns(30'000'000'000);
+  Cluster c(job);
+  c.now += absl::Seconds(50);  // Starting does not count.
+  c.Start();
+  for (int i = 0; i < 6; ++i) {
+    c.now += absl::Seconds(5);
+    c.BeatAllBut(nullptr);
+    c.core.Tick(c.now);
+  }
+  EXPECT_EQ(c.core.phase(), Phase::kTraining);
+  c.now += absl::Seconds(1);
+  c.core.Tick(c.now);
+  EXPECT_EQ(c.core.phase(), Phase::kFailed);
+  EXPECT_THAT(c.core.failure(), HasSubstr("stop.wall (30s) is over with 0 of 160 tokens committed"));
+}
+
+TEST(CoordinatorReportTest, UsageOfEarlierLivesIsCounted) {
+  Cluster c;
+  c.Start();
+  HeartbeatRequest request;
+  request.mutable_usage()->set_tokens_computed(100);
+  request.mutable_usage()->set_compute_seconds(3);
+  request.mutable_usage()->set_wall_seconds(4);
+  c.Beat(&c.b0, request);
+  c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
+  c.Beat(&c.b0, request);
+  nlohmann::ordered_json report;
+  c.core.FillReport(&report);
+  EXPECT_EQ(report["tokens_computed"], 200);
+  EXPECT_EQ(report["compute_share"], 0.75);
+  StatusReply status;
+  c.core.FillStatus(&status, c.now);
+  EXPECT_EQ(status.tokens_computed(), 200);
+  EXPECT_EQ(status.phase(), "training");
+  EXPECT_EQ(status.members_size(), 5);
+}
+
+}  // namespace
+}  // namespace wukong

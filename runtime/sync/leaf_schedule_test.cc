@@ -1,0 +1,284 @@
+#include "runtime/sync/leaf_schedule.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace wukong {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+LeafSchedule::Options MakeOptions(int64_t inner_steps, bool waits = false, int in_flight_max = 1) {
+  LeafSchedule::Options options;
+  options.inner_steps = inner_steps;
+  options.waits = waits;
+  options.in_flight_max = in_flight_max;
+  options.step_samples = 4;
+  options.tokens_per_sample = 10;
+  return options;
+}
+
+// A schedule that has its first parameters, with what a worker does around it.
+struct Leaf {
+  explicit Leaf(const LeafSchedule::Options& options) : schedule(options) { Take(1, 0, 1); }
+  void Lease(int64_t begin, int64_t end, int64_t token = 1) { schedule.Leased({{begin, end, token}}, false); }
+  void Take(int64_t version, int64_t included, int64_t root) {
+    const LeafSchedule::ParentState state{Version(version), Sequence(included), Version(root)};
+    schedule.VersionArrived(state);
+    EXPECT_TRUE(std::holds_alternative<LeafSchedule::Rebase>(schedule.Next()));
+    schedule.Rebased(state);
+  }
+  std::vector<LeasedRange> Train(double seconds = 1) {
+    const LeafSchedule::Action action = schedule.Next();
+    const auto* train = std::get_if<LeafSchedule::Train>(&action);
+    EXPECT_NE(train, nullptr) << "action " << action.index() << " in place of a step";
+    if (train == nullptr) return {};
+    schedule.StepDone(seconds);
+    return train->samples;
+  }
+  Manifest Contribute() {
+    const LeafSchedule::Action action = schedule.Next();
+    const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action);
+    EXPECT_NE(contribute, nullptr) << "action " << action.index() << " in place of a contribution";
+    return contribute == nullptr ? Manifest() : contribute->manifest;
+  }
+  bool Waits(LeafSchedule::Reason reason) {
+    const LeafSchedule::Action action = schedule.Next();
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    return wait != nullptr && wait->reason == reason;
+  }
+  bool IsIdle() { return std::holds_alternative<LeafSchedule::Idle>(schedule.Next()); }
+  LeafSchedule schedule;
+};
+
+TEST(LeafScheduleTest, WaitsForItsFirstParameters) {
+  LeafSchedule schedule(MakeOptions(1));
+  schedule.Leased({{0, 4, 1}}, false);
+  const LeafSchedule::Action action = schedule.Next();
+  ASSERT_TRUE(std::holds_alternative<LeafSchedule::Wait>(action));
+  EXPECT_EQ(std::get<LeafSchedule::Wait>(action).reason, LeafSchedule::Reason::kParameters);
+}
+
+TEST(LeafScheduleTest, ContributesAfterHSteps) {
+  Leaf leaf(MakeOptions(3));
+  leaf.Lease(0, 100);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 4, 1}));
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 8, 1}));
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{8, 12, 1}));
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.sequence, Sequence(1));
+  EXPECT_EQ(manifest.steps, 3);
+  EXPECT_EQ(manifest.tokens, 120);
+  EXPECT_THAT(manifest.ranges, ElementsAre(LeasedRange{0, 12, 1}));
+  EXPECT_EQ(leaf.schedule.untrained_samples(), 88);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{12, 16, 1}));
+}
+
+TEST(LeafScheduleTest, AStepMaySpanLeases) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 3, 1);
+  leaf.Lease(8, 16, 2);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 3, 1}, LeasedRange{8, 9, 2}));
+  EXPECT_THAT(leaf.Contribute().ranges, ElementsAre(LeasedRange{0, 3, 1}, LeasedRange{8, 9, 2}));
+}
+
+TEST(LeafScheduleTest, ASlowWorkerDoesFewerStepsPerContribution) {
+  LeafSchedule::Options options = MakeOptions(10);
+  options.scale_steps_by_speed = true;
+  Leaf leaf(options);
+  leaf.Lease(0, 100);
+  EXPECT_EQ(leaf.schedule.steps_per_contribution(), 10) << "no speed is known yet";
+  leaf.Train(/*seconds=*/2);
+  EXPECT_DOUBLE_EQ(leaf.schedule.samples_per_second(), 2);
+  const struct {
+    double reference;
+    int64_t steps;
+  } rows[] = {{0, 10}, {1, 10}, {2, 10}, {2.1, 10}, {2.5, 8}, {4, 5}, {6, 3}, {1000, 1}};
+  for (const auto& row : rows) {
+    leaf.schedule.SpeedReference(row.reference);
+    EXPECT_EQ(leaf.schedule.steps_per_contribution(), row.steps) << "reference " << row.reference;
+  }
+  leaf.schedule.SpeedReference(6);
+  leaf.Train(2);
+  leaf.Train(2);
+  EXPECT_EQ(leaf.Contribute().steps, 3);
+}
+
+TEST(LeafScheduleTest, WithFixedStepsSpeedDoesNotMatter) {
+  Leaf leaf(MakeOptions(10));
+  leaf.Lease(0, 100);
+  leaf.Train(2);
+  leaf.schedule.SpeedReference(1000);
+  EXPECT_EQ(leaf.schedule.steps_per_contribution(), 10);
+}
+
+TEST(LeafScheduleTest, AWaitingWorkerGoesOnOnlyWithAVersionThatIncludesItsContribution) {
+  Leaf leaf(MakeOptions(1, /*waits=*/true));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED), IsEmpty());
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "accepted is not included";
+  leaf.Take(2, /*included=*/0, 1);
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  leaf.Take(3, /*included=*/1, 2);
+  leaf.Train();
+}
+
+TEST(LeafScheduleTest, AVersionMayOvertakeTheAnswerThatItRestsOn) {
+  Leaf leaf(MakeOptions(1, /*waits=*/true));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.Take(2, /*included=*/1, 1);
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  leaf.Train();
+}
+
+TEST(LeafScheduleTest, WhileTheNetworkIsSlowTheContributionGrows) {
+  Leaf leaf(MakeOptions(2, /*waits=*/false, /*in_flight_max=*/1));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().steps, 2);
+  for (int i = 0; i < 5; ++i) leaf.Train();
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.steps, 5);
+  EXPECT_EQ(manifest.sequence, Sequence(2));
+  EXPECT_THAT(manifest.ranges, ElementsAre(LeasedRange{8, 28, 1}));
+}
+
+TEST(LeafScheduleTest, SeveralContributionsMayBeInFlight) {
+  Leaf leaf(MakeOptions(1, false, 2));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(1));
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(2));
+  leaf.Train();
+  leaf.Train();
+  leaf.schedule.Answered(Sequence(2), VERDICT_ACCEPTED);
+  EXPECT_EQ(leaf.Contribute().steps, 2);
+}
+
+TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
+  Leaf leaf(MakeOptions(5));
+  leaf.Lease(0, 6);
+  leaf.Train();
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 6, 1}));
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kData)) << "there may be more data";
+  leaf.schedule.Leased({}, /*exhausted=*/true);
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.steps, 2);
+  EXPECT_EQ(manifest.tokens, 60);
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "it owes nothing only when the answer is there";
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  EXPECT_TRUE(leaf.IsIdle());
+}
+
+TEST(LeafScheduleTest, AnIdleWorkerGoesBackToWorkWhenDataIsAvailableAgain) {
+  Leaf leaf(MakeOptions(1));
+  leaf.schedule.Leased({}, true);
+  EXPECT_TRUE(leaf.IsIdle());
+  leaf.Lease(40, 44, 9);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{40, 44, 9}));
+}
+
+TEST(LeafScheduleTest, ARefusedContributionGivesItsRangesBackOnce) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 8);
+  leaf.Train();
+  leaf.Contribute();
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_STALE), ElementsAre(LeasedRange{0, 4, 1}));
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_STALE), IsEmpty());
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(9), VERDICT_STALE), IsEmpty());
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(2)) << "a sequence is never used again";
+}
+
+TEST(LeafScheduleTest, ARefusalLetsAWaitingWorkerGoOn) {
+  Leaf leaf(MakeOptions(1, true));
+  leaf.Lease(0, 8);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.schedule.Answered(Sequence(1), VERDICT_STALE);
+  leaf.Train();
+}
+
+TEST(LeafScheduleTest, StopTrainingContributesWhatWasTrainedAndReturnsTheRest) {
+  Leaf leaf(MakeOptions(5));
+  leaf.Lease(0, 20);
+  leaf.Train();
+  EXPECT_THAT(leaf.schedule.StopTraining(), ElementsAre(LeasedRange{4, 20, 1}));
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(10), 8), 0);
+  EXPECT_THAT(leaf.Contribute().ranges, ElementsAre(LeasedRange{0, 4, 1}));
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  EXPECT_TRUE(leaf.IsIdle());
+}
+
+TEST(LeafScheduleTest, LostProgressReturnsAllThatItWasMadeFrom) {
+  Leaf leaf(MakeOptions(5));
+  leaf.Lease(0, 20);
+  leaf.Train();
+  leaf.Train();
+  ASSERT_TRUE(std::holds_alternative<LeafSchedule::Train>(leaf.schedule.Next()));  // Under way.
+  EXPECT_THAT(Coalesce(leaf.schedule.ProgressLost()), ElementsAre(LeasedRange{0, 12, 1}));
+  leaf.Train();
+  leaf.Train();
+  leaf.schedule.Leased({}, true);
+  EXPECT_THAT(leaf.Contribute().ranges, ElementsAre(LeasedRange{12, 20, 1}));
+}
+
+TEST(LeafScheduleTest, TheManifestNamesTheOldestBaseOfItsSteps) {
+  Leaf leaf(MakeOptions(3));
+  leaf.Take(5, 0, 40);
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Take(7, 0, 44);
+  leaf.Train();
+  leaf.Take(9, 0, 48);
+  leaf.Train();
+  Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.base, Version(5));
+  EXPECT_EQ(manifest.root_base, Version(40));
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  for (int i = 0; i < 3; ++i) leaf.Train();
+  manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.base, Version(9)) << "the next contribution begins anew";
+  EXPECT_EQ(manifest.root_base, Version(48));
+}
+
+TEST(LeafScheduleTest, RebasesOnlyBetweenStepsAndOncePerVersion) {
+  Leaf leaf(MakeOptions(10));
+  leaf.Lease(0, 100);
+  ASSERT_TRUE(std::holds_alternative<LeafSchedule::Train>(leaf.schedule.Next()));
+  leaf.schedule.VersionArrived({Version(2), Sequence(0), Version(2)});
+  leaf.schedule.VersionArrived({Version(3), Sequence(0), Version(3)});
+  leaf.schedule.StepDone(1);
+  ASSERT_TRUE(std::holds_alternative<LeafSchedule::Rebase>(leaf.schedule.Next()));
+  leaf.schedule.Rebased({Version(3), Sequence(0), Version(3)});
+  EXPECT_EQ(leaf.schedule.base_root_version(), Version(3));
+  leaf.Train();
+}
+
+TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
+  Leaf leaf(MakeOptions(10));
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 20) << "one step and one range";
+  leaf.Lease(0, 24);
+  leaf.Train(/*seconds=*/0.5);  // 8 samples a second.
+  const struct {
+    double latency_seconds;
+    int64_t want;
+  } rows[] = {{0.0, 0}, {1.8, 0}, {2.0, 16}, {4.0, 4 + 32 + 16 - 20}};
+  for (const auto& row : rows) {
+    // It has 20 left, and keeps one step (4) beyond what it trains within the latency.
+    EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(row.latency_seconds), 16), row.want) << row.latency_seconds;
+  }
+}
+
+}  // namespace
+}  // namespace wukong

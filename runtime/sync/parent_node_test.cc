@@ -1,0 +1,502 @@
+#include "runtime/sync/parent_node.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace wukong {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::Pair;
+using testing::UnorderedElementsAre;
+using Action = ParentNode::Action;
+using Actions = std::vector<Action>;
+
+ParentNode::Options MakeOptions(bool is_root, int64_t quorum) {
+  ParentNode::Options options;
+  options.is_root = is_root;
+  Level& level = options.level;
+  level.set_quorum(quorum);
+  level.set_learning_rate(0.5);
+  level.set_momentum(0);
+  level.set_momentum_delay(1);
+  level.set_weight(WEIGHT_EQUAL);
+  level.set_staleness_max(8);
+  level.set_staleness_decay(STALENESS_DECAY_NONE);
+  level.set_mix(1);
+  level.set_send_every(1);
+  level.set_flush_age_ns(0);
+  return options;
+}
+
+template <typename T>
+std::vector<T> All(const Actions& actions) {
+  std::vector<T> found;
+  for (const Action& action : actions) {
+    if (const T* one = std::get_if<T>(&action)) found.push_back(*one);
+  }
+  return found;
+}
+
+template <typename T>
+T Only(const Actions& actions) {
+  const std::vector<T> found = All<T>(actions);
+  EXPECT_EQ(found.size(), 1u);
+  return found.empty() ? T() : found.front();
+}
+
+// A node and its driver, whose checks accept everything unless told otherwise.
+struct Node {
+  explicit Node(const ParentNode::Options& options, int children = 3) : node(options) {
+    for (int child = 1; child <= children; ++child) Attach(child);
+  }
+  Actions Step(const ParentNode::Event& event) { return node.Step(event, now); }
+  Actions Attach(int64_t child, int64_t incarnation = 1) {
+    return Step(ParentNode::ChildAttached{Key(child, incarnation)});
+  }
+  static MemberKey Key(int64_t child, int64_t incarnation = 1) { return {MemberId(child), Incarnation(incarnation)}; }
+  // A manifest with two samples that nobody else has.
+  Manifest Make(int64_t child, int64_t sequence, int64_t incarnation = 1) {
+    Manifest manifest;
+    manifest.sender = Key(child, incarnation);
+    manifest.sequence = Sequence(sequence);
+    manifest.base = node.version();
+    manifest.root_base = root_base;
+    manifest.steps = 1;
+    manifest.tokens = 100;
+    manifest.ranges = {{samples, samples + 2, samples + 1000}};
+    samples += 2;
+    return manifest;
+  }
+  Actions Offer(const Manifest& manifest) { return Step(ParentNode::Offered{Handle(++handle), manifest}); }
+  Actions OfferAndAccept(const Manifest& manifest) {
+    const Actions offered = Offer(manifest);
+    EXPECT_EQ(All<ParentNode::Check>(offered).size(), 1u);
+    return Step(ParentNode::Checked{Handle(handle), VERDICT_ACCEPTED, ""});
+  }
+  Actions Contribute(int64_t child, int64_t sequence, int64_t incarnation = 1) {
+    return OfferAndAccept(Make(child, sequence, incarnation));
+  }
+  ParentNode node;
+  absl::Time now = absl::UnixEpoch();
+  Version root_base{1};
+  int64_t handle = 0;
+  int64_t samples = 0;
+};
+
+std::vector<double> Weights(const ParentNode::Apply& apply) {
+  std::vector<double> weights;
+  for (const Merge::Part& part : apply.merge.parts) weights.push_back(part.weight);
+  return weights;
+}
+
+auto Near(double value) { return testing::DoubleNear(value, 1e-12); }
+
+TEST(ParentNodeQuorum, OneMergesEachContributionAsItComes) {
+  Node n(MakeOptions(true, 1));
+  const auto apply = Only<ParentNode::Apply>(n.Contribute(2, 1));
+  EXPECT_THAT(Weights(apply), ElementsAre(Near(1.0 / 3)));
+  EXPECT_EQ(apply.merge.learning_rate, 0.5);
+  EXPECT_EQ(apply.manifests[0].sender, Node::Key(2));
+}
+
+TEST(ParentNodeQuorum, AllWaitsForEveryChild) {
+  Node n(MakeOptions(true, 0));
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 2)), IsEmpty()) << "the same child twice is one child";
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(2, 1)), IsEmpty());
+  const auto apply = Only<ParentNode::Apply>(n.Contribute(3, 1));
+  EXPECT_THAT(Weights(apply), ElementsAre(Near(0.25), Near(0.25), Near(0.25), Near(0.25)));
+}
+
+TEST(ParentNodeQuorum, KMergesWhenKChildrenHaveSent) {
+  Node n(MakeOptions(true, 2));
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty());
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Contribute(1, 1))), ElementsAre(Near(1.0 / 3), Near(1.0 / 3)));
+}
+
+TEST(ParentNodeQuorum, IdleChildrenAreNotWaitedFor) {
+  Node n(MakeOptions(true, 0));
+  n.Contribute(1, 1);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Step(ParentNode::IdleChildren{{MemberId(2)}})), IsEmpty());
+  const auto apply = Only<ParentNode::Apply>(n.Step(ParentNode::IdleChildren{{MemberId(2), MemberId(3)}}));
+  EXPECT_THAT(Weights(apply), ElementsAre(Near(1)));
+}
+
+TEST(ParentNodeQuorum, AQuorumOfKShrinksToTheChildrenThatAreAtWork) {
+  Node n(MakeOptions(true, 3));
+  n.Step(ParentNode::IdleChildren{{MemberId(2)}});
+  n.Contribute(1, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(3, 1)).size(), 1u);
+  n.Step(ParentNode::IdleChildren{{MemberId(1), MemberId(2), MemberId(3)}});
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(2, 1)).size(), 1u);
+}
+
+TEST(ParentNodeQuorum, AFencedChildIsNotWaitedFor) {
+  Node n(MakeOptions(true, 0));
+  n.Contribute(1, 1);
+  n.Contribute(2, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Step(ParentNode::ChildFenced{Node::Key(3)})).size(), 1u);
+  EXPECT_EQ(n.node.live_children(), 2);
+}
+
+TEST(ParentNodeWeights, TokensAreSharesOfTheRoundsTokens) {
+  ParentNode::Options options = MakeOptions(true, 0);
+  options.level.set_weight(WEIGHT_TOKENS);
+  Node n(options);
+  Actions actions;
+  const int64_t tokens[] = {100, 300, 600};
+  for (int64_t child = 1; child <= 3; ++child) {
+    Manifest manifest = n.Make(child, 1);
+    manifest.tokens = tokens[child - 1];
+    actions = n.OfferAndAccept(manifest);
+  }
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(actions)), ElementsAre(Near(0.1), Near(0.3), Near(0.6)));
+  EXPECT_EQ(n.node.stats().tokens_merged, 1000);
+}
+
+TEST(ParentNodeWeights, TokensWithoutARoundAreMeasuredByTheRecentMean) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_weight(WEIGHT_TOKENS);
+  Node n(options);
+  double sum = 0;
+  const int64_t tokens[] = {100, 300, 200, 400};  // Their mean is 250; a window of 16 holds four rounds of them.
+  for (int64_t i = 1; i <= 400; ++i) {
+    Manifest manifest = n.Make(1 + i % 3, 1 + (i - 1) / 3);
+    manifest.tokens = tokens[i % 4];
+    const auto apply = Only<ParentNode::Apply>(n.OfferAndAccept(manifest));
+    n.Step(ParentNode::FollowersReady{});
+    if (i > 100) sum += Weights(apply).at(0);
+    if (i > 100) {
+      EXPECT_NEAR(Weights(apply).at(0), static_cast<double>(manifest.tokens) / 250 / 3, 1e-9);
+    }
+  }
+  EXPECT_NEAR(sum, 100, 1e-6) << "300 contributions of three children are 100 rounds";
+}
+
+TEST(ParentNodeWeights, StaleContributionsCountLessAndTheRestIsNotMadeUp) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_staleness_decay(STALENESS_DECAY_POLYNOMIAL);
+  Node n(options);
+  Manifest old = n.Make(1, 1);
+  for (int i = 1; i <= 3; ++i) {
+    n.Contribute(2, i);
+    n.Step(ParentNode::FollowersReady{});
+  }
+  ASSERT_EQ(n.node.version(), Version(4));
+  const auto apply = Only<ParentNode::Apply>(n.OfferAndAccept(old));
+  EXPECT_THAT(Weights(apply), ElementsAre(Near(1.0 / 3 / 2)));  // 1 / sqrt(1 + 3)
+  EXPECT_EQ(apply.staleness_max, 3);
+  EXPECT_EQ(n.node.stats().staleness.at(3), 1);
+}
+
+TEST(ParentNodeWeights, ARoundMovesByTheLearningRateTimesTheMeanHoweverItIsCut) {
+  for (int64_t quorum = 0; quorum <= 4; ++quorum) {
+    Node n(MakeOptions(true, quorum), 4);
+    double sum = 0;
+    int merged = 0;
+    const int rounds = 12;  // A multiple of every cut.
+    for (int round = 1; round <= rounds; ++round) {
+      for (int64_t child = 1; child <= 4; ++child) {
+        for (const auto& apply : All<ParentNode::Apply>(n.Contribute(child, round))) {
+          for (const double weight : Weights(apply)) sum += weight;
+          merged += static_cast<int>(apply.manifests.size());
+        }
+      }
+    }
+    EXPECT_EQ(merged, 4 * rounds);
+    EXPECT_NEAR(sum, rounds, 1e-9) << "quorum " << quorum;
+  }
+}
+
+TEST(ParentNodeMomentum, StepsAtEveryDelaythMergeOrOncePerRound) {
+  const struct {
+    int64_t delay;
+    std::vector<bool> steps;
+  } rows[] = {{1, {true, true, true, true, true, true}},
+              {2, {false, true, false, true, false, true}},
+              {0, {false, false, true, false, false, true}}};  // Three children.
+  for (const auto& row : rows) {
+    ParentNode::Options options = MakeOptions(true, 1);
+    options.level.set_momentum(0.9);
+    options.level.set_momentum_delay(row.delay);
+    Node n(options);
+    std::vector<bool> steps;
+    for (int i = 0; i < 6; ++i) {
+      const auto apply = Only<ParentNode::Apply>(n.Contribute(1 + i % 3, 1 + i / 3));
+      EXPECT_EQ(apply.merge.momentum, 0.9);
+      steps.push_back(apply.merge.momentum_step);
+    }
+    EXPECT_EQ(steps, row.steps) << "delay " << row.delay;
+  }
+}
+
+TEST(ParentNodeVerdicts, ARepeatGetsTheFirstVerdict) {
+  Node n(MakeOptions(true, 1));
+  const Manifest good = n.Make(1, 1), bad = n.Make(1, 2);
+  n.OfferAndAccept(good);
+  n.Offer(bad);
+  n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_NON_FINITE, "NaN"});
+  const Actions again = n.Offer(good);
+  EXPECT_EQ(Only<ParentNode::Reply>(again).verdict, VERDICT_ACCEPTED);
+  EXPECT_FALSE(Only<ParentNode::Reply>(again).keep_payload) << "it is in the parameters already";
+  EXPECT_THAT(All<ParentNode::Apply>(again), IsEmpty());
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(bad)).verdict, VERDICT_NON_FINITE);
+  EXPECT_EQ(n.node.stats().contributions.at(VERDICT_ACCEPTED), 1) << "repeats are not counted";
+  EXPECT_EQ(n.node.stats().contributions.at(VERDICT_NON_FINITE), 1);
+}
+
+TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {
+  for (const Verdict verdict : {VERDICT_ACCEPTED, VERDICT_RANGES}) {
+    Node n(MakeOptions(true, 1));
+    const Manifest manifest = n.Make(1, 1);
+    n.Offer(manifest);
+    EXPECT_THAT(n.Offer(manifest), IsEmpty());
+    EXPECT_THAT(n.Offer(manifest), IsEmpty());
+    const Actions actions = n.Step(ParentNode::Checked{Handle(1), verdict, ""});
+    std::vector<std::pair<Handle, Verdict>> replies;
+    int kept = 0;
+    for (const auto& reply : All<ParentNode::Reply>(actions)) {
+      replies.emplace_back(reply.handle, reply.verdict);
+      kept += reply.keep_payload ? 1 : 0;
+    }
+    EXPECT_THAT(replies,
+                UnorderedElementsAre(Pair(Handle(1), verdict), Pair(Handle(2), verdict), Pair(Handle(3), verdict)));
+    EXPECT_EQ(kept, verdict == VERDICT_ACCEPTED ? 1 : 0);
+    EXPECT_EQ(All<ParentNode::Apply>(actions).size(), verdict == VERDICT_ACCEPTED ? 1u : 0u);
+  }
+}
+
+TEST(ParentNodeVerdicts, WhatCameTooEarlyMayComeAgain) {
+  Node n(MakeOptions(true, 1));
+  const Manifest second = n.Make(1, 2);
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(second)).verdict, VERDICT_OUT_OF_ORDER);
+  n.Contribute(1, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.OfferAndAccept(second)).size(), 1u);
+}
+
+TEST(ParentNodeVerdicts, StaleContributionsAreRefusedWithoutACheck) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_staleness_max(2);
+  Node n(options);
+  const Manifest within = n.Make(1, 1), beyond = n.Make(3, 1);
+  for (int i = 1; i <= 2; ++i) {
+    n.Contribute(2, i);
+    n.Step(ParentNode::FollowersReady{});
+  }
+  EXPECT_EQ(All<ParentNode::Apply>(n.OfferAndAccept(within)).size(), 1u);
+  n.Step(ParentNode::FollowersReady{});
+  const Actions actions = n.Offer(beyond);
+  EXPECT_THAT(All<ParentNode::Check>(actions), IsEmpty());
+  const auto reply = Only<ParentNode::Reply>(actions);
+  EXPECT_EQ(reply.verdict, VERDICT_STALE);
+  EXPECT_THAT(reply.detail, testing::HasSubstr("3 versions behind, staleness_max is 2"));
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(beyond)).verdict, VERDICT_STALE);
+  n.Contribute(3, 2);  // The next sequence is welcome.
+}
+
+TEST(ParentNodeVerdicts, ALateCheckOfWhatWasRefusedMeanwhileChangesNothing) {
+  Node n(MakeOptions(true, 1));
+  n.Offer(n.Make(1, 1));
+  const Actions fenced = n.Step(ParentNode::ChildFenced{Node::Key(1)});
+  EXPECT_EQ(Only<ParentNode::Reply>(fenced).verdict, VERDICT_FENCED);
+  EXPECT_THAT(n.Step(ParentNode::Checked{Handle(1), VERDICT_ACCEPTED, ""}), IsEmpty());
+  EXPECT_EQ(n.node.live_children(), 2);
+}
+
+TEST(ParentNodeFencing, StrangersAndFencedLivesAreRefused) {
+  Node n(MakeOptions(true, 1));
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(9, 1))).verdict, VERDICT_FENCED);
+  n.Step(ParentNode::ChildFenced{Node::Key(1)});
+  n.Attach(1, 1);
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(1, 1))).verdict, VERDICT_FENCED) << "it may not come back";
+  n.Attach(1, 2);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(1, 1, 2)).size(), 1u);
+}
+
+TEST(ParentNodeFencing, ANewLifeFencesTheOlderOnes) {
+  Node n(MakeOptions(true, 1));
+  n.Offer(n.Make(1, 1));
+  const Actions actions = n.Attach(1, 2);
+  EXPECT_EQ(Only<ParentNode::Reply>(actions).verdict, VERDICT_FENCED) << "what is being checked is not taken any more";
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(1, 2))).verdict, VERDICT_FENCED);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(1, 1, 2)).size(), 1u) << "sequences begin at 1 again";
+  n.Attach(1, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(1, 2, 2)).size(), 1u) << "an older life does not replace it";
+}
+
+TEST(ParentNodeFencing, AFenceOfALifeThatNeverAttachedCoversTheOnesBefore) {
+  Node n(MakeOptions(true, 0));
+  n.Offer(n.Make(1, 1));
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Step(ParentNode::ChildFenced{Node::Key(1, 2)})).verdict, VERDICT_FENCED);
+  n.Step(ParentNode::Checked{Handle(1), VERDICT_ACCEPTED, ""});
+  EXPECT_EQ(n.node.live_children(), 2) << "a fenced child must not be waited for again";
+  n.Contribute(2, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(3, 1)).size(), 1u);
+}
+
+TEST(ParentNodeFencing, FollowingAgainIsTheSameLife) {
+  Node n(MakeOptions(true, 1));
+  n.Contribute(1, 1);
+  n.Attach(1, 1);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(1, 2)).size(), 1u);
+}
+
+TEST(ParentNodeFencing, WhatWasAcceptedBeforeTheFenceIsMergedButIsNotTheNewLifes) {
+  Node n(MakeOptions(true, 0));
+  n.Contribute(1, 1);
+  n.Contribute(1, 2);
+  n.Attach(1, 2);
+  n.Contribute(2, 1);
+  const Actions actions = n.Contribute(3, 1);
+  EXPECT_EQ(Only<ParentNode::Apply>(actions).manifests.size(), 4u);
+  const auto included = Only<ParentNode::Publish>(actions).notes.included;
+  EXPECT_EQ(included.count(MemberId(1)), 0u)
+      << "the new life has sent nothing: told that its 2 is included, it would take its first two for merged";
+  EXPECT_EQ(included.at(MemberId(2)), Sequence(1));
+}
+
+TEST(ParentNodePublish, VersionsOnlyRiseAndWaitForAFollower) {
+  Node n(MakeOptions(true, 1));
+  EXPECT_EQ(Only<ParentNode::Publish>(n.Contribute(1, 1)).version, Version(2));
+  EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(2, 1)), IsEmpty()) << "nobody has taken version 2 yet";
+  EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(1, 2)), IsEmpty());
+  const auto publish = Only<ParentNode::Publish>(n.Step(ParentNode::FollowersReady{}));
+  EXPECT_EQ(publish.version, Version(3)) << "two merges, one version";
+  EXPECT_THAT(publish.notes.included,
+              UnorderedElementsAre(Pair(MemberId(1), Sequence(2)), Pair(MemberId(2), Sequence(1))));
+  EXPECT_EQ(publish.notes.root_version, Version(3));
+  EXPECT_EQ(publish.notes.tokens_committed, 300);
+  EXPECT_THAT(All<ParentNode::Publish>(n.Step(ParentNode::FollowersReady{})), IsEmpty()) << "there is nothing new";
+}
+
+// ---- a region
+
+TEST(ParentNodeRegion, SendsAfterSoManyContributions) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.level.set_send_every(3);
+  Node n(options);
+  n.root_base = Version(9);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
+  n.root_base = Version(7);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
+  n.root_base = Version(8);
+  const auto send = Only<ParentNode::SendUp>(n.Contribute(1, 2));
+  EXPECT_EQ(send.manifest.sequence, Sequence(1));
+  EXPECT_EQ(send.manifest.base, Version(7)) << "the oldest of the root's versions that any step began from";
+  EXPECT_EQ(send.manifest.root_base, Version(7));
+  EXPECT_EQ(send.manifest.steps, 3);
+  EXPECT_EQ(send.manifest.tokens, 300);
+  EXPECT_THAT(send.manifest.ranges,
+              ElementsAre(LeasedRange{0, 2, 1000}, LeasedRange{2, 4, 1002}, LeasedRange{4, 6, 1004}));
+}
+
+TEST(ParentNodeRegion, SendEveryAllIsOncePerWorkerAtWork) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.level.set_send_every(0);
+  Node n(options);
+  n.Step(ParentNode::IdleChildren{{MemberId(3)}});
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 2)).size(), 1u);
+}
+
+TEST(ParentNodeRegion, ProgressThatIsOldEnoughIsSent) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.level.set_send_every(100);
+  options.level.set_flush_age_ns(5'000'000'000);
+  Node n(options);
+  n.now += absl::Seconds(60);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::Tick{})), IsEmpty());
+  n.Contribute(1, 1);
+  n.now += absl::Seconds(4);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
+  n.now += absl::Seconds(1);
+  EXPECT_EQ(Only<ParentNode::SendUp>(n.Step(ParentNode::Tick{})).manifest.steps, 2);
+  n.now += absl::Seconds(60);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::Tick{})), IsEmpty());
+}
+
+TEST(ParentNodeRegion, DrainingSendsWhatThereIs) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.level.set_send_every(100);
+  Node n(options);
+  n.Contribute(1, 1);
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Step(ParentNode::Drain{true})).size(), 1u);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::Drain{true})), IsEmpty());
+  n.Step(ParentNode::Drain{false});
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
+}
+
+TEST(ParentNodeRegion, HoldsBackWhileTooManyAreUnanswered) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.in_flight_max = 2;
+  Node n(options);
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 1)).size(), 1u);
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(2, 1)).size(), 1u);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(3, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 2)), IsEmpty());
+  const auto send = Only<ParentNode::SendUp>(n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED}));
+  EXPECT_EQ(send.manifest.sequence, Sequence(3));
+  EXPECT_EQ(send.manifest.steps, 2);
+}
+
+TEST(ParentNodeRegion, WhereChildrenWaitOnlyTheRootsWordIsPublished) {
+  ParentNode::Options options = MakeOptions(false, 0);
+  options.waits = true;
+  Node n(options, 1);
+  EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::Publish>(n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED})), IsEmpty());
+  const Actions actions = n.Step(ParentNode::ParentMoved{Version(5), 777});
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_TRUE(std::holds_alternative<ParentNode::Rebase>(actions[0])) << "what is published must hold it";
+  const auto publish = Only<ParentNode::Publish>(actions);
+  EXPECT_EQ(publish.notes.root_version, Version(5));
+  EXPECT_EQ(publish.notes.tokens_committed, 777);
+  EXPECT_THAT(publish.notes.included, ElementsAre(Pair(MemberId(1), Sequence(1))));
+}
+
+TEST(ParentNodeRegion, WhatTheRootRefusesIsDroppedAndPublished) {
+  for (const bool waits : {false, true}) {
+    ParentNode::Options options = MakeOptions(false, 1);
+    options.waits = waits;
+    Node n(options);
+    n.Contribute(1, 1);
+    n.Step(ParentNode::FollowersReady{});
+    EXPECT_EQ(n.node.CustodyOf(Node::Key(1)).size(), 1u);
+    const Actions actions = n.Step(ParentNode::Answered{Sequence(1), VERDICT_STALE});
+    EXPECT_EQ(Only<ParentNode::Drop>(actions).sequence, Sequence(1));
+    EXPECT_EQ(Only<ParentNode::Drop>(actions).verdict, VERDICT_STALE);
+    EXPECT_EQ(All<ParentNode::Publish>(actions).size(), 1u) << "children that wait would wait for ever";
+    EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), IsEmpty());
+    EXPECT_THAT(All<ParentNode::Drop>(n.Step(ParentNode::Answered{Sequence(1), VERDICT_STALE})), IsEmpty());
+  }
+}
+
+TEST(ParentNodeRegion, CustodyCoversWhatIsReadyUnsentAndUnanswered) {
+  ParentNode::Options options = MakeOptions(false, 2);
+  options.level.set_send_every(4);
+  Node n(options);
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), IsEmpty());
+  n.Contribute(1, 1);  // [0, 2): ready.
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), ElementsAre(LeasedRange{0, 2, 1000}));
+  n.Contribute(2, 1);  // [2, 4): both are merged, and unsent.
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), ElementsAre(LeasedRange{0, 2, 1000}));
+  n.Contribute(1, 2);                       // [4, 6)
+  const Actions sent = n.Contribute(2, 2);  // [6, 8): all four are sent.
+  ASSERT_EQ(All<ParentNode::SendUp>(sent).size(), 1u);
+  n.Contribute(1, 3);  // [8, 10): ready again.
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1)),
+              ElementsAre(LeasedRange{0, 2, 1000}, LeasedRange{4, 6, 1004}, LeasedRange{8, 10, 1008}));
+  n.Offer(n.Make(1, 4));
+  n.Step(ParentNode::ChildFenced{Node::Key(1)});
+  EXPECT_EQ(n.node.CustodyOf(Node::Key(1)).size(), 3u) << "what was not accepted is not in custody";
+  n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED});
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), ElementsAre(LeasedRange{8, 10, 1008}));
+  EXPECT_THAT(n.node.CustodyOf(Node::Key(1, 2)), IsEmpty());
+}
+
+}  // namespace
+}  // namespace wukong

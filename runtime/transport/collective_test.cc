@@ -1,0 +1,360 @@
+#include "runtime/transport/collective.h"
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/base/digest.h"
+#include "runtime/base/random.h"
+#include "runtime/transport/grpc_options.h"
+
+namespace wukong {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+CommunicatorOptions Options(int rank, int size) {
+  CommunicatorOptions options;
+  options.kind = COLLECTIVE_GLOO;
+  options.group = "region guizhou";
+  options.rank = rank;
+  options.size = size;
+  options.generation = "g1";
+  options.form_timeout = absl::Seconds(20);
+  options.timeout = absl::Seconds(20);
+  return options;
+}
+
+// Runs every rank of a group as a thread.
+void RunRanks(int size, absl::Duration timeout, const std::function<void(Communicator*)>& rank_main) {
+  MemoryStore store;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      CommunicatorOptions options = Options(rank, size);
+      options.timeout = timeout;
+      auto communicator = MakeCommunicator(options, &store);
+      ASSERT_TRUE(communicator.ok()) << communicator.status();
+      rank_main(communicator->get());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+class CommunicatorTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(CommunicatorTest, KnowsItsPlace) {
+  std::vector<int> seen(GetParam(), -1);
+  RunRanks(GetParam(), absl::Seconds(20), [&](Communicator* group) {
+    EXPECT_EQ(group->size(), GetParam());
+    seen[group->rank()] = group->rank();
+    EXPECT_TRUE(group->Barrier().ok());
+  });
+  for (int rank = 0; rank < GetParam(); ++rank) EXPECT_EQ(seen[rank], rank);
+}
+
+TEST_P(CommunicatorTest, SumsOverAllRanks) {
+  const int size = GetParam();
+  for (const size_t length : {size_t{1}, size_t{2}, size_t{5}, size_t{1000}}) {
+    RunRanks(size, absl::Seconds(20), [&](Communicator* group) {
+      for (int round = 0; round < 3; ++round) {
+        std::vector<float> values(length);
+        for (size_t i = 0; i < length; ++i)
+          values[i] = static_cast<float>(i) + static_cast<float>(group->rank() * round);
+        ASSERT_TRUE(group->AllReduceSum(absl::MakeSpan(values)).ok());
+        for (size_t i = 0; i < length; ++i) {
+          const float expected =
+              static_cast<float>(size) * static_cast<float>(i) + static_cast<float>(round * size * (size - 1)) / 2.0f;
+          ASSERT_EQ(values[i], expected) << "length " << length << ", index " << i;
+        }
+      }
+    });
+  }
+}
+
+TEST_P(CommunicatorTest, EveryRankGetsTheSameBits) {
+  // Sums of floats depend on their order: ranks that added in orders of their own would differ here. Longer than one
+  // segment of Gloo's ring.
+  constexpr size_t kLength = 700001;
+  constexpr uint64_t kSeed = 7;
+  std::vector<std::string> digests(GetParam());
+  RunRanks(GetParam(), absl::Seconds(20), [&](Communicator* group) {
+    Random random(DeriveSeed(kSeed, "rank", static_cast<uint64_t>(group->rank())));
+    std::vector<float> values(kLength);
+    for (float& value : values) value = static_cast<float>(random.Normal()) * (random.Uniform() < 0.5 ? 1e-3f : 1e3f);
+    ASSERT_TRUE(group->AllReduceSum(absl::MakeSpan(values)).ok());
+    digests[group->rank()] = Sha256Hex(absl::Span<const float>(values));
+  });
+  EXPECT_THAT(digests, Each(digests[0])) << "seed " << kSeed;
+}
+
+TEST_P(CommunicatorTest, BroadcastsFromAnyRoot) {
+  RunRanks(GetParam(), absl::Seconds(20), [&](Communicator* group) {
+    for (int root = 0; root < group->size(); ++root) {
+      std::vector<float> values(1000, static_cast<float>(group->rank()));
+      ASSERT_TRUE(group->Broadcast(absl::MakeSpan(values), root).ok());
+      EXPECT_THAT(values, Each(static_cast<float>(root)));
+      std::string bytes(static_cast<size_t>(10 * group->rank()), static_cast<char>('a' + group->rank()));
+      ASSERT_TRUE(group->BroadcastBytes(&bytes, root).ok());
+      EXPECT_EQ(bytes, std::string(static_cast<size_t>(10 * root), static_cast<char>('a' + root)));
+    }
+  });
+}
+
+TEST_P(CommunicatorTest, RefusesARootThatIsNoRank) {
+  RunRanks(GetParam(), absl::Seconds(20), [&](Communicator* group) {
+    std::vector<float> values(3);
+    EXPECT_EQ(group->Broadcast(absl::MakeSpan(values), group->size()).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(group->Broadcast(absl::MakeSpan(values), -1).code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(group->Barrier().ok()) << "a wrong argument must not break the group";
+  });
+}
+
+TEST_P(CommunicatorTest, NothingWorksAfterAbort) {
+  RunRanks(GetParam(), absl::Seconds(20), [&](Communicator* group) {
+    ASSERT_TRUE(group->Barrier().ok());
+    group->Abort();
+    group->Abort();
+    std::vector<float> values(3);
+    EXPECT_EQ(group->AllReduceSum(absl::MakeSpan(values)).code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(group->Barrier().code(), absl::StatusCode::kCancelled);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CommunicatorTest, ::testing::Values(1, 2, 3));
+
+TEST(CommunicatorFailureTest, SaysWhoWasWaitedForWhenARankNeverComes) {
+  MemoryStore store;
+  CommunicatorOptions options = Options(1, 3);
+  options.form_timeout = absl::Milliseconds(300);
+  const auto group = MakeCommunicator(options, &store);
+  ASSERT_EQ(group.status().code(), absl::StatusCode::kDeadlineExceeded) << group.status();
+  EXPECT_THAT(std::string(group.status().message()), HasSubstr("region guizhou, rank 1 of 3, forming"));
+  EXPECT_THAT(std::string(group.status().message()), HasSubstr("g1/rank_0"));
+}
+
+TEST(CommunicatorFailureTest, ARankThatDoesNotTakePartIsNoticedWithinTheTimeout) {
+  MemoryStore store;
+  absl::Status outcome, later;
+  std::atomic<bool> done{false};
+  RunRanks(3, absl::Milliseconds(500), [&](Communicator* group) {
+    if (group->rank() == 2) {
+      while (!done) std::this_thread::yield();  // Connected, and silent.
+      return;
+    }
+    std::vector<float> values(100, 1.0f);
+    const absl::Status status = group->AllReduceSum(absl::MakeSpan(values));
+    EXPECT_FALSE(status.ok());
+    if (group->rank() == 0) {
+      outcome = status;
+      later = group->Barrier();
+      done = true;
+    }
+  });
+  // Either rank runs out of time first; the other then loses its connection.
+  EXPECT_TRUE(outcome.code() == absl::StatusCode::kDeadlineExceeded || outcome.code() == absl::StatusCode::kUnavailable)
+      << outcome;
+  EXPECT_THAT(std::string(outcome.message()), HasSubstr("region guizhou, rank 0 of 3, all-reduce"));
+  EXPECT_EQ(later, outcome) << "the group must stay broken";
+}
+
+TEST(CommunicatorFailureTest, ARankThatLeavesIsNoticedAtOnce) {
+  RunRanks(2, absl::Seconds(50), [&](Communicator* group) {
+    ASSERT_TRUE(group->Barrier().ok());
+    if (group->rank() == 1) return;  // Its end of the group is destroyed.
+    // More than sockets hold, and written to a closed one: no signal may end the process.
+    std::vector<float> values(4 << 20, 1.0f);
+    for (int i = 0; i < 3; ++i) {
+      const absl::Status status = group->AllReduceSum(absl::MakeSpan(values));
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    }
+  });
+}
+
+TEST(CommunicatorFailureTest, AbortEndsTheCallUnderWayOnAllRanks) {
+  std::atomic<int> waiting{0};
+  RunRanks(3, absl::Seconds(50), [&](Communicator* group) {
+    std::string order;
+    if (group->rank() == 0) {
+      while (waiting < 2) std::this_thread::yield();
+      group->Abort();
+      return;
+    }
+    std::thread watch;
+    ++waiting;
+    if (group->rank() == 1) {
+      watch = std::thread([&] {
+        while (waiting < 2) std::this_thread::yield();
+        group->Abort();
+      });
+    }
+    EXPECT_FALSE(group->BroadcastBytes(&order, 0).ok());
+    if (watch.joinable()) watch.join();
+  });
+}
+
+TEST(CommunicatorOptionsTest, RefusesAGroupThatCannotBe) {
+  MemoryStore store;
+  EXPECT_EQ(MakeCommunicator(Options(2, 2), &store).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(MakeCommunicator(Options(-1, 2), &store).status().code(), absl::StatusCode::kInvalidArgument);
+  CommunicatorOptions none = Options(0, 2);
+  none.kind = COLLECTIVE_NONE;
+  EXPECT_EQ(MakeCommunicator(none, &store).status().code(), absl::StatusCode::kInvalidArgument);
+  none.size = 1;
+  EXPECT_TRUE(MakeCommunicator(none, nullptr).ok());
+}
+
+TEST(LocalAddressTest, IsTheLoopbackTowardsTheLoopback) {
+  const auto local = LocalAddressTowards("127.0.0.1:7000");
+  ASSERT_TRUE(local.ok()) << local.status();
+  EXPECT_EQ(*local, "127.0.0.1");
+  EXPECT_EQ(LocalAddressTowards("no.such.host.invalid:1").status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(MemoryStoreTest, GivesWhatWasSetAndWaitsForWhatWasNot) {
+  MemoryStore store;
+  EXPECT_EQ(store.Get("a", absl::ZeroDuration()).status().code(), absl::StatusCode::kDeadlineExceeded);
+  std::thread later([&] { EXPECT_TRUE(store.Set("a", "1").ok()); });
+  const auto value = store.Get("a", absl::Seconds(20));
+  later.join();
+  ASSERT_TRUE(value.ok());
+  EXPECT_EQ(*value, "1");
+  EXPECT_TRUE(store.Set("a", "2").ok());
+  EXPECT_EQ(*store.Get("a", absl::ZeroDuration()), "2");
+}
+
+TEST(MemoryStoreTest, ForgetsAMemberUpToItsIncarnation) {
+  MemoryStore store;
+  ASSERT_TRUE(store.Set({MemberId(1), Incarnation(1)}, "old", "x").ok());
+  ASSERT_TRUE(store.Set({MemberId(1), Incarnation(2)}, "new", "x").ok());
+  ASSERT_TRUE(store.Set({MemberId(2), Incarnation(1)}, "other", "x").ok());
+  store.Forget({MemberId(1), Incarnation(1)});
+  EXPECT_FALSE(store.Get("old", absl::ZeroDuration()).ok());
+  EXPECT_TRUE(store.Get("new", absl::ZeroDuration()).ok());
+  EXPECT_TRUE(store.Get("other", absl::ZeroDuration()).ok());
+}
+
+TEST(MemoryStoreTest, IsBounded) {
+  MemoryStore::Limits limits;
+  limits.value_bytes = 10;
+  limits.total_bytes = 25;
+  MemoryStore store(limits);
+  const MemberKey owner{MemberId(1), Incarnation(1)};
+  EXPECT_EQ(store.Set(owner, "a", std::string(10, 'x')).code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(store.Set(owner, "a", std::string(9, 'x')).ok());
+  ASSERT_TRUE(store.Set(owner, "b", std::string(9, 'x')).ok());
+  EXPECT_EQ(store.Set(owner, "c", std::string(9, 'x')).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(store.Set(owner, "a", std::string(9, 'y')).ok()) << "replacing takes no more room";
+  store.Forget(owner);
+  EXPECT_TRUE(store.Set(owner, "c", std::string(9, 'x')).ok());
+}
+
+// Each rank's name for the group that it formed, by rank.
+std::vector<std::string> Agree(MemoryStore* store, const std::vector<std::string>& identities) {
+  const int size = static_cast<int>(identities.size());
+  std::vector<std::string> generations(identities.size());
+  std::vector<std::thread> ranks;
+  for (int rank = size - 1; rank >= 0; --rank) {
+    ranks.emplace_back([&, rank] {
+      const auto generation = AgreeOnGeneration(store, rank, size, identities[rank], absl::Seconds(20));
+      ASSERT_TRUE(generation.ok()) << generation.status();
+      generations[rank] = *generation;
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  return generations;
+}
+
+TEST(AgreementTest, AllRanksGetOneNameAndEveryFormingAnother) {
+  MemoryStore store;
+  const std::vector<std::string> first = Agree(&store, {"1.1", "2.1", "3.1"});
+  EXPECT_THAT(first, Each(first[0]));
+  EXPECT_NE(first[0], "");
+  // Nothing has been forgotten of the first lives.
+  const std::vector<std::string> second = Agree(&store, {"1.2", "2.2", "3.2"});
+  EXPECT_THAT(second, Each(second[0]));
+  EXPECT_NE(second[0], first[0]);
+}
+
+TEST(AgreementTest, ARankThatComesAgainTakesItsPlaceWhileTheOthersWait) {
+  MemoryStore store;
+  // The dead life of rank 1 stands in its place, and answers nothing.
+  ASSERT_TRUE(store.Set("group/place/1", "2.1").ok());
+  std::string name0;
+  std::thread rank0([&] {
+    const auto generation = AgreeOnGeneration(&store, 0, 2, "1.1", absl::Seconds(20));
+    ASSERT_TRUE(generation.ok()) << generation.status();
+    name0 = *generation;
+  });
+  ASSERT_TRUE(store.Get("group/plan", absl::Seconds(20)).ok());  // Rank 0 has planned with the dead.
+  const auto generation = AgreeOnGeneration(&store, 1, 2, "2.2", absl::Seconds(20));
+  rank0.join();
+  ASSERT_TRUE(generation.ok()) << generation.status();
+  EXPECT_EQ(*generation, name0);
+}
+
+TEST(AgreementTest, SaysWhichRanksDidNotCome) {
+  MemoryStore store;
+  ASSERT_TRUE(store.Set("group/place/2", "3.1").ok());
+  const auto leader = AgreeOnGeneration(&store, 0, 4, "1.1", absl::Milliseconds(50));
+  EXPECT_EQ(leader.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(leader.status().message()), HasSubstr("rank 1, 3 of 4 did not come"));
+  const auto other = AgreeOnGeneration(&store, 1, 4, "2.1", absl::Milliseconds(50));
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(other.status().message()), HasSubstr("rank 0 of 4 did not come"));
+}
+
+// The store as workers reach it.
+class StoreService final : public ParameterNode::Service {
+ public:
+  grpc::Status StoreSet(grpc::ServerContext*, const StoreSetRequest* request, StoreSetReply*) override {
+    return ServeStoreSet(&store, *request);
+  }
+  grpc::Status StoreGet(grpc::ServerContext*, const StoreGetRequest* request, StoreGetReply* reply) override {
+    return ServeStoreGet(&store, *request, reply);
+  }
+  MemoryStore store;
+};
+
+TEST(RpcStoreTest, FormsAGroupThroughTheAggregator) {
+  StoreService service;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  ASSERT_NE(server, nullptr);
+  const std::string address = "127.0.0.1:" + std::to_string(port);
+  const auto never = [] { return false; };
+
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    ranks.emplace_back([&, rank] {
+      RpcStore store(address, {MemberId(rank + 1), Incarnation(1)}, absl::Seconds(5), never);
+      auto group = MakeCommunicator(Options(rank, 2), &store);
+      ASSERT_TRUE(group.ok()) << group.status();
+      std::vector<float> values = {1.0f, static_cast<float>(rank)};
+      ASSERT_TRUE((*group)->AllReduceSum(absl::MakeSpan(values)).ok());
+      EXPECT_THAT(values, ElementsAre(2.0f, 1.0f));
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+
+  RpcStore patient(address, {MemberId(9), Incarnation(1)}, absl::Seconds(5), never);
+  EXPECT_EQ(patient.Get("unset", absl::Milliseconds(10)).status().code(), absl::StatusCode::kDeadlineExceeded);
+  RpcStore stopped(address, {MemberId(9), Incarnation(1)}, absl::Seconds(5), [] { return true; });
+  EXPECT_EQ(stopped.Get("unset", absl::Seconds(50)).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(patient.Set("big", std::string(3 << 20, 'x')).code(), absl::StatusCode::kResourceExhausted);
+  server->Shutdown();
+}
+
+}  // namespace
+}  // namespace wukong

@@ -1,0 +1,323 @@
+// What a node does with contributions that are repeated, malformed, refused, or too many: messages sent by hand.
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <future>
+#include <limits>
+#include <thread>
+
+#include "runtime/transport/transport_test_util.h"
+
+namespace wukong {
+namespace {
+
+constexpr int64_t kValues = 1000;
+constexpr int64_t kFragmentBytes = 1024;
+constexpr int64_t kContributionBytes = kValues * 4;
+
+using ContributeMessages = std::vector<ContributeMessage>;
+
+// Sets one value, past what an encoder would let through, and makes the checksum fit.
+void Poison(float value, ContributeMessages* messages) {
+  std::string* payload = messages->at(2).mutable_fragment()->mutable_payload();
+  std::memcpy(payload->data() + 4 * 17, &value, sizeof(value));
+  EncodedVector whole;
+  for (size_t i = 1; i < messages->size(); ++i) whole.fragments.push_back(messages->at(i).fragment().payload());
+  messages->front().mutable_header()->set_payload_checksum(whole.checksum());
+}
+
+class ParameterServerTest : public ::testing::Test {
+ protected:
+  void Start(const Level& level, int64_t in_flight_bytes, int children = 1) {
+    options_ = TestNodeOptions(kValues, kFragmentBytes, level);
+    options_.in_flight_bytes = in_flight_bytes;
+    node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
+    node_->Serve();
+    stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
+    for (int c = 1; c <= children; ++c) {
+      children_.push_back(std::make_unique<TestChild>(node_->address(), c, options_.fragments));
+      ASSERT_TRUE(children_.back()->AwaitVersion(Version(1)));
+    }
+  }
+
+  std::shared_ptr<EncodedVector> Payload(float value) const {
+    return Encode(CODEC_KIND_FP32, options_.fragments, std::vector<float>(kValues, value));
+  }
+  ContributeMessages Good(int64_t sequence, float value = 1.0f,
+                          MemberKey sender = {MemberId(1), Incarnation(1)}) const {
+    return Messages(sender, TestManifest(sequence), *Payload(value));
+  }
+  Verdict Send(const ContributeMessages& messages) {
+    ContributeReply reply;
+    const grpc::Status status = SendByHand(stub_.get(), messages, &reply);
+    EXPECT_TRUE(status.ok()) << status.error_code() << " " << status.error_message();
+    return status.ok() ? reply.verdict() : VERDICT_UNSPECIFIED;
+  }
+
+  ParameterServer::Options options_;
+  std::unique_ptr<TestNode> node_;
+  std::unique_ptr<ParameterNode::Stub> stub_;
+  std::vector<std::unique_ptr<TestChild>> children_;
+};
+
+TEST_F(ParameterServerTest, ARepeatGetsTheFirstVerdictAndChangesNothing) {
+  Start(TestLevel(1), 64 << 20);
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
+  const std::vector<float> theta = node_->Theta();
+  EXPECT_EQ(theta, std::vector<float>(kValues, 2.0f));
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
+  EXPECT_EQ(Send(Good(1, 100.0f)), VERDICT_ACCEPTED) << "also with another payload";
+
+  ContributeMessages poisoned = Good(2);
+  Poison(std::numeric_limits<float>::quiet_NaN(), &poisoned);
+  EXPECT_EQ(Send(poisoned), VERDICT_NON_FINITE);
+  EXPECT_EQ(Send(Good(2)), VERDICT_NON_FINITE) << "the first verdict, although this one is good";
+  EXPECT_EQ(node_->Theta(), theta);
+  EXPECT_EQ(Send(Good(3)), VERDICT_ACCEPTED) << "a refusal is a decision too: the next sequence follows it";
+  EXPECT_EQ(node_->merged().size(), 2u);
+  EXPECT_EQ(node_->Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, 2}, {VERDICT_NON_FINITE, 1}}));
+}
+
+TEST_F(ParameterServerTest, ASequenceThatIsAheadMayComeAgain) {
+  Start(TestLevel(1), 64 << 20);
+  EXPECT_EQ(Send(Good(2)), VERDICT_OUT_OF_ORDER);
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
+  EXPECT_EQ(Send(Good(2)), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 3.0f));
+}
+
+struct Malformed {
+  const char* name;
+  grpc::StatusCode expected;
+  std::function<void(ContributeMessages*)> spoil;
+};
+
+TEST_F(ParameterServerTest, AMalformedContributionChangesNothing) {
+  // Room for one: if a refused one kept its place, no other would ever get in.
+  Start(TestLevel(1), kContributionBytes);
+  using M = ContributeMessages;
+  const auto header = [](M* m) { return m->front().mutable_header(); };
+  const auto payload = [](M* m, size_t i) { return m->at(i).mutable_fragment()->mutable_payload(); };
+  const std::vector<Malformed> cases = {
+      {"nothing at all", grpc::INVALID_ARGUMENT, [](M* m) { m->clear(); }},
+      {"no header", grpc::INVALID_ARGUMENT, [](M* m) { m->erase(m->begin()); }},
+      {"a message of no kind", grpc::INVALID_ARGUMENT, [](M* m) { m->front().Clear(); }},
+      {"another model", grpc::FAILED_PRECONDITION, [&](M* m) { header(m)->set_schema_digest("other"); }},
+      {"another codec", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_codec(CODEC_KIND_BF16); }},
+      {"an unknown codec", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_codec(static_cast<CodecKind>(77)); }},
+      {"too few fragments said", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_fragments(3); }},
+      {"too many fragments said", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_fragments(2'000'000'000); }},
+      {"sequence 0", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_sequence(0); }},
+      {"negative tokens", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_tokens(-1); }},
+      {"negative steps", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->set_steps(-5); }},
+      {"more ranges than any worker has", grpc::INVALID_ARGUMENT,
+       [&](M* m) {
+         for (int i = 0; i <= 100000; ++i) header(m)->add_ranges()->set_end(1);
+       }},
+      {"a short fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 1)->pop_back(); }},
+      {"a long fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 4)->push_back('x'); }},
+      {"an empty fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 2)->clear(); }},
+      {"fragments out of order", grpc::INVALID_ARGUMENT, [](M* m) { std::swap(m->at(1), m->at(2)); }},
+      {"a fragment twice", grpc::INVALID_ARGUMENT, [](M* m) { m->at(3) = m->at(2); }},
+      {"a negative index", grpc::INVALID_ARGUMENT, [](M* m) { m->at(1).mutable_fragment()->set_index(-1); }},
+      {"a second header", grpc::INVALID_ARGUMENT, [](M* m) { m->at(2) = m->at(0); }},
+      {"a missing fragment", grpc::INVALID_ARGUMENT, [](M* m) { m->pop_back(); }},
+      {"a header and no more", grpc::INVALID_ARGUMENT, [](M* m) { m->resize(1); }},
+      {"a fragment too many", grpc::INVALID_ARGUMENT, [](M* m) { m->push_back(m->back()); }},
+      // Damage on the way is worth another try.
+      {"a flipped bit", grpc::UNAVAILABLE, [&](M* m) { payload(m, 3)->at(5) ^= 4; }},
+      {"another checksum", grpc::UNAVAILABLE, [&](M* m) { header(m)->set_payload_checksum(1); }},
+  };
+  const std::vector<float> theta = node_->Theta();
+  for (const Malformed& malformed : cases) {
+    SCOPED_TRACE(malformed.name);
+    ContributeMessages messages = Good(1);
+    malformed.spoil(&messages);
+    ContributeReply reply;
+    const grpc::Status status = SendByHand(stub_.get(), messages, &reply);
+    EXPECT_EQ(status.error_code(), malformed.expected) << status.error_message();
+    EXPECT_FALSE(status.error_message().empty());
+    EXPECT_EQ(reply.verdict(), VERDICT_UNSPECIFIED);
+    EXPECT_TRUE(node_->Verdicts().empty());
+    EXPECT_EQ(node_->version(), Version(1));
+    EXPECT_EQ(node_->Theta(), theta);
+  }
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED) << "the same sequence, well-formed";
+}
+
+TEST_F(ParameterServerTest, WhatIsNotFiniteIsRefusedAndTheNodeKeepsItsParameters) {
+  Start(TestLevel(1), kContributionBytes);
+  const float bad[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                       -std::numeric_limits<float>::infinity()};
+  int64_t sequence = 0;
+  for (const float value : bad) {
+    ContributeMessages messages = Good(++sequence);
+    Poison(value, &messages);
+    EXPECT_EQ(Send(messages), VERDICT_NON_FINITE) << value;
+    EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 1.0f));
+  }
+  EXPECT_EQ(node_->version(), Version(1));
+  EXPECT_EQ(Send(Good(++sequence)), VERDICT_ACCEPTED);
+}
+
+TEST_F(ParameterServerTest, AMessageOver4MiBIsRefused) {
+  Start(TestLevel(1), 64 << 20);
+  // A client that does not bound what it sends.
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxSendMessageSize(-1);
+  auto stub = ParameterNode::NewStub(
+      grpc::CreateCustomChannel(node_->address(), grpc::InsecureChannelCredentials(), arguments));
+  ContributeMessages messages = Good(1);
+  messages[1].mutable_fragment()->set_payload(std::string(kMessageBytesMax + 1, 'x'));
+  ContributeReply reply;
+  const grpc::Status status = SendByHand(stub.get(), messages, &reply);
+  EXPECT_EQ(status.error_code(), grpc::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_TRUE(node_->Verdicts().empty());
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
+}
+
+TEST_F(ParameterServerTest, WhoDoesNotFollowIsNoChild) {
+  Start(TestLevel(1), 64 << 20, /*children=*/1);
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(9), Incarnation(1)})), VERDICT_FENCED);
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(1), Incarnation(2)})), VERDICT_FENCED) << "another life of the child";
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 1.0f));
+}
+
+TEST_F(ParameterServerTest, AFencedChildIsRefusedAndWhatItDeliveredIsAccountedFor) {
+  Start(TestLevel(2), 64 << 20, /*children=*/3);
+  ContributeMessages delivered = Good(1);
+  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{8, 16}, {0, 8}}) {
+    SampleRange* range = delivered[0].mutable_header()->add_ranges();
+    range->set_begin(begin);
+    range->set_end(end);
+    range->set_token(5);
+  }
+  EXPECT_EQ(Send(delivered), VERDICT_ACCEPTED) << "accepted, and waiting for another child";
+
+  std::promise<std::vector<LeasedRange>> custody;
+  node_->server().Fence({MemberId(1), Incarnation(1)},
+                        [&](const std::vector<LeasedRange>& ranges) { custody.set_value(ranges); });
+  EXPECT_EQ(custody.get_future().get(), (std::vector<LeasedRange>{{0, 16, 5}}));
+  EXPECT_EQ(Send(Good(2)), VERDICT_FENCED);
+  EXPECT_EQ(Send(delivered), VERDICT_FENCED) << "a fenced life is told nothing else";
+
+  // The next life begins at sequence 1; what the one before it delivered is still merged, once.
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  FollowRequest request;
+  request.set_member(1);
+  request.set_incarnation(2);
+  request.set_schema_digest(kSchema);
+  auto reader = stub_->Follow(&context, request);
+  FollowMessage message;
+  ASSERT_TRUE(reader->Read(&message));
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(1), Incarnation(2)})), VERDICT_ACCEPTED);
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED);
+  ASSERT_TRUE(node_->AwaitMerged(3));
+  context.TryCancel();
+  reader->Finish();
+}
+
+TEST_F(ParameterServerTest, ManyContributionsPassThroughASmallBound) {
+  constexpr int kChildren = 6;
+  constexpr int64_t kEach = 4;
+  Start(TestLevel(1), 2 * kContributionBytes, kChildren);
+  for (int64_t s = 1; s <= kEach; ++s) {
+    for (auto& child : children_) child->link().Send(TestManifest(s), Payload(6.0f));
+  }
+  for (auto& child : children_) {
+    ASSERT_TRUE(child->AwaitAnswers(kEach));
+    for (const auto& [sequence, verdict] : child->answers()) EXPECT_EQ(verdict, VERDICT_ACCEPTED);
+  }
+  // Each moves the node by a sixth of its progress.
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 1.0f + kChildren * kEach));
+  EXPECT_LE(node_->server().staged_bytes_max(), 2 * kContributionBytes);
+  EXPECT_GE(node_->server().staged_bytes_max(), kContributionBytes);
+}
+
+TEST_F(ParameterServerTest, ABoundBelowOneContributionStillLetsThemInOneByOne) {
+  Start(TestLevel(1), kContributionBytes / 2, /*children=*/2);
+  for (auto& child : children_) child->link().Send(TestManifest(1), Payload(2.0f));
+  for (auto& child : children_) ASSERT_TRUE(child->AwaitAnswers(1));
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 3.0f));
+  EXPECT_EQ(node_->server().staged_bytes_max(), kContributionBytes);
+}
+
+// Accepted contributions that wait for their quorum must not keep out the one that they wait for.
+TEST_F(ParameterServerTest, AQuorumLargerThanTheBoundIsReached) {
+  Start(TestLevel(/*quorum=*/0), kContributionBytes, /*children=*/3);
+  for (auto& child : children_) child->link().Send(TestManifest(1), Payload(3.0f));
+  ASSERT_TRUE(node_->AwaitMerged(3));
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 4.0f)) << "the mean of all three";
+}
+
+class ManualClock final : public Clock {
+ public:
+  absl::Time Now() const override { return absl::UnixEpoch() + absl::Nanoseconds(now_ns_.load()); }
+  absl::Time WallNow() const override { return Now(); }
+  void Advance(absl::Duration time) { now_ns_ += absl::ToInt64Nanoseconds(time); }
+
+ private:
+  std::atomic<int64_t> now_ns_{0};
+};
+
+// A contribution comes in at the moment at which older progress is due to go up: what goes up must not hold the
+// newcomer, whose ranges are not in its manifest.
+TEST_F(ParameterServerTest, WhatGoesUpHoldsWhatItsManifestSaysAndNoMore) {
+  Start(TestLevel(1), 64 << 20, /*children=*/0);  // The root.
+  TestChild up(node_->address(), 100, options_.fragments);
+  ASSERT_TRUE(up.AwaitVersion(Version(1)));
+  Level level = TestLevel(1);
+  level.set_send_every(2);
+  level.set_flush_age_ns(1'000'000'000);
+  ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, level);
+  options.node.is_root = false;
+  ManualClock clock;
+  TestNode region(options, up.Values(), &up.link(), TestNode::FirstNotes(), &clock);
+  up.SetNode(&region.server());
+  region.server().OnParentVersion();
+  region.Serve();
+  TestChild child(region.address(), 1, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+
+  child.link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
+  ASSERT_TRUE(child.AwaitAnswers(1));
+  clock.Advance(absl::Seconds(10));  // Nothing happens by itself: the next event finds it due.
+  child.link().Send(TestManifest(2, 1, /*tokens=*/5), Payload(10.0f));
+  ASSERT_TRUE(node_->AwaitMerged(1));
+  EXPECT_EQ(node_->merged()[0].tokens, 3);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+  region.server().SetDraining(true);
+  ASSERT_TRUE(node_->AwaitMerged(2));
+  EXPECT_EQ(node_->merged()[1].tokens, 5);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 12.0f));
+  up.SetNode(nullptr);
+  up.link().Shutdown();
+}
+
+TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
+  Start(TestLevel(1), kContributionBytes, /*children=*/1);
+  // One contribution has come half way and holds the only place; another waits for it.
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  ContributeReply half_reply;
+  auto half = stub_->Contribute(&context, &half_reply);
+  const ContributeMessages messages = Good(1);
+  ASSERT_TRUE(half->Write(messages[0]));
+  ASSERT_TRUE(half->Write(messages[1]));
+  auto waiting = std::async(std::launch::async, [&] {
+    ContributeReply reply;
+    return SendByHand(stub_.get(), Good(1), &reply).error_code();
+  });
+  const absl::Time begin = absl::Now();
+  node_->server().Shutdown();
+  node_->StopServing();
+  const grpc::StatusCode code = waiting.get();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
+  // Whichever came first had the place.
+  EXPECT_TRUE(code == grpc::UNAVAILABLE || code == grpc::CANCELLED || code == grpc::OK) << code;
+  EXPECT_FALSE(half->Finish().ok());
+}
+
+}  // namespace
+}  // namespace wukong

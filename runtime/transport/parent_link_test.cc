@@ -1,0 +1,164 @@
+// ParentLink and ParameterServer against each other: what a child sees is what its parent published.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "runtime/base/random.h"
+#include "runtime/transport/transport_test_util.h"
+
+namespace wukong {
+namespace {
+
+constexpr int64_t kValues = 1000;
+constexpr int64_t kFragmentBytes = 1024;  // Four fragments, the last of another size.
+
+std::vector<float> RandomValues(uint64_t seed, double scale = 1.0) {
+  Random random(seed);
+  std::vector<float> values(kValues);
+  for (float& value : values) value = static_cast<float>(scale * random.Normal());
+  return values;
+}
+
+class FollowTest : public ::testing::TestWithParam<CodecKind> {};
+
+TEST_P(FollowTest, EveryChildHoldsTheSameBytesAtEveryVersion) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, GetParam()));
+  TestNode node(options, RandomValues(1));
+  node.Serve();
+  TestChild sender(node.address(), 1, options.fragments);
+  TestChild watcher(node.address(), 2, options.fragments);
+  ASSERT_TRUE(sender.AwaitVersion(Version(1)));
+  ASSERT_TRUE(watcher.AwaitVersion(Version(1)));
+  EXPECT_EQ(sender.Values(), RandomValues(1)) << "the first version is sent as it is, whatever the codec";
+
+  for (int64_t round = 1; round <= 5; ++round) {
+    const std::vector<float> progress = RandomValues(100 + static_cast<uint64_t>(round), 0.1);
+    sender.link().Send(TestManifest(round, sender.snapshot().version.value()),
+                       Encode(GetParam(), options.fragments, progress));
+    ASSERT_TRUE(sender.AwaitIncluded(Sequence(round))) << "round " << round;
+    const Version version = sender.snapshot().version;
+    ASSERT_TRUE(watcher.AwaitVersion(version));
+    EXPECT_EQ(watcher.snapshot().version, version);
+    EXPECT_EQ(watcher.snapshot().included, Sequence(0)) << "the other child's contribution is not its own";
+    const std::vector<float> values = sender.Values();
+    EXPECT_EQ(watcher.Values(), values);
+
+    const std::vector<float> theta = node.Theta();
+    const double bound = MakeCodec(GetParam())->ErrorBound(1.0);  // No change is larger than 1.
+    for (int64_t i = 0; i < kValues; ++i) ASSERT_NEAR(values[i], theta[i], bound + 1e-6) << i;
+    if (GetParam() == CODEC_KIND_FP32) {
+      EXPECT_EQ(values, theta);
+    }
+  }
+  EXPECT_GT(node.version(), Version(5));
+  EXPECT_TRUE(node.fatal().ok()) << node.fatal();
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, FollowTest, ::testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8),
+                         [](const auto& codec) { return CodecKind_Name(codec.param); });
+
+TEST(ParentLinkTest, ContributionsAreMergedOnceAndInOrder) {
+  constexpr int64_t kCount = 20;
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  TestChild child(node.address(), 7, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  for (int64_t s = 1; s <= kCount; ++s) {
+    child.link().Send(TestManifest(s),
+                      Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, static_cast<float>(s))));
+  }
+  ASSERT_TRUE(child.AwaitAnswers(kCount));
+  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount)));
+  const std::vector<Manifest> merged = node.merged();
+  ASSERT_EQ(merged.size(), static_cast<size_t>(kCount));
+  const auto answers = child.answers();
+  for (int64_t s = 1; s <= kCount; ++s) {
+    EXPECT_EQ(merged[s - 1].sequence, Sequence(s));
+    EXPECT_EQ(merged[s - 1].sender.member, MemberId(7));
+    EXPECT_EQ(answers[s - 1], std::make_pair(Sequence(s), VERDICT_ACCEPTED));
+  }
+  const float sum = static_cast<float>(kCount * (kCount + 1) / 2);
+  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, sum));
+  EXPECT_EQ(child.Values(), std::vector<float>(kValues, sum));
+  EXPECT_EQ(child.link().contributions_sent(), kCount);
+  EXPECT_EQ(child.link().payload_bytes_up(), kCount * kValues * 4);
+}
+
+TEST(ParentLinkTest, GoesOnWhenTheServerIsCutOffAndComesBack) {
+  constexpr int64_t kCount = 30;
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  TestChild child(node.address(), 1, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  for (int64_t s = 1; s <= kCount; ++s) {
+    child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
+    if (s % 10 != 0) continue;
+    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8)));  // The others of this round are on their way.
+    const int port = node.port();
+    node.StopServing();
+    node.Serve(port);
+  }
+  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount)));
+  ASSERT_TRUE(child.AwaitAnswers(kCount));
+  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, static_cast<float>(kCount))) << "each was merged once";
+  EXPECT_EQ(child.Values(), node.Theta());
+  EXPECT_EQ(node.Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, kCount}}));
+  EXPECT_TRUE(child.fatal().ok()) << child.fatal();
+}
+
+TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, CODEC_KIND_INT8));
+  auto node = std::make_unique<TestNode>(options, RandomValues(1));
+  node->Serve();
+  const int port = node->port();
+  TestChild child(node->address(), 1, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  for (int64_t s = 1; s <= 3; ++s) {
+    child.link().Send(TestManifest(s), Encode(CODEC_KIND_INT8, options.fragments, RandomValues(50, 0.1)));
+  }
+  ASSERT_TRUE(child.AwaitIncluded(Sequence(3)));
+  node.reset();
+
+  // Another life, with other parameters and versions that begin again.
+  node = std::make_unique<TestNode>(options, RandomValues(2));
+  node->Serve(port);
+  ASSERT_TRUE(child.AwaitValues(RandomValues(2)));
+  EXPECT_EQ(child.snapshot().version, Version(1));
+  child.link().Send(TestManifest(1), Encode(CODEC_KIND_INT8, options.fragments, RandomValues(51, 0.1)));
+  ASSERT_TRUE(child.AwaitVersion(Version(2)));
+  EXPECT_EQ(child.snapshot().included, Sequence(1));
+}
+
+TEST(ParentLinkTest, AChildWithAnotherModelIsTurnedAway) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, RandomValues(1));
+  node.Serve();
+  TestChild child(node.address(), 3, options.fragments, "another-schema");
+  ASSERT_TRUE(child.AwaitFatal());
+  EXPECT_EQ(child.fatal().code(), absl::StatusCode::kFailedPrecondition) << child.fatal();
+  EXPECT_NE(child.fatal().message().find("member 3"), absl::string_view::npos) << child.fatal();
+  EXPECT_EQ(child.snapshot().version, Version(0));
+}
+
+TEST(ParentLinkTest, ShutdownIsPromptWhoeverIsAway) {
+  const std::vector<FragmentSpan> fragments = CutFragments(kValues, kFragmentBytes);
+  auto node = std::make_unique<TestNode>(TestNodeOptions(kValues, kFragmentBytes, TestLevel(1)), RandomValues(1));
+  node->Serve();
+  auto followed = std::make_unique<TestChild>(node->address(), 1, fragments);
+  ASSERT_TRUE(followed->AwaitVersion(Version(1)));
+  const std::string address = node->address();
+  node.reset();  // A follower is connected.
+  // Its parent is away, and something waits to be sent.
+  followed->link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, fragments, RandomValues(2)));
+  auto never_connected = std::make_unique<TestChild>(address, 2, fragments);
+  never_connected->link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, fragments, RandomValues(2)));
+  const absl::Time begin = absl::Now();
+  followed.reset();
+  never_connected.reset();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+}
+
+}  // namespace
+}  // namespace wukong

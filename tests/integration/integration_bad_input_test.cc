@@ -1,0 +1,408 @@
+// What a user gets wrong, or the machine: a message that says where and what, the documented exit code, no hang.
+#include <arpa/inet.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/wire.grpc.pb.h"
+#include "tests/integration/wukong_process.h"
+
+namespace wukong::integration {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TinyJob OneRegion() {
+  TinyJob job;
+  job.regions = {{"beijing", 1}};
+  job.tokens = 20000;
+  return job;
+}
+
+// A port of this machine that is taken for as long as this lives; connections to it are refused unless it listens.
+class TakenPort {
+ public:
+  explicit TakenPort(bool listens) : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(::bind(socket_, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(listens ? ::listen(socket_, 1) : 0, 0);
+    EXPECT_EQ(::getsockname(socket_, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
+  }
+  ~TakenPort() { ::close(socket_); }
+  TakenPort(const TakenPort&) = delete;
+  TakenPort& operator=(const TakenPort&) = delete;
+  const std::string& address() const { return address_; }
+
+ private:
+  const int socket_;
+  std::string address_;
+};
+
+// Ends by itself with this code; every message is one of ours and not a crash's.
+void ExpectEnds(Process& process, int code, const std::vector<std::string>& says) {
+  EXPECT_EQ(process.Wait(), code) << process.err();
+  const std::string err = process.err();
+  for (const std::string& text : says) EXPECT_THAT(err, HasSubstr(text));
+  EXPECT_THAT(err, Not(HasSubstr("Check failed")));
+  EXPECT_THAT(err, Not(HasSubstr("terminate called")));
+}
+
+int64_t LineOf(const std::string& text, const std::string& marker) {
+  const size_t at = text.find(marker);
+  EXPECT_NE(at, std::string::npos) << marker;
+  return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+}
+
+// ---------------------------------------------------------------- the command line
+
+TEST(UsageTest, HelpIsNoError) {
+  const Workspace workspace(/*prepare_data=*/false);
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"--help"}, {"up", "--help"}, {"worker", "--help"}, {"--version"}}) {
+    const auto process = workspace.Start(arguments);
+    EXPECT_EQ(process->Wait(), 0) << process->err();
+    EXPECT_THAT(process->out(), HasSubstr("wukong"));
+  }
+}
+
+TEST(UsageTest, AWrongCommandLineIsAUsageError) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const std::pair<std::vector<std::string>, std::string> cases[] = {
+      {{}, "subcommand"},
+      {{"trian"}, "A subcommand is required"},
+      {{"up"}, "job"},
+      {{"up", "job.yaml", "--frobnicate"}, "--frobnicate"},
+      {{"worker", "--region", "beijing"}, "--join"},
+      {{"coordinator", "--job", "job.yaml"}, "--run-dir"},
+      {{"up", "no-such-job.yaml"}, "no-such-job.yaml"},
+  };
+  for (const auto& [arguments, says] : cases) {
+    SCOPED_TRACE(absl::StrCat(arguments.size(), " arguments, ", says));
+    const auto process = workspace.Start(arguments);
+    ExpectEnds(*process, 2, {"wukong: error:", says});
+  }
+}
+
+// ---------------------------------------------------------------- the job file
+
+TEST(BadJobTest, NamesTheLineAndWhatIsExpected) {
+  const Workspace workspace;
+  struct Case {
+    const char* name;
+    const char* from;  // In the good job file.
+    const char* to;
+    const char* marker;  // On the line that must be named.
+    std::vector<std::string> says;
+  };
+  const Case cases[] = {
+      {"unknown key", "micro_batch: 4", "micro_bath: 4", "micro_bath", {"micro_bath", "micro_batch"}},
+      {"wrong unit", "rtt: 30ms", "rtt: 30Mbit", "30Mbit", {"wan.rtt", "30Mbit"}},
+      {"wrong type", "layers: 1", "layers: many", "many", {"model.layers", "many"}},
+      {"unknown value", "preset: async", "preset: asynk", "asynk", {"strategy.preset", "async"}},
+      {"region named twice",
+       "name: guizhou",
+       "name: beijing",
+       "name: beijing\n    workers: 2\n    speed: 1\nwan",
+       {"beijing", "twice"}},
+      {"zero workers",
+       "name: guizhou\n    workers: 2",
+       "name: guizhou\n    workers: 0",
+       "workers: 0",
+       {"workers", "0"}},
+      {"heads that do not divide the width", "width: 32", "width: 33", "width: 33", {"model.width", "33"}},
+      {"not YAML", "optimizer:\n", "optimizer: [\n", "", {}},
+      {"missing data", "directory: data", "directory: elsewhere", "elsewhere", {"data.directory", "elsewhere"}},
+      {"a vocabulary below the data's",
+       "vocabulary: 256",
+       "vocabulary: 100",
+       "vocabulary: 100",
+       {"model.vocabulary", "256", "100"}},
+  };
+  const std::string good = workspace.Yaml(TinyJob());
+  for (const Case& bad : cases) {
+    SCOPED_TRACE(bad.name);
+    ASSERT_THAT(good, HasSubstr(bad.from));
+    const std::string yaml = absl::StrReplaceAll(good, {{bad.from, bad.to}});
+    const std::string path = workspace.Write("bad.yaml", yaml);
+    std::vector<std::string> says = bad.says;
+    says.push_back(*bad.marker == '\0' ? "bad.yaml:" : absl::StrCat("bad.yaml:", LineOf(yaml, bad.marker)));
+    const auto up = workspace.Start({"up", path, "--run-dir", workspace.Path("run")});
+    ExpectEnds(*up, 2, says);
+    EXPECT_FALSE(std::filesystem::exists(workspace.Path("run"))) << "nothing was started";
+  }
+}
+
+TEST(BadJobTest, NamesAWrongSetFlag) {
+  const Workspace workspace;
+  const std::string job = workspace.WriteJob(TinyJob());
+  const std::pair<std::string, std::vector<std::string>> cases[] = {
+      {"wan.rt=3ms", {"--set", "wan.rt", "did you mean rtt"}},
+      {"wan.rtt=3", {"wan.rtt", "--set"}},
+      {"stop.tokens", {"stop.tokens", "--set"}},
+  };
+  for (const auto& [set, says] : cases) {
+    SCOPED_TRACE(set);
+    const auto up = workspace.Start({"up", job, "--set", set, "--run-dir", workspace.Path("run")});
+    ExpectEnds(*up, 2, says);
+  }
+}
+
+// ---------------------------------------------------------------- the data
+
+TEST(BadDataTest, NamesTheFileAndWhatIsWrongWithIt) {
+  const Workspace workspace;
+  const std::string validation = workspace.Path("data/validation.bin");
+  const std::string tokens(2000, '\1');  // 1,000 times token 257.
+  std::string small;
+  for (int i = 0; i < 1000; ++i) small += std::string("\7\0", 2);
+  // llm.c's header: 256 integers of 4 bytes; the magic number, the version, and the number of tokens.
+  std::string header(1024, '\0');
+  const int32_t fields[] = {20240520, 1, 5000};
+  header.replace(0, sizeof(fields), reinterpret_cast<const char*>(fields), sizeof(fields));
+  struct Case {
+    const char* name;
+    std::string contents;
+    std::vector<std::string> says;
+  };
+  const Case cases[] = {
+      {"missing.bin", "", {}},
+      {"empty.bin", "", {}},
+      {"odd.bin", small + "x", {"2001"}},
+      {"beyond.bin", tokens, {"257", "256"}},
+      {"short.bin", header + small, {"5000", "3024"}},
+      {"tiny.bin", small.substr(0, 20), {}},
+  };
+  for (const Case& bad : cases) {
+    SCOPED_TRACE(bad.name);
+    if (std::string(bad.name) != "missing.bin") workspace.Write(bad.name, bad.contents);
+    const std::string yaml = absl::StrReplaceAll(
+        workspace.Yaml(TinyJob()),
+        {{"  directory: data\n", absl::StrCat("  train: ", bad.name, "\n  validation: ", validation, "\n")}});
+    std::vector<std::string> says = bad.says;
+    says.push_back(bad.name);
+    says.push_back(absl::StrCat("job.yaml:", LineOf(yaml, "train: ")));
+    const auto up = workspace.Start({"up", workspace.Write("job.yaml", yaml), "--run-dir", workspace.Path("run")});
+    ExpectEnds(*up, 2, says);
+  }
+}
+
+TEST(BadDataTest, NoticesThatPreparedFilesWereCut) {
+  const Workspace workspace;
+  const std::string train = workspace.Path("data/train.bin");
+  const std::string job = workspace.WriteJob(TinyJob());
+  const auto size = std::filesystem::file_size(train);
+  for (const size_t cut : {1000, 1, 0}) {  // The last: not there at all.
+    SCOPED_TRACE(cut);
+    if (cut > 0) {
+      std::filesystem::resize_file(train, size - cut);
+    } else {
+      std::filesystem::remove(train);
+    }
+    const auto up = workspace.Start({"up", job, "--run-dir", workspace.Path("run")});
+    ExpectEnds(*up, 2, {"train.bin", "job.yaml:"});
+  }
+}
+
+// ---------------------------------------------------------------- the machine
+
+TEST(MachineTest, ARunDirectoryIsUsedOnce) {
+  const Workspace workspace;
+  const std::string job = workspace.WriteJob(OneRegion());
+  const auto first = workspace.Start({"up", job, "--set", "stop.tokens=2k", "--run-dir", workspace.Path("run")});
+  ASSERT_EQ(first->Wait(), 0) << first->err();
+  const std::string report = RunRecord(workspace.Path("run")).Report().dump();
+  const auto again = workspace.Start({"up", job, "--run-dir", workspace.Path("run")});
+  ExpectEnds(*again, 2, {workspace.Path("run"), "another run"});
+  const auto coordinator =
+      workspace.Start({"coordinator", "--job", job, "--run-dir", workspace.Path("run"), "--listen", "127.0.0.1:0"});
+  ExpectEnds(*coordinator, 2, {workspace.Path("run"), "another run"});
+  EXPECT_EQ(RunRecord(workspace.Path("run")).Report().dump(), report) << "the first run's record is untouched";
+}
+
+TEST(MachineTest, ATakenPortIsNamed) {
+  const Workspace workspace;
+  const TakenPort taken(/*listens=*/true);
+  const auto coordinator = workspace.Start({"coordinator", "--job", workspace.WriteJob(OneRegion()), "--run-dir",
+                                            workspace.Path("run-other"), "--listen", taken.address()});
+  ExpectEnds(*coordinator, 2, {taken.address(), "in use"});
+
+  Cluster cluster(workspace, OneRegion());
+  const auto aggregator = workspace.Start(
+      {"aggregator", "--coordinator", cluster.address(), "--region", "beijing", "--listen", taken.address()});
+  ExpectEnds(*aggregator, 2, {"aggregator of beijing", taken.address(), "in use"});
+}
+
+TEST(MachineTest, ACoordinatorThatCannotBeReachedIsNamed) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const TakenPort refusing(/*listens=*/false);
+  const TakenPort silent(/*listens=*/true);  // Accepts and says nothing.
+  std::vector<std::pair<std::string, std::unique_ptr<Process>>> processes;
+  const absl::Time begin = absl::Now();
+  for (const std::string& address : {refusing.address(), silent.address()}) {
+    processes.emplace_back(
+        address, workspace.Start({"worker", "--join", address, "--region", "beijing", "--connect-timeout", "1"}));
+    processes.emplace_back(address, workspace.Start({"aggregator", "--coordinator", address, "--region", "beijing",
+                                                     "--connect-timeout", "1"}));
+  }
+  for (const auto& [address, process] : processes) ExpectEnds(*process, 4, {address});
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(30)) << "the timeout is one second, the rest is starting";
+}
+
+TEST(MachineTest, AnUnknownRegionIsAnsweredWithTheKnownOnes) {
+  const Workspace workspace;
+  Cluster cluster(workspace, OneRegion());
+  Process& worker = cluster.StartWorker("peking");
+  ExpectEnds(worker, 2, {"peking", "beijing"});
+}
+
+// ENOSPC without being root: what is written there is refused as on a full disk.
+TEST(MachineTest, AFullDiskEndsTheRun) {
+  const Workspace workspace;
+  std::filesystem::create_directories(workspace.Path("run"));
+  std::filesystem::create_symlink("/dev/full", workspace.Path("run/metrics.jsonl"));
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", workspace.Path("run")});
+  ExpectEnds(*up, 3, {"run/metrics.jsonl", "No space left"});
+  EXPECT_EQ(RunRecord(workspace.Path("run")).Report()["completed"], false);
+}
+
+TEST(MachineTest, ALimitOnFileSizesEndsTheRun) {
+  const Workspace workspace;
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", workspace.Path("run")}, [] {
+    const rlimit limit = {16384, 16384};
+    if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(99);
+  });
+  ExpectEnds(*up, 3, {"metrics.jsonl", "File too large"});
+}
+
+// A real file system that fills up, in a mount namespace of the process's own. Where that may not be made, /dev/full
+// above is what there is.
+TEST(MachineTest, AFullFileSystemEndsTheRun) {
+  const Workspace workspace;
+  const std::string run = workspace.Path("run");
+  std::filesystem::create_directories(run);
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", run}, [path = run.c_str()] {
+    const bool mounted = ::unshare(CLONE_NEWNS) == 0 &&
+                         ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                         ::mount("tmpfs", path, "tmpfs", 0, "size=64k") == 0;
+    const rlimit limit = {16384, 16384};
+    if (!mounted && ::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(99);
+  });
+  ExpectEnds(*up, 3, {"run/"});
+  EXPECT_THAT(up->err(),
+              ::testing::AnyOf(HasSubstr("No space left"), HasSubstr("no space is left"), HasSubstr("File too large")));
+}
+
+// ---------------------------------------------------------------- processes that do not fit, or do not come
+
+// Between a worker and its coordinator: the worker is told of a wider model than the coordinator's.
+class WideningProxy final : public Coordinator::Service {
+ public:
+  explicit WideningProxy(const std::string& target)
+      : stub_(Coordinator::NewStub(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()))) {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    address_ = absl::StrCat("127.0.0.1:", port);
+  }
+  ~WideningProxy() override { server_->Shutdown(std::chrono::system_clock::now()); }
+  const std::string& address() const { return address_; }
+
+  grpc::Status GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) override {
+    grpc::ClientContext context;
+    const grpc::Status status = stub_->GetJob(&context, *request, reply);
+    reply->mutable_job()->mutable_model()->set_width(2 * reply->job().model().width());
+    return status;
+  }
+  grpc::Status Join(grpc::ServerContext*, const JoinRequest* request, JoinReply* reply) override {
+    grpc::ClientContext context;
+    return stub_->Join(&context, *request, reply);
+  }
+
+ private:
+  const std::unique_ptr<Coordinator::Stub> stub_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+};
+
+TEST(MemberTest, AWorkerBuiltForAnotherModelIsTurnedAway) {
+  const Workspace workspace;
+  Cluster cluster(workspace, OneRegion());
+  const WideningProxy proxy(cluster.address());
+  const auto worker =
+      workspace.Start({"worker", "--join", proxy.address(), "--region", "beijing", "--name", "worker-7"});
+  ExpectEnds(*worker, 2, {"worker-7 of beijing", "another model", "schema digest"});
+  EXPECT_TRUE(cluster.record().Events("joined").empty());
+
+  // The coordinator's own answer, without a process in between.
+  const auto stub = Coordinator::NewStub(grpc::CreateChannel(cluster.address(), grpc::InsecureChannelCredentials()));
+  JoinRequest request;
+  request.set_role(ROLE_WORKER);
+  request.set_region("beijing");
+  request.set_schema_digest(std::string(64, 'f'));
+  JoinReply reply;
+  grpc::ClientContext context;
+  EXPECT_EQ(stub->Join(&context, request, &reply).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  // And the process goes on to serve those who fit.
+  EXPECT_FALSE(cluster.coordinator().ended());
+}
+
+TEST(MemberTest, AWorkerThatNeverStartsFailsTheRunByName) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 2}, {"shenzhen", 1}};
+  job.start = "5s";
+  job.lease = "4s";
+  Cluster cluster(workspace, job);
+  cluster.StartAggregator("beijing");
+  cluster.StartWorker("beijing");
+  ExpectEnds(cluster.coordinator(), 1,
+             {"1 of 2 workers of beijing", "the aggregator of shenzhen", "1 of 1 workers of shenzhen", "limits.start"});
+  EXPECT_EQ(cluster.record().Report()["completed"], false);
+  EXPECT_EQ(cluster.record().Events("failed").size(), 1u);
+  for (const auto& member : cluster.members()) ExpectEnds(*member, 1, {"the job failed", "workers of beijing"});
+}
+
+TEST(MemberTest, AWorkerThatDiesBeforeTrainingFailsUpByName) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 2}};
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  pid_t victim = -1;
+  ASSERT_TRUE(Await([&] {
+    for (const pid_t child : ChildrenOf(up->pid())) {
+      if (absl::StrContains(CommandLine(child), " --name worker-1 ")) victim = child;
+    }
+    return victim > 0;
+  }));
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+  ExpectEnds(*up, 1, {"worker-1 of beijing was killed by signal 9", "before training began", ".log"});
+  EXPECT_TRUE(ChildrenOf(up->pid()).empty());
+}
+
+}  // namespace
+}  // namespace wukong::integration

@@ -1,0 +1,252 @@
+// Processes that die, leave, come late, or are interrupted: the budget is committed exactly once all the same, and
+// nothing is left running.
+#include <signal.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gtest/gtest.h"
+#include "tests/integration/wukong_process.h"
+
+namespace wukong::integration {
+namespace {
+
+TinyJob TwoRegions(int64_t tokens, double speed) {
+  TinyJob job;
+  job.regions = {{"beijing", 2}, {"shenzhen", 1}};
+  job.tokens = tokens;
+  job.speed = speed;
+  return job;
+}
+
+TinyJob OneRegion(int workers, int64_t tokens, double speed) {
+  TinyJob job;
+  job.regions = {{"beijing", workers}};
+  job.tokens = tokens;
+  job.speed = speed;
+  return job;
+}
+
+// The event of `kind` about `name`, or null.
+Json EventAbout(const RunRecord& record, const std::string& kind, const std::string& name) {
+  for (const Json& event : record.Events(kind)) {
+    if (absl::StrContains(event.value("name", ""), name)) return event;
+  }
+  return Json();
+}
+
+// Everything that `up` has started and not yet ended.
+std::set<pid_t> Descendants(const Process& up, size_t expected) {
+  std::set<pid_t> children;
+  EXPECT_TRUE(Await([&] {
+    for (const pid_t child : ChildrenOf(up.pid())) children.insert(child);
+    return children.size() >= expected;
+  }));
+  return children;
+}
+
+void ExpectAllGone(const std::set<pid_t>& processes) {
+  EXPECT_FALSE(processes.empty());
+  Await([&] { return std::none_of(processes.begin(), processes.end(), IsRunning); }, absl::Seconds(20));
+  for (const pid_t pid : processes) EXPECT_FALSE(IsRunning(pid)) << pid << ": " << CommandLine(pid);
+}
+
+TEST(FaultsTest, AKilledWorkersDataGoesToOthers) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(150000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));
+  const pid_t victim = record.PidOf("beijing", "worker-1");
+  ASSERT_GT(victim, 0) << up->err();
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_TRUE(absl::StrContains(up->err(), "worker-1 of beijing was killed by signal 9")) << up->err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  const Json lost = EventAbout(record, "lost", "worker-1");
+  EXPECT_EQ(lost.value("region", ""), "beijing");
+  EXPECT_TRUE(absl::StrContains(lost.value("reason", ""), "silent for")) << lost;
+  EXPECT_TRUE(EventAbout(record, "fenced", "worker-1").is_object());
+  EXPECT_EQ(record.Events("lost").size(), 1u) << "nobody else was lost";
+}
+
+TEST(FaultsTest, TheSynchronousPresetGoesOnWithoutAKilledWorker) {
+  const Workspace workspace;
+  TinyJob job = TwoRegions(30000, 1);
+  job.preset = "ddp";
+  job.rtt = "5ms";
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));
+  const pid_t victim = record.PidOf("beijing", "worker-0");
+  ASSERT_GT(victim, 0) << up->err();
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  EXPECT_TRUE(EventAbout(record, "fenced", "worker-0").is_object());
+}
+
+TEST(FaultsTest, AWorkerStartedByHandTakesTheDeadOnesPlace) {
+  const Workspace workspace;
+  TinyJob job = OneRegion(1, 60000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 2 || up->ended(); }));
+  const pid_t victim = record.PidOf("beijing", "worker-0");
+  ASSERT_GT(victim, 0) << up->err();
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+  // Nobody is left to train: only the newcomer can end the run.
+  const auto newcomer =
+      workspace.Start({"worker", "--join", record.CoordinatorAddress(), "--region", "beijing", "--name", "worker-0"});
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_EQ(newcomer->Wait(), 0) << newcomer->err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  const std::vector<Json> joined = record.Events("joined");
+  ASSERT_EQ(joined.size(), 3u);
+  EXPECT_EQ(joined.back()["name"], "worker-0");
+  EXPECT_EQ(joined.back()["incarnation"], 2);
+  EXPECT_EQ(joined.back()["pid"], newcomer->pid());
+}
+
+TEST(FaultsTest, AWorkerJoinsARunningJob) {
+  const Workspace workspace;
+  TinyJob job = OneRegion(2, 100000, 0.3);
+  job.lease = "60s";  // Those that are stopped meanwhile must not be taken for dead.
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 2 || up->ended(); }));
+  // The others are held, so that there is something left to do when the newcomer is ready.
+  const pid_t others[] = {record.PidOf("beijing", "worker-0"), record.PidOf("beijing", "worker-1")};
+  for (const pid_t pid : others) ASSERT_EQ(::kill(pid, SIGSTOP), 0) << up->err();
+  const auto newcomer = workspace.Start({"worker", "--join", record.CoordinatorAddress(), "--region", "beijing"});
+  const auto trains = [&] {
+    const std::vector<Json> metrics = record.Metrics();
+    return std::any_of(metrics.begin(), metrics.end(), [](const Json& step) { return step["worker"] == "worker-2"; });
+  };
+  EXPECT_TRUE(Await([&] { return trains() || newcomer->ended(); }));
+  for (const pid_t pid : others) ::kill(pid, SIGCONT);
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_EQ(newcomer->Wait(), 0) << newcomer->err();
+  const Json report = record.Report();
+  ExpectBudgetCommittedOnce(report, Budget(job));
+  int64_t contributions = 0;
+  for (const Json& process : report["processes"]) {
+    if (process["name"] == "worker-2") contributions = process["contributions_sent"];
+  }
+  EXPECT_GT(contributions, 0);
+  EXPECT_TRUE(record.Events("lost").empty());
+}
+
+TEST(FaultsTest, ATerminatedWorkerContributesAndGivesBack) {
+  const Workspace workspace;
+  const TinyJob job = OneRegion(2, 100000, 0.3);
+  Cluster cluster(workspace, job);
+  cluster.StartAll();
+  const RunRecord& record = cluster.record();
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || cluster.coordinator().ended(); }));
+  Process& leaver = *cluster.members().back();
+  leaver.Signal(SIGTERM);
+  EXPECT_EQ(leaver.Wait(), 0) << leaver.err();
+  EXPECT_FALSE(cluster.coordinator().ended()) << "it left before the end";
+  ASSERT_EQ(cluster.coordinator().Wait(), 0) << cluster.coordinator().err();
+  const Json report = record.Report();
+  ExpectBudgetCommittedOnce(report, Budget(job));
+  EXPECT_EQ(report["tokens_computed"], report["tokens_committed"]) << "what it trained was not trained again";
+  for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 0) << member->err();
+}
+
+TEST(FaultsTest, CtrlCEndsEveryProcess) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(50'000'000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 1 || up->ended(); }));
+  const std::set<pid_t> processes = Descendants(*up, 6);
+  const absl::Time begin = absl::Now();
+  up->Signal(SIGINT);
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(20));
+  EXPECT_TRUE(absl::StrContains(up->err(), "stopped by a signal")) << up->err();
+  ExpectAllGone(processes);
+  const Json report = record.Report();
+  ASSERT_TRUE(report.is_object());
+  EXPECT_EQ(report["completed"], false);
+  EXPECT_LT(report["tokens_committed"], Budget(job));
+  EXPECT_GT(report["tokens_committed"], 0);
+}
+
+TEST(FaultsTest, CtrlCBeforeTrainingEndsEveryProcess) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(50'000'000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const std::set<pid_t> processes = Descendants(*up, 2);  // The coordinator and the first aggregator.
+  const absl::Time begin = absl::Now();
+  up->Signal(SIGINT);
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(20));
+  ExpectAllGone(processes);
+}
+
+TEST(FaultsTest, KillingUpLeavesNoProcessBehind) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(50'000'000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 1 || up->ended(); }));
+  const std::set<pid_t> processes = Descendants(*up, 6);
+  up->Signal(SIGKILL);
+  EXPECT_EQ(up->Wait(), 128 + SIGKILL);
+  ExpectAllGone(processes);
+}
+
+TEST(FaultsTest, ALostRegionsDataGoesToTheOthers) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(150000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));
+  const pid_t victim = record.PidOf("shenzhen", "aggregator");
+  ASSERT_GT(victim, 0) << up->err();
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  EXPECT_TRUE(EventAbout(record, "lost", "aggregator").is_object());
+}
+
+TEST(FaultsTest, AKilledCoordinatorEndsTheRunWithAnError) {
+  const Workspace workspace;
+  const TinyJob job = TwoRegions(50'000'000, 0.3);
+  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 1 || up->ended(); }));
+  const std::set<pid_t> processes = Descendants(*up, 6);
+  for (const pid_t pid : processes) {
+    if (!absl::StrContains(CommandLine(pid), " coordinator ")) continue;
+    ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  }
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  EXPECT_TRUE(absl::StrContains(up->err(), "the coordinator was killed by signal 9")) << up->err();
+  ExpectAllGone(processes);
+}
+
+TEST(FaultsTest, RolesStartedOneByOneCompleteAJob) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 1}, {"shenzhen", 1}};
+  job.tokens = 20000;
+  Cluster cluster(workspace, job);
+  // Workers first: they wait for their aggregators.
+  for (const char* region : {"beijing", "shenzhen"}) cluster.StartWorker(region);
+  for (const char* region : {"shenzhen", "beijing"}) cluster.StartAggregator(region);
+  ASSERT_EQ(cluster.coordinator().Wait(), 0) << cluster.coordinator().err();
+  for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 0) << member->err();
+  ExpectBudgetCommittedOnce(cluster.record().Report(), Budget(job));
+}
+
+}  // namespace
+}  // namespace wukong::integration

@@ -1,0 +1,158 @@
+#include "worker/region_group.h"
+
+#include <array>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "glog/logging.h"
+#include "runtime/base/clock.h"
+
+namespace wukong {
+namespace {
+
+constexpr absl::Duration kWatchPeriod = absl::Milliseconds(100);
+// For rank 0 to end the group in order, once this worker knows that the run is over, or has been told to leave.
+constexpr absl::Duration kOverPatience = absl::Seconds(2);
+constexpr absl::Duration kLeavePatience = absl::Seconds(11);
+
+// Whether this worker has had reason to leave for so long that it does.
+class Patience {
+ public:
+  Patience(Mailbox* mail, const StopSignal* stop) : mail_(mail), stop_(stop) {}
+  bool AtEnd() {
+    const absl::Time now = clock_.Now();
+    if (!mail_->IsOver()) over_since_ = now;
+    if (stop_->received() == 0) stopped_since_ = now;
+    return now - over_since_ > kOverPatience || now - stopped_since_ > kLeavePatience;
+  }
+
+ private:
+  const RealClock clock_;
+  Mailbox* const mail_;
+  const StopSignal* const stop_;
+  absl::Time over_since_ = clock_.Now();
+  absl::Time stopped_since_ = clock_.Now();
+};
+
+}  // namespace
+
+SampleShare ShareOf(int64_t samples, int rank, int size) {
+  return {samples * rank / size, samples * (rank + 1) / size};
+}
+
+RegionGroup::RegionGroup(std::string region, std::unique_ptr<Communicator> communicator, Callbacks callbacks)
+    : region_(std::move(region)),
+      communicator_(std::move(communicator)),
+      callbacks_(std::move(callbacks)),
+      last_order_(RealClock().Now()),
+      watch_([this] { Watch(); }) {}
+
+RegionGroup::~RegionGroup() {
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  watch_.join();
+}
+
+void RegionGroup::Watch() {
+  while (true) {
+    {
+      MutexLock lock(mutex_);
+      if (!stopping_) changed_.WaitFor(mutex_, kWatchPeriod);
+      if (stopping_) return;
+    }
+    if (!callbacks_.give_up()) continue;
+    communicator_->Abort();
+    return;
+  }
+}
+
+absl::Status RegionGroup::Check(const absl::Status& status) {
+  if (status.ok()) return status;
+  broken_ = true;
+  return absl::AbortedError(absl::StrFormat("the group of region %s has lost a rank, and all its workers leave: %s",
+                                            region_, status.message()));
+}
+
+absl::Status RegionGroup::Announce(const GroupOrder& order) {
+  CHECK_EQ(rank(), 0);
+  last_order_ = RealClock().Now();
+  std::string bytes = order.SerializeAsString();
+  return Check(communicator_->BroadcastBytes(&bytes, 0));
+}
+
+absl::StatusOr<GroupOrder> RegionGroup::NextOrder() {
+  CHECK_NE(rank(), 0);
+  std::string bytes;
+  if (absl::Status status = Check(communicator_->BroadcastBytes(&bytes, 0)); !status.ok()) return status;
+  GroupOrder order;
+  if (!order.ParseFromString(bytes) || order.kind() == GroupOrder::KIND_UNSPECIFIED) {
+    return Check(absl::InternalError(absl::StrFormat("rank 0 gave an order that rank %d cannot read", rank())));
+  }
+  return order;
+}
+
+void RegionGroup::Part() {
+  // A rank that closed its connections at once could take from another what that has not read yet.
+  if (const absl::Status status = communicator_->Barrier(); !status.ok()) LOG(INFO) << status;
+}
+
+absl::Status RegionGroup::ShareParameters(Trainer* trainer) {
+  if (absl::Status status = Check(communicator_->Broadcast(trainer->parameters(), 0)); !status.ok()) return status;
+  return rank() == 0 ? absl::OkStatus() : trainer->PushParameters();
+}
+
+absl::StatusOr<double> RegionGroup::SumLoss(double part) {
+  std::array<float, 2> values = {static_cast<float>(part), callbacks_.leaving() ? 1.0f : 0.0f};
+  if (absl::Status status = Check(communicator_->AllReduceSum(absl::MakeSpan(values))); !status.ok()) return status;
+  somebody_leaves_ = values[1] > 0;
+  return values[0];
+}
+
+absl::Status RegionGroup::SumGradient(Trainer* trainer) {
+  if (absl::Status status = trainer->PullGradient(); !status.ok()) return status;
+  if (absl::Status status = Check(communicator_->AllReduceSum(trainer->gradient())); !status.ok()) return status;
+  return trainer->PushGradient();
+}
+
+absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, const Region& region,
+                                                             const JoinReply& joined, Mailbox* mail,
+                                                             const StopSignal* stop) {
+  CommunicatorOptions options;
+  options.kind = region.collective();
+  options.group = absl::StrCat("region ", region.name());
+  options.rank = joined.rank();
+  options.size = region.workers();
+  options.form_timeout = absl::Nanoseconds(job.limits().start_ns());
+  options.timeout = absl::Nanoseconds(job.limits().rpc_ns());
+  absl::StatusOr<std::string> local = LocalAddressTowards(joined.parent_address());
+  if (!local.ok()) return local.status();
+  options.local_address = *std::move(local);
+
+  const auto leaving = [stop] { return stop->received() != 0; };
+  const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
+  RpcStore store(joined.parent_address(), self, options.form_timeout,
+                 [mail, leaving] { return leaving() || mail->IsOver(); });
+  absl::StatusOr<std::string> generation =
+      AgreeOnGeneration(&store, options.rank, options.size,
+                        absl::StrFormat("%d.%d", joined.member(), joined.incarnation()), options.form_timeout);
+  if (!generation.ok()) {
+    return absl::Status(generation.status().code(),
+                        absl::StrFormat("%s, rank %d of %d, forming the group: %s", options.group, options.rank,
+                                        options.size, generation.status().message()));
+  }
+  options.generation = absl::StrCat("group/", *generation);
+  absl::StatusOr<std::unique_ptr<Communicator>> communicator = MakeCommunicator(options, &store);
+  if (!communicator.ok()) return communicator.status();
+  LOG(INFO) << "rank " << options.rank << " of the " << options.size << " workers of " << region.name()
+            << " that act as one (" << options.generation << ")";
+  RegionGroup::Callbacks callbacks;
+  callbacks.leaving = leaving;
+  callbacks.give_up = [patience = std::make_shared<Patience>(mail, stop)] { return patience->AtEnd(); };
+  return std::make_unique<RegionGroup>(region.name(), *std::move(communicator), std::move(callbacks));
+}
+
+}  // namespace wukong
