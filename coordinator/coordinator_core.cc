@@ -243,15 +243,18 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       if (phase_ == Phase::kTraining) {
         // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
         // Polychronopoulos and Kuck 1987).
-        const int64_t step = StepSamples(job_);
+        // Workers that act as one take the steps of all of them.
+        const Region& region = job_.regions(member.region);
+        const int64_t step = StepSamples(job_) * (region.collective() == COLLECTIVE_GLOO ? region.workers() : 1);
         const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, LiveWorkers())) / step * step;
-        const int64_t want = std::min(request.want_samples(), std::max(step, share));
+        const int64_t steps = (std::min(request.want_samples(), share) + step - 1) / step;
+        const int64_t want = std::max<int64_t>(1, steps) * step;
         for (const LeasedRange& range : ledger_.Lease(member.key, member.region, want)) {
           *reply.add_granted() = RangeToProto(range);
         }
-        reply.set_exhausted(reply.granted_size() == 0);
       }
     }
+    reply.set_exhausted(phase_ == Phase::kTraining && reply.granted_size() == 0 && ledger_.available() == 0);
     if (reply.granted_size() > 0) member.idle = false;
     reply.set_samples_per_second_reference(ReferenceSpeed());
   } else {

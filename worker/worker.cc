@@ -237,9 +237,11 @@ void Worker::TellHeartbeat(bool idle) {
   bool kick = false;
   {
     MutexLock lock(mail_.mutex);
-    kick = (want > 0 && mail_.want_samples == 0 && mail_.replies.empty() && !idle) || idle != mail_.idle;
-    // An answer that is not in the schedule yet covers what it was asked for.
-    mail_.want_samples = mail_.replies.empty() ? want : 0;
+    // A grant that is not in the schedule yet covers what it was asked for.
+    const bool granted = std::any_of(mail_.replies.begin(), mail_.replies.end(),
+                                     [](const HeartbeatReply& reply) { return reply.granted_size() > 0; });
+    kick = (want > 0 && mail_.want_samples == 0 && !granted && !idle) || idle != mail_.idle;
+    mail_.want_samples = granted ? 0 : want;
     mail_.idle = idle;
     mail_.samples_per_second = schedule_.samples_per_second() / group_size_;
     if (first_data_ != absl::InfiniteFuture()) {
@@ -426,9 +428,10 @@ absl::Status Worker::TrainUntilOver() {
     } else {
       outcome = KeepGroup();
     }
-    TellHeartbeat(idle);
+    if (!TakeMail(absl::ZeroDuration())) break;
+    TellHeartbeat(idle && schedule_.untrained_samples() == 0);
     const bool waits = idle || std::holds_alternative<LeafSchedule::Wait>(action);
-    if (!TakeMail(waits ? absl::Milliseconds(50) : absl::ZeroDuration())) break;
+    if (waits && !TakeMail(absl::Milliseconds(50))) break;
   }
   return outcome;
 }

@@ -24,7 +24,7 @@ struct WorkerOptions {
 
 // Trains until the run is over (OK), or until `stop` comes (OK after what was trained is contributed and the rest given
 // back). Errors: UNAVAILABLE (no coordinator, or away for too long), INVALID_ARGUMENT (region, data, another model),
-// FAILED_PRECONDITION (device), OUT_OF_RANGE (diverged), ABORTED (fenced, or the job failed).
+// FAILED_PRECONDITION (device), OUT_OF_RANGE (diverged), ABORTED (fenced, the job failed, or its group lost a rank).
 absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop);
 
 }  // namespace wukong

@@ -123,8 +123,9 @@ LeafSchedule::Action LeafSchedule::Next() {
     if (options_.waits || last) return Wait{Reason::kAnswer};
   }
   if (options_.waits && !sent_.empty()) return Wait{Reason::kAnswer};
+  // A step is made of less than its samples only when there are no more.
+  if (untrained_samples() < options_.step_samples && !exhausted_ && !stopping_) return Wait{Reason::kData};
   if (!have_data) {
-    if (!exhausted_ && !stopping_) return Wait{Reason::kData};
     return sent_.empty() ? Action(Idle{}) : Action(Wait{Reason::kAnswer});
   }
   Train train;

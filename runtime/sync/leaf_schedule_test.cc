@@ -169,9 +169,9 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
   Leaf leaf(MakeOptions(5));
   leaf.Lease(0, 6);
   leaf.Train();
-  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 6, 1}));
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kData)) << "there may be more data";
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kData)) << "there may be more data, and a step wants all of its samples";
   leaf.schedule.Leased({}, /*exhausted=*/true);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 6, 1}));
   const Manifest manifest = leaf.Contribute();
   EXPECT_EQ(manifest.steps, 2);
   EXPECT_EQ(manifest.tokens, 60);

@@ -57,7 +57,7 @@ void ExpectAllGone(const std::set<pid_t>& processes) {
 
 TEST(FaultsTest, AKilledWorkersDataGoesToOthers) {
   const Workspace workspace;
-  const TinyJob job = TwoRegions(150000, 0.3);
+  const TinyJob job = TwoRegions(80000, 0.3);
   const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
   const RunRecord record(workspace.Path("run"));
   ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));
@@ -77,7 +77,7 @@ TEST(FaultsTest, AKilledWorkersDataGoesToOthers) {
 
 TEST(FaultsTest, TheSynchronousPresetGoesOnWithoutAKilledWorker) {
   const Workspace workspace;
-  TinyJob job = TwoRegions(30000, 1);
+  TinyJob job = TwoRegions(15000, 1);
   job.preset = "ddp";
   job.rtt = "5ms";
   const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
@@ -93,7 +93,7 @@ TEST(FaultsTest, TheSynchronousPresetGoesOnWithoutAKilledWorker) {
 
 TEST(FaultsTest, AWorkerStartedByHandTakesTheDeadOnesPlace) {
   const Workspace workspace;
-  TinyJob job = OneRegion(1, 60000, 0.3);
+  TinyJob job = OneRegion(1, 40000, 0.3);
   const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
   const RunRecord record(workspace.Path("run"));
   ASSERT_TRUE(Await([&] { return record.Merged() >= 2 || up->ended(); }));
@@ -115,7 +115,7 @@ TEST(FaultsTest, AWorkerStartedByHandTakesTheDeadOnesPlace) {
 
 TEST(FaultsTest, AWorkerJoinsARunningJob) {
   const Workspace workspace;
-  TinyJob job = OneRegion(2, 100000, 0.3);
+  TinyJob job = OneRegion(2, 60000, 0.3);
   job.lease = "60s";  // Those that are stopped meanwhile must not be taken for dead.
   const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
   const RunRecord record(workspace.Path("run"));
@@ -144,7 +144,7 @@ TEST(FaultsTest, AWorkerJoinsARunningJob) {
 
 TEST(FaultsTest, ATerminatedWorkerContributesAndGivesBack) {
   const Workspace workspace;
-  const TinyJob job = OneRegion(2, 100000, 0.3);
+  const TinyJob job = OneRegion(2, 60000, 0.3);
   Cluster cluster(workspace, job);
   cluster.StartAll();
   const RunRecord& record = cluster.record();
@@ -206,7 +206,7 @@ TEST(FaultsTest, KillingUpLeavesNoProcessBehind) {
 
 TEST(FaultsTest, ALostRegionsDataGoesToTheOthers) {
   const Workspace workspace;
-  const TinyJob job = TwoRegions(150000, 0.3);
+  const TinyJob job = TwoRegions(80000, 0.3);
   const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
   const RunRecord record(workspace.Path("run"));
   ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));

@@ -159,11 +159,11 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, UpTest,
-                         ::testing::Values(Case{"async", Preset("async", 100000), {}, true},
-                                           Case{"diloco", Preset("diloco", 60000), {}},
-                                           Case{"ddp", Preset("ddp", 30000), {}},
+                         ::testing::Values(Case{"async", Preset("async", 80000), {}, true},
+                                           Case{"diloco", Preset("diloco", 30000), {}},
+                                           Case{"ddp", Preset("ddp", 15000), {}},
                                            Case{"ddp_bf16",
-                                                Preset("ddp", 30000),
+                                                Preset("ddp", 15000),
                                                 {"strategy.region.codec_up=bf16", "strategy.region.codec_down=bf16",
                                                  "strategy.root.codec_up=bf16", "strategy.root.codec_down=bf16"}}),
                          [](const auto& the_case) { return the_case.param.name; });
