@@ -20,7 +20,7 @@ using ContributeMessages = std::vector<ContributeMessage>;
 // Sets one value, past what an encoder would let through, and makes the checksum fit.
 void Poison(float value, ContributeMessages* messages) {
   std::string* payload = messages->at(2).mutable_fragment()->mutable_payload();
-  std::memcpy(payload->data() + 4 * 17, &value, sizeof(value));
+  std::memcpy(payload->data() + 17 * sizeof(value), &value, sizeof(value));
   EncodedVector whole;
   for (size_t i = 1; i < messages->size(); ++i) whole.fragments.push_back(messages->at(i).fragment().payload());
   messages->front().mutable_header()->set_payload_checksum(whole.checksum());
@@ -74,6 +74,8 @@ TEST_F(ParameterServerTest, ARepeatGetsTheFirstVerdictAndChangesNothing) {
   EXPECT_EQ(Send(Good(2)), VERDICT_NON_FINITE) << "the first verdict, although this one is good";
   EXPECT_EQ(node_->Theta(), theta);
   EXPECT_EQ(Send(Good(3)), VERDICT_ACCEPTED) << "a refusal is a decision too: the next sequence follows it";
+  ASSERT_TRUE(node_->AwaitMerged(2));
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 3.0f));
   EXPECT_EQ(node_->merged().size(), 2u);
   EXPECT_EQ(node_->Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, 2}, {VERDICT_NON_FINITE, 1}}));
 }

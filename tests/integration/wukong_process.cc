@@ -26,8 +26,8 @@ namespace wukong::integration {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
-constexpr int kMicroBatch = 4;
-constexpr int kContext = 32;
+constexpr int64_t kMicroBatch = 4;
+constexpr int64_t kContext = 32;
 
 std::string Slurp(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
