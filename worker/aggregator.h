@@ -18,8 +18,8 @@ struct AggregatorOptions {
   absl::Duration connect_timeout = absl::Seconds(30);
 };
 
-// Serves until the run is over (OK), `stop` comes (OK), or it cannot go on: UNAVAILABLE (no coordinator), INVALID_ARGUMENT
-// (address, region), ABORTED (fenced, or the job failed).
+// Serves until the run is over (OK), `stop` comes (OK), or it cannot go on: UNAVAILABLE (no coordinator),
+// INVALID_ARGUMENT (address, region), ABORTED (fenced, or the job failed).
 absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& stop);
 
 }  // namespace wukong

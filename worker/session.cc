@@ -54,8 +54,8 @@ absl::StatusOr<GetJobReply> Session::FetchJob(absl::Duration timeout, const Stop
     GetJobRequest request;
     request.set_region(region_);
     GetJobReply reply;
-    const absl::Status status = FromGrpc(stub_->GetJob(&context, request, &reply),
-                                         absl::StrCat("coordinator at ", address_));
+    const absl::Status status =
+        FromGrpc(stub_->GetJob(&context, request, &reply), absl::StrCat("coordinator at ", address_));
     if (status.ok()) return reply;
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status)) return status;
@@ -77,8 +77,8 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
     grpc::ClientContext context;
     SetDeadline(&context, kCallTimeout);
     JoinReply reply;
-    const absl::Status status = FromGrpc(stub_->Join(&context, request, &reply),
-                                         absl::StrCat("coordinator at ", address_, ", join"));
+    const absl::Status status =
+        FromGrpc(stub_->Join(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", join"));
     if (status.ok()) return reply;
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status) || absl::Now() >= deadline) return status;
@@ -144,8 +144,8 @@ bool Session::Beat() {
     grpc::ClientContext context;
     SetDeadline(&context, kCallTimeout);
     HeartbeatReply reply;
-    const absl::Status status = FromGrpc(stub_->Heartbeat(&context, request, &reply),
-                                         absl::StrCat("coordinator at ", address_, ", heartbeat"));
+    const absl::Status status =
+        FromGrpc(stub_->Heartbeat(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", heartbeat"));
     if (status.ok()) {
       {
         MutexLock lock(mutex_);
@@ -160,8 +160,9 @@ bool Session::Beat() {
     }
     LOG_IF(WARNING, sent == first) << status;
     if (absl::Now() - first > patience_) {
-      callbacks_.on_lost(absl::UnavailableError(absl::StrFormat(
-          "the coordinator at %s has been away for %s: %s", address_, absl::FormatDuration(patience_), status.message())));
+      callbacks_.on_lost(
+          absl::UnavailableError(absl::StrFormat("the coordinator at %s has been away for %s: %s", address_,
+                                                 absl::FormatDuration(patience_), status.message())));
       return false;
     }
     MutexLock lock(mutex_);

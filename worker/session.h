@@ -24,8 +24,8 @@ class Session {
   Session(std::string coordinator_address, std::string region);
   ~Session();
 
-  // Both try again until `timeout`, or until `stop` has come (CANCELLED). UNAVAILABLE: nobody answered, or the aggregator of
-  // the region did not come.
+  // Both try again until `timeout`, or until `stop` has come (CANCELLED). UNAVAILABLE: nobody answered, or the
+  // aggregator of the region did not come.
   absl::StatusOr<GetJobReply> FetchJob(absl::Duration timeout, const StopSignal& stop);
   absl::StatusOr<JoinReply> Join(JoinRequest request, absl::Duration timeout, const StopSignal& stop);
 

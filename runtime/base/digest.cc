@@ -23,9 +23,7 @@ Sha256::Sha256() : state_(std::make_unique<State>()) {
 }
 Sha256::~Sha256() = default;
 
-void Sha256::Update(const void* data, size_t bytes) {
-  CHECK_EQ(EVP_DigestUpdate(state_->context, data, bytes), 1);
-}
+void Sha256::Update(const void* data, size_t bytes) { CHECK_EQ(EVP_DigestUpdate(state_->context, data, bytes), 1); }
 
 std::string Sha256::Finish() {
   unsigned char digest[EVP_MAX_MD_SIZE];

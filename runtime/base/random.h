@@ -23,10 +23,10 @@ class Random {
   static constexpr uint64_t min() { return 0; }
   static constexpr uint64_t max() { return ~uint64_t{0}; }
   uint64_t operator()();
-  double Uniform();                   // [0, 1)
-  uint64_t Below(uint64_t bound);     // [0, bound), bound > 0
-  double Normal();                    // mean 0, variance 1
-  double Exponential(double mean);    // > 0
+  double Uniform();                 // [0, 1)
+  uint64_t Below(uint64_t bound);   // [0, bound), bound > 0
+  double Normal();                  // mean 0, variance 1
+  double Exponential(double mean);  // > 0
 
  private:
   uint64_t state_;

@@ -37,8 +37,8 @@ class Codec {
 std::unique_ptr<Codec> MakeCodec(CodecKind kind);
 
 // Adds what earlier encodings of the same vector left out before encoding it again (error feedback, Seide et al. 2014).
-// Not needed for parameters, whose progress theta - base keeps the remainder by itself (runtime/sync/replica.h); it is for
-// vectors made anew at every step, such as gradients. Not thread-safe.
+// Not needed for parameters, whose progress theta - base keeps the remainder by itself (runtime/sync/replica.h); it is
+// for vectors made anew at every step, such as gradients. Not thread-safe.
 class ErrorFeedback {
  public:
   // For vectors of `size` values, of which Encode gets any slice.

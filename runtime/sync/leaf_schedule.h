@@ -26,9 +26,9 @@ class LeafSchedule {
   struct Options {
     int64_t inner_steps = 1;
     bool scale_steps_by_speed = false;
-    bool waits = false;         // Each contribution waits for a version that includes it.
+    bool waits = false;  // Each contribution waits for a version that includes it.
     int in_flight_max = 1;
-    int64_t step_samples = 1;   // micro_batch * accumulation
+    int64_t step_samples = 1;  // micro_batch * accumulation
     int64_t tokens_per_sample = 1;
   };
 

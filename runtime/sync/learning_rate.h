@@ -10,8 +10,8 @@
 
 namespace wukong {
 
-// Linear warm-up over warmup_tokens, then the decay towards final_learning_rate_fraction at `stop_tokens`, after which it
-// stays there (cosine: Loshchilov and Hutter 2017, without restarts).
+// Linear warm-up over warmup_tokens, then the decay towards final_learning_rate_fraction at `stop_tokens`, after which
+// it stays there (cosine: Loshchilov and Hutter 2017, without restarts).
 inline double LearningRate(const Optimizer& optimizer, int64_t stop_tokens, int64_t tokens) {
   const double peak = optimizer.learning_rate();
   const auto warmup = static_cast<double>(optimizer.warmup_tokens());

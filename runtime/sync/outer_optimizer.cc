@@ -45,8 +45,8 @@ absl::Status OuterOptimizer::Apply(const Merge& merge,
     const int64_t n = span.size();
     std::fill_n(merged_.begin(), n, 0.0f);
     for (size_t p = 0; p < payloads.size(); ++p) {
-      const absl::Status status = MakeCodec(payloads[p]->codec)
-                                      ->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
+      const absl::Status status =
+          MakeCodec(payloads[p]->codec)->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
       if (!status.ok()) return status;
       const auto weight = static_cast<float>(merge.parts[p].weight);
       for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];

@@ -29,8 +29,8 @@ struct Merge {
 // With c = sum of weight * contribution:
 //   parameters:  buffer += c;  at a momentum step  m <- momentum * m + buffer, buffer <- 0  and
 //                theta += learning_rate * (c + momentum * m),  otherwise  theta += learning_rate * c
-//                (delayed Nesterov: Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", algorithm 3;
-//                with a momentum step at every merge it is DiLoCo's Nesterov, Douillard et al. 2023)
+//                (delayed Nesterov: Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", algorithm
+//                3; with a momentum step at every merge it is DiLoCo's Nesterov, Douillard et al. 2023)
 //   gradient:    gradient += c; whoever owns the optimizer takes it from there.
 // Thread-compatible.
 class OuterOptimizer {

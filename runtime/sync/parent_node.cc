@@ -129,9 +129,9 @@ void ParentNode::On(const Offered& event, std::vector<Action>* actions) {
     return;
   }
   if (manifest.sequence.value() != child.offered.value() + 1) {
-    actions->push_back(Reply{event.handle, VERDICT_OUT_OF_ORDER,
-                             absl::StrFormat("sequence %d came before %d", manifest.sequence.value(),
-                                             child.offered.value() + 1)});
+    actions->push_back(
+        Reply{event.handle, VERDICT_OUT_OF_ORDER,
+              absl::StrFormat("sequence %d came before %d", manifest.sequence.value(), child.offered.value() + 1)});
     return;
   }
   child.offered = manifest.sequence;
@@ -229,7 +229,8 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
       for (const double tokens : recent_tokens_) sum += tokens;
       normalizer = sum / static_cast<double>(recent_tokens_.size()) * static_cast<double>(count);
     }
-    // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into merges.
+    // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
+    // merges.
     const double share = static_cast<double>(merged.size()) / std::max<double>(1, members);
     for (Merge::Part& part : apply.merge.parts) part.weight *= share / std::max(normalizer, 1e-300);
 

@@ -1,5 +1,5 @@
-// What a parameter node decides as a parent: which contributions count, when they are merged and with what weights, when
-// its children hear of it, and (in a region) when its own progress goes up to the root.
+// What a parameter node decides as a parent: which contributions count, when they are merged and with what weights,
+// when its children hear of it, and (in a region) when its own progress goes up to the root.
 //
 // Pure: no clock, no threads, no I/O, no vectors. The driver (runtime/transport/parameter_server.h) feeds events and
 // carries out the actions of one Step in their order, and those of one Step before those of the next.
@@ -30,9 +30,9 @@ class ParentNode {
  public:
   struct Options {
     bool is_root = false;
-    Level level;              // All knobs set (presets.h).
-    bool waits = false;       // Senders wait for the answer: a region says nothing of its own until the root has spoken.
-    int in_flight_max = 1;    // Region: contributions that the root has not answered.
+    Level level;            // All knobs set (presets.h).
+    bool waits = false;     // Senders wait for the answer: a region says nothing of its own until the root has spoken.
+    int in_flight_max = 1;  // Region: contributions that the root has not answered.
   };
 
   // ---- events
@@ -120,9 +120,9 @@ class ParentNode {
  private:
   struct Child {
     Incarnation incarnation;
-    Sequence offered;                       // Last sequence taken in.
-    Sequence merged;                        // Last sequence in theta.
-    std::map<Sequence, Verdict> verdicts;   // Of the last sequences, to answer repeats.
+    Sequence offered;                      // Last sequence taken in.
+    Sequence merged;                       // Last sequence in theta.
+    std::map<Sequence, Verdict> verdicts;  // Of the last sequences, to answer repeats.
   };
   struct Staged {
     Manifest manifest;
@@ -155,13 +155,13 @@ class ParentNode {
 
   const Options options_;
   Version version_{1};
-  std::map<MemberId, Child> children_;   // Live ones.
+  std::map<MemberId, Child> children_;              // Live ones.
   std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
   std::map<MemberId, Sequence> included_;
   std::set<MemberId> idle_;
-  std::map<Handle, Staged> staged_;      // Being checked.
+  std::map<Handle, Staged> staged_;                 // Being checked.
   std::vector<std::pair<Handle, Manifest>> ready_;  // Accepted, waiting for the quorum.
-  std::deque<double> recent_tokens_;     // For weight: tokens with a quorum of fewer than all.
+  std::deque<double> recent_tokens_;                // For weight: tokens with a quorum of fewer than all.
   int64_t merges_since_momentum_ = 0;
 
   bool followers_ready_ = true;

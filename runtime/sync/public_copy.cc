@@ -32,8 +32,8 @@ PublicParameters::PublicParameters(absl::Span<const float> theta, std::vector<Fr
 }
 
 absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNotes notes) {
-  // Only this function writes values_, and one thread at a time calls it, so the encoding below reads them unlocked from
-  // the followers' point of view; the lock is held all the same, since followers copy fragments meanwhile.
+  // Only this function writes values_, and one thread at a time calls it, so the encoding below reads them unlocked
+  // from the followers' point of view; the lock is held all the same, since followers copy fragments meanwhile.
   MutexLock lock(mutex_);
   CHECK_EQ(theta.size(), values_.size());
   auto delta = std::make_shared<Delta>();
@@ -183,8 +183,9 @@ absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message
   if (message.has_fragment()) {
     const FragmentUpdate& update = message.fragment();
     if (update.index() < 0 || update.index() >= static_cast<int>(fragments_.size())) {
-      return absl::DataLossError(absl::StrFormat("update of fragment %d, but there are %d; does the parent run another model?",
-                                                 update.index(), fragments_.size()));
+      return absl::DataLossError(
+          absl::StrFormat("update of fragment %d, but there are %d; does the parent run another model?", update.index(),
+                          fragments_.size()));
     }
     // A parent sends at most the retained differences and one whole copy before it completes a version.
     staged_bytes_ += static_cast<int64_t>(update.payload().size());

@@ -58,8 +58,8 @@ class PublicParameters {
   void Shutdown();
 
   Version version() const;
-  // Called, from any thread and with no lock held, when some follower got all of the newest version or the last follower
-  // left: a next version is worth making. Set once, before the first follower.
+  // Called, from any thread and with no lock held, when some follower got all of the newest version or the last
+  // follower left: a next version is worth making. Set once, before the first follower.
   void OnTaken(std::function<void()> callback) { on_taken_ = std::move(callback); }
   void AddFollower();
   void RemoveFollower();
@@ -100,9 +100,8 @@ class FollowedParameters {
 
   explicit FollowedParameters(std::vector<FragmentSpan> fragments);
 
-  // Takes a message of the stream. DATA_LOSS when a version does not check out: everything is then forgotten as by Reset,
-  // and the caller begins anew.
-  // Returns true when a version was completed.
+  // Takes a message of the stream. DATA_LOSS when a version does not check out: everything is then forgotten as by
+  // Reset, and the caller begins anew. Returns true when a version was completed.
   absl::StatusOr<bool> Take(const FollowMessage& message);
   // Forgets what was staged; the values stay at the last whole version, from which the stream may go on.
   void DropStaged();

@@ -46,7 +46,7 @@ void Replica::Reset(absl::Span<const float> public_parameters) {
 }
 
 absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence,
-                                                                    absl::Span<const float> gradient) {
+                                                                   absl::Span<const float> gradient) {
   CHECK(pending_.empty() || pending_.back().sequence < sequence);
   auto payload = std::make_shared<EncodedVector>();
   payload->codec = options_.codec;
@@ -56,8 +56,8 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
     // Before the error feedback takes any fragment: it would keep the remainder of a gradient that is never sent.
     const auto bad = std::find_if(gradient.begin(), gradient.end(), [](float value) { return !std::isfinite(value); });
     if (bad != gradient.end()) {
-      return absl::InvalidArgumentError(absl::StrFormat("value %d of %d of the gradient is %g", bad - gradient.begin(),
-                                                        gradient.size(), *bad));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("value %d of %d of the gradient is %g", bad - gradient.begin(), gradient.size(), *bad));
     }
   }
   for (size_t f = 0; f < fragments_.size(); ++f) {
@@ -123,7 +123,8 @@ absl::Status Replica::TakeBack(Sequence sequence) {
 
 absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, Sequence included) {
   CHECK_EQ(public_parameters.size(), theta_.size());
-  // Contributions that this version is the first to include; where they are no longer known (Reset), one stands for them.
+  // Contributions that this version is the first to include; where they are no longer known (Reset), one stands for
+  // them.
   int newly_included = included > included_ ? 1 : 0;
   included_ = std::max(included_, included);
   for (int popped = 1; !pending_.empty() && pending_.front().sequence <= included_; ++popped) {

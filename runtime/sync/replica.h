@@ -5,8 +5,8 @@
 //   v = mix * (public + pending - b),   pending = the sum of c that the parent has not yet included,
 // so that progress is neither lost nor counted twice, whatever the order of messages (docs/architecture.md).
 //
-// With gradient progress (ddp) a contribution is a gradient made anew at each step; b does not move when it is sent, and
-// what the codec left out is kept by an ErrorFeedback.
+// With gradient progress (ddp) a contribution is a gradient made anew at each step; b does not move when it is sent,
+// and what the codec left out is kept by an ErrorFeedback.
 //
 // Thread-compatible: one thread at a time.
 #ifndef WUKONG_RUNTIME_SYNC_REPLICA_H_
@@ -48,9 +48,9 @@ class Replica {
   // theta := base := `public_parameters`; forgets what was sent.
   void Reset(absl::Span<const float> public_parameters);
 
-  // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is what is
-  // sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite: theta,
-  // base and the error feedback are then as before.
+  // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is
+  // what is sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite:
+  // theta, base and the error feedback are then as before.
   absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {});
 
   // Takes the parent's newer public parameters, in which `included` is the last of our contributions. With mix < 1 a

@@ -5,8 +5,7 @@
 namespace wukong {
 
 std::vector<LeasedRange> Coalesce(std::vector<LeasedRange> ranges) {
-  std::sort(ranges.begin(), ranges.end(),
-            [](const LeasedRange& a, const LeasedRange& b) { return a.begin < b.begin; });
+  std::sort(ranges.begin(), ranges.end(), [](const LeasedRange& a, const LeasedRange& b) { return a.begin < b.begin; });
   std::vector<LeasedRange> joined;
   for (const LeasedRange& range : ranges) {
     if (!joined.empty() && joined.back().end == range.begin && joined.back().token == range.token) {
