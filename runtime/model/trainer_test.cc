@@ -290,7 +290,7 @@ TEST(TrainerTest, MicroBatchesAddUpToOneBatch) {
     Batch half;
     half.samples = 2;
     half.context = batch.context;
-    const auto begin = part * 2 * batch.context, end = begin + 2 * batch.context;
+    const int64_t begin = 2 * batch.context * part, end = begin + 2 * batch.context;
     half.tokens.assign(batch.tokens.begin() + begin, batch.tokens.begin() + end);
     half.targets.assign(batch.targets.begin() + begin, batch.targets.begin() + end);
     sum += Accumulate(parts.get(), half, 0.5);

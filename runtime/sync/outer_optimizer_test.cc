@@ -16,7 +16,7 @@ using testing::FloatNear;
 
 const std::vector<FragmentSpan> kFragments = {{0, 2}, {2, 3}};
 
-std::shared_ptr<EncodedVector> Encoded(std::vector<float> values, CodecKind codec = CODEC_KIND_FP32) {
+std::shared_ptr<EncodedVector> Encoded(const std::vector<float>& values, CodecKind codec = CODEC_KIND_FP32) {
   auto payload = std::make_shared<EncodedVector>();
   payload->codec = codec;
   for (const FragmentSpan& span : kFragments) {
@@ -28,7 +28,7 @@ std::shared_ptr<EncodedVector> Encoded(std::vector<float> values, CodecKind code
   return payload;
 }
 
-Merge MakeMerge(std::vector<double> weights, double rate, double momentum = 0, bool step = false) {
+Merge MakeMerge(const std::vector<double>& weights, double rate, double momentum = 0, bool step = false) {
   Merge merge;
   for (const double weight : weights) merge.parts.push_back({Handle(1), weight});
   merge.learning_rate = rate;

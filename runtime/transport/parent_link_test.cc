@@ -96,7 +96,8 @@ TEST(ParentLinkTest, GoesOnWhenTheServerIsCutOffAndComesBack) {
   for (int64_t s = 1; s <= kCount; ++s) {
     child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
     if (s % 10 != 0) continue;
-    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8)));  // The others of this round are on their way.
+    // The others of this round are on their way.
+    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8))) << "contribution " << s << ": " << child.fatal();
     const int port = node.port();
     node.StopServing();
     node.Serve(port);
