@@ -121,6 +121,7 @@ TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
     child.link().Send(TestManifest(s), Encode(CODEC_KIND_INT8, options.fragments, RandomValues(50, 0.1)));
   }
   ASSERT_TRUE(child.AwaitIncluded(Sequence(3)));
+  ASSERT_TRUE(child.AwaitAnswers(3));  // Otherwise it would go on to ask the newcomer, who knows of none.
   node.reset();
 
   // Another life, with other parameters and versions that begin again.
