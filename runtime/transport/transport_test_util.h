@@ -24,8 +24,11 @@
 namespace wukong {
 
 inline constexpr char kSchema[] = "schema-of-the-test";
-// How long a condition may take before the test fails; reached only by what is broken.
-inline constexpr absl::Duration kPatience = absl::Seconds(30);
+// How long a condition may take before the test fails; reached only by what is broken. Longer than it takes a link to
+// notice a connection that was opened while its server was being taken down and that nobody will ever answer on:
+// kCallTimeout for a contribution, two keepalive times (40 s, grpc_options.h) for following.
+inline constexpr absl::Duration kPatience = absl::Seconds(60);
+inline constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
 // State that one thread changes and the test waits for.
 class Watched {
@@ -192,7 +195,7 @@ class TestChild {
     options.self = {MemberId(member), Incarnation(1)};
     options.schema_digest = schema;
     options.fragments = fragments;
-    options.rpc_timeout = kPatience;
+    options.rpc_timeout = kCallTimeout;
     options.seed = static_cast<uint64_t>(member);
     ParentLink::Callbacks callbacks;
     callbacks.on_version = [this] {
