@@ -27,6 +27,15 @@ using ::testing::HasSubstr;
 
 constexpr absl::Duration kPatience = absl::Seconds(10);
 
+// What the optimised program has to keep within `bound`. An instrumented one is many times slower: its times only show
+// that it does not hang.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kSlower = 20;
+#else
+constexpr int kSlower = 1;
+#endif
+absl::Duration AtMost(absl::Duration bound) { return kSlower * bound; }
+
 absl::Time Now() { return RealClock().Now(); }
 
 // A blocking socket whose calls give up after kPatience.
@@ -209,7 +218,7 @@ TEST_F(WanRelayTest, ARoundTripTakesAtLeastTheRoundTripTime) {
   echo.join();
   std::sort(trips.begin(), trips.end());
   EXPECT_GE(trips.front(), absl::Milliseconds(30));
-  EXPECT_LE(trips[trips.size() / 2], absl::Milliseconds(45));
+  EXPECT_LE(trips[trips.size() / 2], AtMost(absl::Milliseconds(45)));
 }
 
 TEST_F(WanRelayTest, ANewConnectionCostsARoundTripMore) {
@@ -222,7 +231,7 @@ TEST_F(WanRelayTest, ANewConnectionCostsARoundTripMore) {
   EXPECT_GE(Now() - begin, absl::Milliseconds(20));  // The SYN.
   EXPECT_EQ(server.Receive(4), "ping");
   EXPECT_GE(Now() - begin, absl::Milliseconds(60));
-  EXPECT_LE(Now() - begin, absl::Milliseconds(500));
+  EXPECT_LE(Now() - begin, AtMost(absl::Milliseconds(500)));
 }
 
 // Sends `bytes` up and returns the time until the last one has come.
@@ -241,9 +250,16 @@ TEST_F(WanRelayTest, CarriesTheBandwidthAskedFor) {
   const std::unique_ptr<WanRelay> relay = Start(Shape(delay, 100e6));
   Peer client = Peer::Connect(relay->address());
   Peer server = server_.Accept();
-  const double seconds = absl::ToDoubleSeconds(TransferTime(client, server, 12'500'000));
-  EXPECT_GE(seconds, 1.0);
-  EXPECT_LE(seconds, 1.0 + 0.075 + 0.1);  // The handshake's second half, the delay, and a tenth.
+  // The handshake's second half, the delay, and a tenth. A machine with other work may not let us have a core for that
+  // long, but will in one of three tries; a relay that is too slow is so in all of them.
+  const absl::Duration longest = AtMost(absl::Seconds(1.0 + 0.075 + 0.1));
+  absl::Duration fastest = absl::InfiniteDuration();
+  for (int attempt = 0; attempt < 3 && fastest > longest; ++attempt) {
+    const absl::Duration time = TransferTime(client, server, 12'500'000);
+    EXPECT_GE(time, absl::Seconds(1)) << "attempt " << attempt;
+    fastest = std::min(fastest, time);
+  }
+  EXPECT_LE(fastest, longest);
   EXPECT_GT(relay->stats(LinkDirection::kUp).queued_max, absl::Milliseconds(10));
 }
 
@@ -256,7 +272,7 @@ TEST_F(WanRelayTest, TheTwoDirectionsHaveTheirOwnShapes) {
   const absl::Duration down = TransferTime(server, client, 1'250'000);
   EXPECT_GE(up, absl::Milliseconds(500));
   EXPECT_GE(down, absl::Milliseconds(50));
-  EXPECT_LE(down, absl::Milliseconds(300));
+  EXPECT_LE(down, AtMost(absl::Milliseconds(300)));
 }
 
 TEST_F(WanRelayTest, ConnectionsShareTheWireFairlyAndASmallOneDoesNotWaitForALargeOne) {
@@ -300,11 +316,11 @@ TEST_F(WanRelayTest, ConnectionsShareTheWireFairlyAndASmallOneDoesNotWaitForALar
   for (std::thread& thread : threads) thread.join();
   const auto a = static_cast<double>(received[0]);
   const auto b = static_cast<double>(received[1]);
-  EXPECT_GT(a + b, 4e6);
+  EXPECT_GT(a + b, 4e6 / kSlower);
   EXPECT_NEAR(a / (a + b), 0.5, 0.1);
   std::sort(small.begin(), small.end());
   // The delay and two turns of 4 ms; in the queue of the others it would be 50 ms and more.
-  EXPECT_LE(small[small.size() / 2], absl::Milliseconds(25));
+  EXPECT_LE(small[small.size() / 2], AtMost(absl::Milliseconds(25)));
 }
 
 TEST_F(WanRelayTest, ACutHoldsBytesAndHealingReleasesThem) {
@@ -322,7 +338,7 @@ TEST_F(WanRelayTest, ACutHoldsBytesAndHealingReleasesThem) {
   relay->SetCut(LinkDirection::kUp, false);
   EXPECT_EQ(server.Receive(4), "held");
   EXPECT_GE(Now() - healed, absl::Milliseconds(5));
-  EXPECT_LE(Now() - healed, absl::Milliseconds(500));
+  EXPECT_LE(Now() - healed, AtMost(absl::Milliseconds(500)));
 }
 
 TEST_F(WanRelayTest, WhatWasUnderWayWhenTheLinkWasCutArrivesAfterTheHeal) {
@@ -426,10 +442,10 @@ TEST_F(WanRelayTest, LossBoundsTheGoodputOfAConnection) {
   Peer server = server_.Accept();
   const double bound = MathisBytesPerSecond(0.005, absl::Milliseconds(20));  // 1.25 MB/s.
   const auto bytes = static_cast<size_t>(bound * 1.2);
-  const double seconds = absl::ToDoubleSeconds(TransferTime(client, server, bytes));
+  const absl::Duration time = TransferTime(client, server, bytes);
   // One window may leave at once, the recovery of a loss at the end comes on top.
-  EXPECT_GE(seconds, 1.2 - 0.021);
-  EXPECT_LE(seconds, 1.2 * 1.1 + 0.1);
+  EXPECT_GE(time, absl::Seconds(1.2 - 0.021));
+  EXPECT_LE(time, AtMost(absl::Seconds(1.2 * 1.1 + 0.1)));
   // Of about 1,035 segments.
   EXPECT_GT(relay->stats(LinkDirection::kUp).losses, 0);
   EXPECT_EQ(relay->stats(LinkDirection::kDown).losses, 0);
@@ -465,7 +481,7 @@ TEST_F(WanRelayTest, ANewShapeHoldsFromNowOn) {
   const absl::Time begin = Now();
   relay->SetShape(LinkDirection::kUp, Shape(absl::Milliseconds(1), 100e6));
   EXPECT_EQ(server.Receive(1'990'000).size(), 1'990'000u);
-  EXPECT_LE(Now() - begin, absl::Seconds(2));
+  EXPECT_LE(Now() - begin, AtMost(absl::Seconds(2)));
   sender.join();
   client.Send("a");
   ASSERT_EQ(server.Receive(1), "a");
@@ -525,7 +541,9 @@ TEST_F(WanRelayTest, EverythingMayBeChangedFromOtherThreadsWhileBytesFlow) {
   const absl::Time begin = Now();
   int whole = 0;
   Random random(seed_ + 1);
-  while (Now() - begin < absl::Milliseconds(800)) {
+  // A connection that is reset before it reaches the target costs a second, and most others are whole after 50 ms.
+  const auto enough = [&] { return whole > 0 && Now() - begin > absl::Milliseconds(800); };
+  while (!enough() && Now() - begin < absl::Seconds(60)) {
     Peer client = Peer::Connect(relay->address());
     // A reset may come at any time: what arrives is a prefix of what was sent.
     if (!server_.Pending(absl::Seconds(1))) continue;
@@ -584,7 +602,7 @@ TEST_F(WanRelayTest, AnIdleOrBlockedRelayUsesNoCpu) {
   EXPECT_FALSE(client.Readable(absl::Milliseconds(50)));
   const absl::Duration before = CpuTime();
   EXPECT_FALSE(client.Readable(absl::Milliseconds(300)));
-  EXPECT_LT(CpuTime() - before, absl::Milliseconds(60));
+  EXPECT_LT(CpuTime() - before, AtMost(absl::Milliseconds(60)));
 }
 
 TEST(WanRelayStartTest, ErrorsNameTheAddress) {
