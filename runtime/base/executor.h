@@ -23,13 +23,18 @@ class Executor {
 
   // False, and the work is dropped, once Shutdown was called.
   bool Post(std::function<void()> work);
+  // Pieces of work that wait.
+  int queued() const {
+    MutexLock lock(mutex_);
+    return static_cast<int>(queue_.size());
+  }
   // Runs what is queued, then stops. Must not be called from the executor's own thread.
   void Shutdown();
 
  private:
   void Run();
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

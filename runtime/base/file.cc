@@ -97,13 +97,17 @@ absl::StatusOr<std::unique_ptr<JsonLinesWriter>> JsonLinesWriter::Open(const std
 JsonLinesWriter::~JsonLinesWriter() { std::fclose(file_); }
 
 absl::Status JsonLinesWriter::Write(const nlohmann::ordered_json& object) {
-  const std::string line = object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  std::string line = object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   MutexLock lock(mutex_);
-  if (!status_.ok()) return status_;
-  if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0) {
-    status_ = ErrnoToStatus(errno, "cannot write " + path_);
+  if (torn_) line.insert(line.begin(), '\n');
+  if (std::fwrite(line.data(), 1, line.size(), file_) == line.size() && std::fflush(file_) == 0) {
+    torn_ = false;
+    return absl::OkStatus();
   }
-  return status_;
+  const int error = errno;
+  std::clearerr(file_);
+  torn_ = true;
+  return ErrnoToStatus(error, "cannot write " + path_);
 }
 
 }  // namespace wukong

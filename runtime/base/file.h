@@ -26,7 +26,8 @@ absl::Status WriteFileAtomic(const std::string& path, absl::string_view contents
 // mkdir -p.
 absl::Status MakeDirectories(const std::string& path);
 
-// One JSON object a line, flushed line by line. Thread-safe. After a failed write it stays failed and says why.
+// One JSON object a line, flushed line by line. Thread-safe. A line that could not be written is lost as a whole; later
+// ones may be written again.
 class JsonLinesWriter {
  public:
   static absl::StatusOr<std::unique_ptr<JsonLinesWriter>> Open(const std::string& path);
@@ -38,7 +39,7 @@ class JsonLinesWriter {
   const std::string path_;
   Mutex mutex_;
   std::FILE* const file_ ABSL_GUARDED_BY(mutex_);
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  bool torn_ ABSL_GUARDED_BY(mutex_) = false;  // The file may end within a line.
 };
 
 }  // namespace wukong

@@ -55,8 +55,18 @@ bool StopSignal::WaitFor(absl::Duration timeout) const {
   if (received() == 0) {
     struct pollfd ready = {pipe_[0], POLLIN, 0};
     ::poll(&ready, 1, static_cast<int>(absl::ToInt64Milliseconds(timeout)));
+    char bytes[64];
+    while (::read(pipe_[0], bytes, sizeof(bytes)) > 0) {
+    }
   }
   return received() != 0;
+}
+
+void StopSignal::Wake() const {
+  const char byte = 0;
+  if (::write(pipe_[1], &byte, 1) < 0) {
+    // The pipe is full: whoever waits has been woken already.
+  }
 }
 
 }  // namespace wukong

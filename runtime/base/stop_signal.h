@@ -6,7 +6,8 @@
 
 namespace wukong {
 
-// From its making until its end, SIGINT and SIGTERM set a flag in place of ending the process. One at a time.
+// From its making until its end, SIGINT and SIGTERM set a flag in place of ending the process. One at a time. One
+// thread waits; any may wake it.
 class StopSignal {
  public:
   StopSignal();
@@ -16,8 +17,10 @@ class StopSignal {
 
   // The signal that came, or 0.
   int received() const;
-  // Sleeps up to `timeout`, less when a signal comes. True when one has come.
+  // Sleeps up to `timeout`, less when a signal comes or when it is woken. True when a signal has come.
   bool WaitFor(absl::Duration timeout) const;
+  // Ends a WaitFor: the one that sleeps, or the next.
+  void Wake() const;
 
  private:
   int pipe_[2];

@@ -1,0 +1,185 @@
+#include "runtime/storage/file_system.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "runtime/base/file.h"
+
+namespace wukong {
+namespace {
+
+// -1 and errno, as open(2).
+int OpenRetrying(const std::string& path, int flags) {
+  int descriptor;
+  do {
+    descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  } while (descriptor < 0 && errno == EINTR);
+  return descriptor;
+}
+
+// 0 or the error.
+int WriteAll(int descriptor, absl::string_view data) {
+  while (!data.empty()) {
+    const ssize_t n = ::write(descriptor, data.data(), data.size());
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return errno;
+    }
+    data.remove_prefix(static_cast<size_t>(n));
+  }
+  return 0;
+}
+
+class RealWritableFile final : public WritableFile {
+ public:
+  RealWritableFile(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  // What close(2) could report was either synced before, or nobody relies on it.
+  ~RealWritableFile() override { ::close(descriptor_); }
+
+  absl::Status Append(absl::string_view data) override {
+    const int error = WriteAll(descriptor_, data);
+    if (error != 0) return ErrnoToStatus(error, absl::StrCat("cannot write ", data.size(), " bytes to ", path_));
+    return absl::OkStatus();
+  }
+
+  absl::Status Sync() override {
+    // Not repeated on EINTR: the kernel reports a failed write of a page only once, so a second call may lie.
+    if (::fdatasync(descriptor_) != 0) return ErrnoToStatus(errno, "cannot sync " + path_);
+    return absl::OkStatus();
+  }
+
+  absl::Status Truncate(int64_t bytes) override {
+    int result;
+    do {
+      result = ::ftruncate(descriptor_, bytes);
+    } while (result != 0 && errno == EINTR);
+    if (result != 0) return ErrnoToStatus(errno, absl::StrCat("cannot cut ", path_, " to ", bytes, " bytes"));
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::string path_;
+  const int descriptor_;
+};
+
+class RealFileLock final : public FileLock {
+ public:
+  explicit RealFileLock(int descriptor) : descriptor_(descriptor) {}
+  // The file stays: removing it would let two processes lock two files of the same name.
+  ~RealFileLock() override { ::close(descriptor_); }
+
+ private:
+  const int descriptor_;
+};
+
+class RealFileSystem final : public FileSystem {
+ public:
+  absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string& path) override {
+    const int descriptor = OpenRetrying(path, O_WRONLY | O_APPEND | O_CREAT | O_EXCL);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot create " + path);
+    return std::make_unique<RealWritableFile>(path, descriptor);
+  }
+
+  absl::StatusOr<std::unique_ptr<WritableFile>> Open(const std::string& path) override {
+    const int descriptor = OpenRetrying(path, O_WRONLY | O_APPEND);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open " + path);
+    return std::make_unique<RealWritableFile>(path, descriptor);
+  }
+
+  absl::StatusOr<std::string> Read(const std::string& path) override { return ReadFile(path); }
+
+  absl::StatusOr<int64_t> Size(const std::string& path) override {
+    struct stat entry;
+    if (::stat(path.c_str(), &entry) != 0) return ErrnoToStatus(errno, "cannot get the size of " + path);
+    return static_cast<int64_t>(entry.st_size);
+  }
+
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    if (::rename(from.c_str(), to.c_str()) != 0) {
+      return ErrnoToStatus(errno, absl::StrCat("cannot rename ", from, " to ", to));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Remove(const std::string& path) override {
+    if (::unlink(path.c_str()) != 0) return ErrnoToStatus(errno, "cannot remove " + path);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override {
+    std::vector<std::string> names;
+    std::error_code error;
+    std::filesystem::directory_iterator entry(directory, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+      names.push_back(entry->path().filename().string());
+    }
+    if (error) return ErrnoToStatus(error.value(), "cannot list directory " + directory);
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  // The new directories survive a loss of power, or what is synced in them would be nowhere.
+  absl::Status MakeDirectories(const std::string& directory) override {
+    std::error_code error;
+    std::filesystem::path path = std::filesystem::absolute(directory, error).lexically_normal();
+    if (error) return ErrnoToStatus(error.value(), "cannot make directory " + directory);
+    std::vector<std::string> parents;  // Of what is not there yet.
+    while (!std::filesystem::exists(path, error) && !error && path != path.parent_path()) {
+      path = path.parent_path();
+      parents.push_back(path.string());
+    }
+    absl::Status status = wukong::MakeDirectories(directory);
+    for (const std::string& parent : parents) {
+      if (status.ok()) status = SyncDirectory(parent);
+    }
+    return status;
+  }
+
+  absl::Status SyncDirectory(const std::string& directory) override {
+    const int descriptor = OpenRetrying(directory, O_RDONLY | O_DIRECTORY);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open directory " + directory);
+    const int error = ::fsync(descriptor) != 0 ? errno : 0;
+    ::close(descriptor);
+    if (error != 0) return ErrnoToStatus(error, "cannot sync directory " + directory);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, absl::string_view contents) override {
+    const int descriptor = OpenRetrying(path, O_RDWR | O_CREAT);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open the lock file " + path);
+    auto lock = std::make_unique<RealFileLock>(descriptor);
+    int result;
+    do {
+      result = ::flock(descriptor, LOCK_EX | LOCK_NB);
+    } while (result != 0 && errno == EINTR);
+    if (result != 0) {
+      if (errno != EWOULDBLOCK) return ErrnoToStatus(errno, "cannot lock " + path);
+      const absl::StatusOr<std::string> owner = ReadFile(path);
+      return absl::FailedPreconditionError(
+          absl::StrCat(path, " is locked by another process: ", owner.ok() ? *owner : owner.status().ToString()));
+    }
+    int error = ::ftruncate(descriptor, 0) != 0 ? errno : 0;
+    if (error == 0) error = WriteAll(descriptor, contents);
+    if (error != 0) return ErrnoToStatus(error, "cannot write the lock file " + path);
+    return lock;
+  }
+};
+
+}  // namespace
+
+FileSystem* FileSystem::Real() {
+  static RealFileSystem* const files = new RealFileSystem;
+  return files;
+}
+
+}  // namespace wukong
