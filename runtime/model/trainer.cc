@@ -1,9 +1,5 @@
 #include "runtime/model/trainer.h"
 
-#if __has_include(<malloc.h>)
-#include <malloc.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -443,6 +439,53 @@ class TorchTrainer final : public Trainer {
 
   void ZeroGradient() override { gradient_.zero_(); }
 
+  absl::StatusOr<OptimizerState> SaveOptimizer() override {
+    return CatchTorch("saving the optimizer", [&]() -> absl::StatusOr<OptimizerState> {
+      OptimizerState saved;
+      for (const torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
+        const auto found = optimizer_->state().find(StateKey(group));
+        if (found == optimizer_->state().end()) return OptimizerState();
+        const auto& state = static_cast<const torch::optim::AdamWParamState&>(*found->second);
+        saved.steps = state.step();
+        for (auto [tensor, to] :
+             {std::pair{state.exp_avg(), &saved.first_moment}, std::pair{state.exp_avg_sq(), &saved.second_moment}}) {
+          const torch::Tensor host = tensor.cpu().contiguous();
+          const absl::Span<float> values = Host(host);
+          to->insert(to->end(), values.begin(), values.end());
+        }
+      }
+      return saved;
+    });
+  }
+
+  absl::Status LoadOptimizer(const OptimizerState& saved) override {
+    const auto size = static_cast<size_t>(saved.steps == 0 ? 0 : layout_.size());
+    if (saved.first_moment.size() != size || saved.second_moment.size() != size) {
+      return absl::InvalidArgumentError(absl::StrFormat("trainer: expected moments of %d values, got %d and %d", size,
+                                                        saved.first_moment.size(), saved.second_moment.size()));
+    }
+    return CatchTorch("loading the optimizer", [&]() -> absl::Status {
+      optimizer_->state().clear();
+      if (saved.steps == 0) return absl::OkStatus();
+      int64_t begin = 0;
+      for (const torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
+        const int64_t count = group.params()[0].numel();
+        const auto slice = [&](const std::vector<float>& values) {
+          return torch::from_blob(const_cast<float*>(values.data()) + begin, {count}, torch::kFloat32)
+              .clone()
+              .to(device_);
+        };
+        auto state = std::make_unique<torch::optim::AdamWParamState>();
+        state->step(saved.steps);
+        state->exp_avg(slice(saved.first_moment));
+        state->exp_avg_sq(slice(saved.second_moment));
+        optimizer_->state()[StateKey(group)] = std::move(state);
+        begin += count;
+      }
+      return absl::OkStatus();
+    });
+  }
+
   absl::StatusOr<double> Evaluate(const Batch& batch) override {
     if (absl::Status status = Check(batch); !status.ok()) return status;
     return CatchTorch("evaluating", [&]() -> absl::StatusOr<double> {
@@ -518,6 +561,11 @@ class TorchTrainer final : public Trainer {
     return absl::OkStatus();
   }
 
+  // As torch::optim keeps its state: by the parameter's address. Each group is one flat tensor.
+  static std::string StateKey(const torch::optim::OptimizerParamGroup& group) {
+    return c10::guts::to_string(group.params()[0].unsafeGetTensorImpl());
+  }
+
   // Shares the batch's memory on a CPU.
   torch::Tensor OnDevice(const std::vector<int64_t>& values, const Batch& batch) const {
     return torch::from_blob(const_cast<int64_t*>(values.data()), {batch.samples, batch.context}, torch::kInt64)
@@ -575,15 +623,6 @@ void UseOneInteropThread() {
   }
 }
 
-// libtorch takes and returns the same megabytes at every step. glibc would map and unmap them, and the kernel clear
-// them anew: about 5% of the tokens per second.
-void KeepFreedMemory() {
-#if defined(__GLIBC__)
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-#endif
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const Job& job, const TrainerOptions& options) {
@@ -592,7 +631,6 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const Job& job, const Train
     const absl::StatusOr<torch::Device> device = ParseDevice(options.device);
     if (!device.ok()) return device.status();
     UseOneInteropThread();
-    KeepFreedMemory();
     at::set_num_threads(options.threads);
     if (!job.model().torchscript().empty()) {
       absl::StatusOr<std::unique_ptr<Script>> script = Script::Load(job.model().torchscript(), *device);

@@ -53,6 +53,16 @@ class Trainer {
 
   virtual void ZeroGradient() = 0;
 
+  // AdamW's state. Loading what was saved, the next steps give the same bits as without.
+  struct OptimizerState {
+    int64_t steps = 0;
+    std::vector<float> first_moment;  // Flat, as the parameters; empty before the first step.
+    std::vector<float> second_moment;
+  };
+  virtual absl::StatusOr<OptimizerState> SaveOptimizer() = 0;
+  // INVALID_ARGUMENT for moments of another size.
+  virtual absl::Status LoadOptimizer(const OptimizerState& state) = 0;
+
   // Mean loss in nats per token, without a gradient.
   virtual absl::StatusOr<double> Evaluate(const Batch& batch) = 0;
 };

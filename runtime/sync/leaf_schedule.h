@@ -4,13 +4,17 @@
 //        ^                                        |
 //        +----- in_flight: wait, after sending ---+---- no data left, nothing in flight ----> idle
 //
+// A leaf whose parent is gone (ParentLost) trains on for a while without contributing. What the parent had not answered
+// is undecided: the root may have it. The coordinator says so in its answer to Holdings (HoldingsAnswered), and until
+// then no contribution is made, also to a new parent: what that accepted would not be among the holdings, and the
+// coordinator would give it to others.
+//
 #ifndef WUKONG_RUNTIME_SYNC_LEAF_SCHEDULE_H_
 #define WUKONG_RUNTIME_SYNC_LEAF_SCHEDULE_H_
 
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <optional>
 #include <variant>
 #include <vector>
 
@@ -30,6 +34,10 @@ class LeafSchedule {
     int in_flight_max = 1;
     int64_t step_samples = 1;  // micro_batch * accumulation
     int64_t tokens_per_sample = 1;
+    // A contribution is a gradient: it cannot become a part of the next one, and is worth nothing to another parent.
+    bool gradient_progress = false;
+    // Data in hand is enough for this long at the leaf's own speed, beyond the latency of a request.
+    absl::Duration prefetch;
   };
 
   // What the worker's copy of its aggregator's parameters says.
@@ -66,6 +74,30 @@ class LeafSchedule {
   std::vector<LeasedRange> Answered(Sequence sequence, Verdict verdict);
   // The local progress was thrown away (it was not finite): what it was made from is to be released.
   std::vector<LeasedRange> ProgressLost();
+  // The parameters do not hold any more what was sent (Replica::Reset): it cannot be sent a second time.
+  void SentForgotten();
+
+  // The parent is gone for good; versions that arrive from now on are another's, who knows nothing of what was sent.
+  // Returns the sequences that are undecided now. What the parent had answered is not this leaf's any more: it is in
+  // the root, or lost with the parent. With gradient progress the gradient being made is to be thrown away; its data is
+  // trained on again.
+  std::vector<Sequence> ParentLost();
+
+  // All data that this leaf answers for, to be told to the coordinator.
+  std::vector<LeasedRange> Holdings();
+
+  // What becomes of undecided contributions and of the progress; the numbers are for the caller to move, in this order.
+  struct Decision {
+    bool progress_lost = false;         // The contribution being made was from data of others: theta becomes the base.
+    std::vector<Sequence> included;     // The root has them: the parent's parameters will say so.
+    std::vector<Sequence> dropped;      // They must not count: theta and base lose them.
+    std::vector<Sequence> taken_back;   // They are in the contribution being made again.
+    std::vector<LeasedRange> released;  // To be released.
+  };
+  // The coordinator's answer to Holdings, with the tokens as they were there; what is in neither is this leaf's.
+  // Decides nothing about contributions when a parent was lost after the last call of Holdings. Between two steps.
+  Decision HoldingsAnswered(const std::vector<LeasedRange>& committed, const std::vector<LeasedRange>& disowned);
+
   void SpeedReference(double samples_per_second) { reference_speed_ = samples_per_second; }
   // No more training: what was trained is contributed, and the data that is left is returned.
   std::vector<LeasedRange> StopTraining();
@@ -81,12 +113,26 @@ class LeafSchedule {
   int64_t steps_per_contribution() const;
   int64_t untrained_samples() const;
   Version base_root_version() const { return base_.root_version; }
+  // Of the next contribution.
+  Sequence next_sequence() const { return Sequence(sequence_.value() + 1); }
 
  private:
-  struct Sent {
+  // What a contribution is made of.
+  struct Work {
     std::vector<LeasedRange> ranges;
-    bool answered = false;
+    int64_t steps = 0;
+    int64_t samples = 0;
+    Version base;  // Oldest of its steps; 0 while there is no parent. Means nothing before the first step.
+    Version root_base;
   };
+  struct Sent {
+    Work work;
+    bool answered = false;
+    bool forgotten = false;  // Its progress is not in theta any more, and cannot be taken back.
+  };
+  bool MaySend() const { return !orphaned_ && !awaits_decision_; }
+  void TakeBack(const Work& work);
+  Contribute MakeContribution();
 
   const Options options_;
   std::deque<LeasedRange> untrained_;
@@ -94,16 +140,17 @@ class LeafSchedule {
   bool exhausted_ = false;
   bool stopping_ = false;
 
-  // The contribution being made.
-  std::vector<LeasedRange> trained_;
-  int64_t steps_ = 0;
-  int64_t samples_ = 0;
-  std::optional<ParentState> oldest_base_;
-
+  Work made_;  // The contribution being made.
   ParentState arrived_;
   ParentState base_;
+  bool rebase_again_ = false;  // The version that was taken means something else by now.
   Sequence sequence_;
-  std::map<Sequence, Sent> sent_;  // Not answered, or (when the schedule waits) not included.
+  std::map<Sequence, Sent> sent_;       // Not answered, or (when the schedule waits) not included.
+  std::map<Sequence, Sent> undecided_;  // Sent to parents that are gone.
+  bool awaits_decision_ = false;        // On what this leaf holds, since a parent was lost.
+  bool asserted_ = false;               // It has said so since.
+  bool orphaned_ = false;               // The parent is gone, and no version of another was taken.
+  int64_t orphan_steps_ = 0;            // Made while nothing could be sent.
   double speed_ = 0;
   double reference_speed_ = 0;
 };

@@ -280,5 +280,204 @@ TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
   }
 }
 
+TEST(LeafScheduleTest, HoldsDataForTheTimeThatTheCoordinatorMayBeAway) {
+  LeafSchedule::Options options = MakeOptions(10);
+  options.prefetch = absl::Seconds(4);
+  Leaf leaf(options);
+  leaf.Lease(0, 44);
+  leaf.Train(/*seconds=*/0.5);  // 8 samples a second: 32 in four seconds.
+  EXPECT_EQ(leaf.schedule.untrained_samples(), 40);
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::ZeroDuration(), 16), 0);
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 4 + 40 + 16 - 40);
+  leaf.Train(0.5);
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::ZeroDuration(), 16), 16);
+}
+
+// ---- a parent that is gone
+
+TEST(LeafParentLostTest, WithoutAParentItTrainsOnForAWhileAndThenWaits) {
+  Leaf leaf(MakeOptions(/*inner_steps=*/3, /*waits=*/false, /*in_flight_max=*/2));
+  leaf.Lease(0, 1000);
+  leaf.Train();
+  EXPECT_THAT(leaf.schedule.ParentLost(), IsEmpty());
+  for (int i = 0; i < 6; ++i) leaf.Train();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  leaf.schedule.Holdings();
+  leaf.schedule.HoldingsAnswered({}, {});
+  leaf.Take(1, 0, 9);
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.steps, 7);
+  EXPECT_EQ(manifest.sequence, Sequence(1));
+}
+
+TEST(LeafParentLostTest, BeforeItsFirstParametersThereIsNothingToGoOnWith) {
+  LeafSchedule schedule(MakeOptions(1));
+  schedule.Leased({{0, 4, 1}}, false);
+  schedule.ParentLost();
+  const LeafSchedule::Action action = schedule.Next();
+  ASSERT_TRUE(std::holds_alternative<LeafSchedule::Wait>(action));
+}
+
+TEST(LeafParentLostTest, WhatWasNotAnsweredIsMadeAgainUnlessTheRootHasIt) {
+  Leaf leaf(MakeOptions(1, false, 4));
+  leaf.Take(7, 0, 30);
+  leaf.Lease(0, 100);
+  for (int i = 0; i < 4; ++i) {
+    leaf.Train();
+    leaf.Contribute();
+  }
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  leaf.Take(8, 0, 35);
+  leaf.Train();
+  EXPECT_THAT(leaf.schedule.ParentLost(), ElementsAre(Sequence(2), Sequence(3), Sequence(4)));
+  EXPECT_THAT(leaf.schedule.Holdings(), ElementsAre(LeasedRange{4, 100, 1})) << "all but what was answered";
+
+  // The coordinator gave [9, 10) to somebody else.
+  const LeafSchedule::Decision decision = leaf.schedule.HoldingsAnswered({{4, 8, 1}}, {{9, 10, 1}});
+  EXPECT_THAT(decision.included, ElementsAre(Sequence(2)));
+  EXPECT_THAT(decision.dropped, ElementsAre(Sequence(3)));
+  EXPECT_THAT(decision.taken_back, ElementsAre(Sequence(4)));
+  EXPECT_THAT(decision.released, ElementsAre(LeasedRange{8, 9, 1}, LeasedRange{10, 12, 1}));
+  EXPECT_FALSE(decision.progress_lost);
+
+  leaf.Take(1, 0, 40);  // The next parent's versions begin at 1 again.
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.sequence, Sequence(5)) << "sequences go on";
+  EXPECT_THAT(manifest.ranges, ElementsAre(LeasedRange{12, 20, 1}));
+  EXPECT_EQ(manifest.steps, 2);
+  EXPECT_EQ(manifest.base, Version(1)) << "versions of the old parent mean nothing to the new one";
+  EXPECT_EQ(manifest.root_base, Version(30)) << "but the root is the same";
+}
+
+TEST(LeafParentLostTest, NothingIsContributedBeforeTheCoordinatorHasSpoken) {
+  Leaf leaf(MakeOptions(1, false, 2));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  leaf.schedule.ParentLost();
+  leaf.Take(1, 0, 2);
+  leaf.Train();
+  leaf.Train();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  leaf.schedule.HoldingsAnswered({}, {});
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "it has not said what it holds";
+  leaf.schedule.Holdings();
+  leaf.schedule.HoldingsAnswered({}, {});
+  EXPECT_EQ(leaf.Contribute().steps, 2);
+}
+
+TEST(LeafParentLostTest, AnAnswerToHoldingsOfBeforeAnotherLossDecidesNothing) {
+  Leaf leaf(MakeOptions(1, false, 2));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.schedule.Holdings();
+  leaf.Contribute();
+  leaf.schedule.ParentLost();
+  const LeafSchedule::Decision decision = leaf.schedule.HoldingsAnswered({}, {});
+  EXPECT_THAT(decision.taken_back, IsEmpty());
+  leaf.schedule.Holdings();
+  EXPECT_THAT(leaf.schedule.HoldingsAnswered({{0, 4, 1}}, {}).included, ElementsAre(Sequence(1)));
+}
+
+TEST(LeafParentLostTest, AContributionThatTheRootHasIsTakenWithItsParametersAlsoWhenTheyCameFirst) {
+  Leaf leaf(MakeOptions(1, false, 1));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.schedule.ParentLost();
+  leaf.schedule.Holdings();
+  leaf.Take(1, 0, 5);
+  leaf.schedule.HoldingsAnswered({{0, 4, 1}}, {});
+  EXPECT_TRUE(std::holds_alternative<LeafSchedule::Rebase>(leaf.schedule.Next())) << "the base holds it twice";
+  leaf.schedule.Rebased({Version(1), Sequence(0), Version(5)});
+  leaf.Train();
+}
+
+TEST(LeafParentLostTest, WhatAVersionHeldBeforeItsAnswerCameCannotBeTakenBack) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.Take(2, /*included=*/1, 1);
+  leaf.schedule.ParentLost();
+  EXPECT_THAT(leaf.schedule.Holdings(), ElementsAre(LeasedRange{0, 100, 1}));
+  const LeafSchedule::Decision decision = leaf.schedule.HoldingsAnswered({}, {});
+  EXPECT_THAT(decision.taken_back, IsEmpty());
+  EXPECT_THAT(decision.released, ElementsAre(LeasedRange{0, 4, 1}));
+}
+
+TEST(LeafParentLostTest, WhatThetaHasForgottenCannotBeTakenBack) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.schedule.SentForgotten();
+  EXPECT_THAT(leaf.schedule.ProgressLost(), IsEmpty());
+  leaf.schedule.ParentLost();
+  leaf.schedule.Holdings();
+  EXPECT_THAT(leaf.schedule.HoldingsAnswered({}, {}).released, ElementsAre(LeasedRange{0, 4, 1}));
+}
+
+TEST(LeafParentLostTest, DataThatIsAnothersIsNotTrainedOn) {
+  Leaf leaf(MakeOptions(3));
+  leaf.Lease(0, 40);
+  leaf.Train();
+  leaf.schedule.Holdings();  // The coordinator is new; the parent lives.
+  LeafSchedule::Decision decision = leaf.schedule.HoldingsAnswered({{8, 10, 1}}, {{20, 24, 1}});
+  EXPECT_FALSE(decision.progress_lost);
+  EXPECT_THAT(decision.released, IsEmpty());
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 8, 1}));
+  EXPECT_EQ(leaf.schedule.untrained_samples(), 26);
+  leaf.schedule.Holdings();
+  decision = leaf.schedule.HoldingsAnswered({}, {{0, 2, 1}});
+  EXPECT_TRUE(decision.progress_lost);
+  EXPECT_THAT(decision.released, ElementsAre(LeasedRange{2, 8, 1}));
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{10, 14, 1}));
+}
+
+TEST(LeafParentLostTest, WhileTheParentLivesItAnswersForWhatItWasSent) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 8);
+  leaf.Train();
+  leaf.Contribute();
+  EXPECT_THAT(leaf.schedule.Holdings(), ElementsAre(LeasedRange{0, 8, 1}));
+  const LeafSchedule::Decision decision = leaf.schedule.HoldingsAnswered({{0, 4, 1}}, {});
+  EXPECT_THAT(decision.included, IsEmpty());
+  EXPECT_THAT(leaf.schedule.Holdings(), ElementsAre(LeasedRange{0, 8, 1}));
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  EXPECT_THAT(leaf.schedule.Holdings(), ElementsAre(LeasedRange{4, 8, 1}));
+}
+
+TEST(LeafParentLostTest, AGradientIsMadeAnewFromItsData) {
+  LeafSchedule::Options options = MakeOptions(1, /*waits=*/true);
+  options.gradient_progress = true;
+  Leaf leaf(options);
+  leaf.Lease(0, 12);
+  leaf.Train();
+  leaf.Contribute();
+  leaf.schedule.ParentLost();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "a gradient of old parameters would be of no use";
+  leaf.schedule.Holdings();
+  EXPECT_THAT(leaf.schedule.HoldingsAnswered({}, {}).taken_back, ElementsAre(Sequence(1)));
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  leaf.Take(1, 0, 3);
+  EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 4, 1}));
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(2));
+}
+
+TEST(LeafParentLostTest, AWorkerThatWaitsMakesNoMoreThanOneRoundWithoutAParent) {
+  Leaf leaf(MakeOptions(2, /*waits=*/true));
+  leaf.Lease(0, 100);
+  leaf.schedule.ParentLost();
+  leaf.schedule.Holdings();
+  leaf.schedule.HoldingsAnswered({}, {});
+  leaf.Train();
+  leaf.Train();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  leaf.Take(1, 0, 3);
+  EXPECT_EQ(leaf.Contribute().steps, 2);
+}
+
 }  // namespace
 }  // namespace wukong

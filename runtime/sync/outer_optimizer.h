@@ -43,6 +43,9 @@ class OuterOptimizer {
 
   // Gradient progress only.
   absl::Span<float> gradient() { return absl::MakeSpan(gradient_); }
+  // The state beside theta, to be saved and restored; empty without momentum.
+  absl::Span<float> momentum() { return absl::MakeSpan(momentum_); }
+  absl::Span<float> buffer() { return absl::MakeSpan(buffer_); }
 
  private:
   const std::vector<FragmentSpan> fragments_;

@@ -12,6 +12,11 @@ namespace {
 
 // Verdicts that are kept per child to answer repeats; more than a sender may have in flight.
 constexpr size_t kVerdictsKept = 256;
+// Norms that the median is taken of, and how many there must be before it means something.
+constexpr size_t kNormsKept = 64;
+constexpr size_t kNormsNeeded = 16;
+// Senders and reasons whose refusals are counted apart.
+constexpr size_t kRefusedKept = 4096;
 
 }  // namespace
 
@@ -28,9 +33,9 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
   } else if (const auto* idle = std::get_if<IdleChildren>(&event)) {
     idle_ = idle->idle;
   } else if (const auto* offered = std::get_if<Offered>(&event)) {
-    On(*offered, &actions);
+    On(*offered, now, &actions);
   } else if (const auto* checked = std::get_if<Checked>(&event)) {
-    On(*checked, &actions);
+    On(*checked, now, &actions);
   } else if (std::holds_alternative<FollowersReady>(event)) {
     followers_ready_ = true;
   } else if (const auto* moved = std::get_if<ParentMoved>(&event)) {
@@ -65,6 +70,8 @@ void ParentNode::On(const ChildAttached& event, std::vector<Action>* actions) {
   }
   Child child;
   child.incarnation = event.child.incarnation;
+  // The root remembers every child; a region's new aggregator knows none of them.
+  child.offered = options_.is_root ? Sequence(0) : Sequence(event.next.value() - 1);
   children_[event.child.member] = child;
   included_.erase(event.child.member);  // Sequences of a new life begin at 1 again.
 }
@@ -80,15 +87,20 @@ void ParentNode::FenceChild(MemberKey child, std::vector<Action>* actions) {
     if (sender.member == child.member && sender.incarnation <= child.incarnation) refused.push_back(handle);
   }
   for (const Handle handle : refused) {
-    Refuse(handle, VERDICT_FENCED, "this incarnation was fenced while its contribution was being checked", actions);
+    Refuse(handle, child.member, VERDICT_FENCED, "this incarnation was fenced while its contribution was being checked",
+           actions);
   }
   const auto found = children_.find(child.member);
   if (found != children_.end() && found->second.incarnation <= child.incarnation) children_.erase(found);
 }
 
-void ParentNode::Refuse(Handle handle, Verdict verdict, std::string detail, std::vector<Action>* actions) {
+void ParentNode::Refuse(Handle handle, MemberId sender, Verdict verdict, std::string detail,
+                        std::vector<Action>* actions) {
   ++stats_.contributions[verdict];
+  const bool keep = stats_.refused.size() < kRefusedKept || stats_.refused.count({sender, verdict}) > 0;
+  ++stats_.refused[{keep ? sender : MemberId(0), verdict}];
   const auto staged = staged_.find(handle);
+  const bool decided = staged != staged_.end();
   if (staged != staged_.end()) {
     const Manifest& manifest = staged->second.manifest;
     const auto child = children_.find(manifest.sender.member);
@@ -98,18 +110,25 @@ void ParentNode::Refuse(Handle handle, Verdict verdict, std::string detail, std:
     for (const Handle repeat : staged->second.repeats) actions->push_back(Reply{repeat, verdict, detail});
     staged_.erase(staged);
   }
-  actions->push_back(Reply{handle, verdict, std::move(detail)});
+  actions->push_back(Reply{handle, verdict, std::move(detail), /*keep_payload=*/false, decided});
+}
+
+double ParentNode::NormMax() const {
+  if (options_.norm_ratio_max <= 0 || recent_norms_.size() < kNormsNeeded) return 0;
+  std::vector<double> sorted(recent_norms_.begin(), recent_norms_.end());
+  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2), sorted.end());
+  return options_.norm_ratio_max * sorted[sorted.size() / 2];
 }
 
 int64_t ParentNode::Staleness(const Manifest& manifest) const {
   return std::max<int64_t>(0, version_.value() - manifest.base.value());
 }
 
-void ParentNode::On(const Offered& event, std::vector<Action>* actions) {
+void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* actions) {
   const Manifest& manifest = event.manifest;
   const auto found = children_.find(manifest.sender.member);
   if (found == children_.end() || found->second.incarnation != manifest.sender.incarnation) {
-    Refuse(event.handle, VERDICT_FENCED,
+    Refuse(event.handle, manifest.sender.member, VERDICT_FENCED,
            absl::StrFormat("member %d incarnation %d is not a child of this node", manifest.sender.member.value(),
                            manifest.sender.incarnation.value()),
            actions);
@@ -137,29 +156,48 @@ void ParentNode::On(const Offered& event, std::vector<Action>* actions) {
   child.offered = manifest.sequence;
   while (child.verdicts.size() >= kVerdictsKept) child.verdicts.erase(child.verdicts.begin());
   staged_[event.handle].manifest = manifest;
+  if (now < child.quarantined_until) {
+    Refuse(event.handle, manifest.sender.member, VERDICT_QUARANTINED,
+           absl::StrFormat("%d damaged contributions in a row; left out for another %s", options_.quarantine_after,
+                           absl::FormatDuration(child.quarantined_until - now)),
+           actions);
+    return;
+  }
   const int64_t staleness = Staleness(manifest);
   if (staleness > options_.level.staleness_max()) {
-    Refuse(event.handle, VERDICT_STALE,
+    Refuse(event.handle, manifest.sender.member, VERDICT_STALE,
            absl::StrFormat("its base is %d versions behind, staleness_max is %d", staleness,
                            options_.level.staleness_max()),
            actions);
     return;
   }
-  actions->push_back(Check{event.handle});
+  actions->push_back(Check{event.handle, NormMax()});
 }
 
-void ParentNode::On(const Checked& event, std::vector<Action>* actions) {
+void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
   const auto found = staged_.find(event.handle);
   if (found == staged_.end()) return;  // Refused meanwhile.
+  const auto child = children_.find(found->second.manifest.sender.member);
+  if (event.verdict == VERDICT_NON_FINITE || event.verdict == VERDICT_NORM) {
+    if (child != children_.end() && ++child->second.damaged_in_a_row >= options_.quarantine_after) {
+      child->second.damaged_in_a_row = 0;
+      child->second.quarantined_until = now + options_.quarantine;
+    }
+  } else if (child != children_.end()) {
+    child->second.damaged_in_a_row = 0;
+  }
   if (event.verdict != VERDICT_ACCEPTED) {
-    Refuse(event.handle, event.verdict, event.detail, actions);
+    const MemberId sender = found->second.manifest.sender.member;
+    Refuse(event.handle, sender, event.verdict, event.detail, actions);
     return;
   }
+  recent_norms_.push_back(event.norm);
+  while (recent_norms_.size() > kNormsKept) recent_norms_.pop_front();
   Staged staged = std::move(found->second);
   staged_.erase(found);
   ++stats_.contributions[VERDICT_ACCEPTED];
   children_[staged.manifest.sender.member].verdicts[staged.manifest.sequence] = VERDICT_ACCEPTED;
-  actions->push_back(Reply{event.handle, VERDICT_ACCEPTED, "", /*keep_payload=*/true});
+  actions->push_back(Reply{event.handle, VERDICT_ACCEPTED, "", /*keep_payload=*/true, /*decided=*/true});
   for (const Handle repeat : staged.repeats) actions->push_back(Reply{repeat, VERDICT_ACCEPTED, ""});
   ready_.emplace_back(event.handle, std::move(staged.manifest));
 }
@@ -183,9 +221,17 @@ void ParentNode::On(const Answered& event, std::vector<Action>* actions) {
   }
 }
 
-int ParentNode::ActiveChildren() const {
+std::set<MemberId> ParentNode::Quarantined(absl::Time now) const {
+  std::set<MemberId> members;
+  for (const auto& [member, child] : children_) {
+    if (now < child.quarantined_until) members.insert(member);
+  }
+  return members;
+}
+
+int ParentNode::ActiveChildren(absl::Time now) const {
   return static_cast<int>(std::count_if(children_.begin(), children_.end(),
-                                        [&](const auto& child) { return idle_.count(child.first) == 0; }));
+                                        [&](const auto& child) { return TakesPart(child.first, child.second, now); }));
 }
 
 void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
@@ -196,10 +242,10 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     // Everybody who takes part: who is at work, and who has sent.
     int members = static_cast<int>(senders.size());
     for (const auto& [member, child] : children_) {
-      if (idle_.count(member) == 0 && senders.count(member) == 0) ++members;
+      if (TakesPart(member, child, now) && senders.count(member) == 0) ++members;
     }
     const int64_t quorum =
-        level.quorum() == 0 ? members : std::min<int64_t>(level.quorum(), std::max(1, ActiveChildren()));
+        level.quorum() == 0 ? members : std::min<int64_t>(level.quorum(), std::max(1, ActiveChildren(now)));
     if (static_cast<int64_t>(senders.size()) < quorum) return;
 
     // With a quorum of one, contributions are merged one at a time, in the order in which they came.
@@ -216,6 +262,7 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
         weight /= std::sqrt(1.0 + static_cast<double>(staleness));  // FedBuff, Nguyen et al. 2022.
       }
       apply.merge.parts.push_back({ready_[i].first, weight});
+      apply.staleness.push_back(staleness);
       apply.staleness_max = std::max(apply.staleness_max, staleness);
       ++stats_.staleness[staleness];
       stats_.tokens_merged += manifest.tokens;
@@ -232,7 +279,8 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
     // merges.
     const double share = static_cast<double>(merged.size()) / std::max<double>(1, members);
-    for (Merge::Part& part : apply.merge.parts) part.weight *= share / std::max(normalizer, 1e-300);
+    const double scale = level.weight() == WEIGHT_SUM ? 1 : share / std::max(normalizer, 1e-300);
+    for (Merge::Part& part : apply.merge.parts) part.weight *= scale;
 
     apply.merge.learning_rate = level.learning_rate();
     apply.merge.momentum = level.momentum();
@@ -266,7 +314,7 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
 void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   if (unsent_.contributions == 0 || static_cast<int>(unanswered_.size()) >= options_.in_flight_max) return;
   const Level& level = options_.level;
-  const int64_t every = level.send_every() == 0 ? std::max(1, ActiveChildren()) : level.send_every();
+  const int64_t every = level.send_every() == 0 ? std::max(1, ActiveChildren(now)) : level.send_every();
   const auto age = absl::Nanoseconds(level.flush_age_ns());
   const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
   if (unsent_.contributions < every && !old && !draining_) return;
@@ -285,19 +333,61 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   actions->push_back(std::move(send));
 }
 
+template <typename Use>
+void ParentNode::ForEachInCustody(Use use) const {
+  for (const auto& [handle, manifest] : ready_) {
+    for (const LeasedRange& range : manifest.ranges) use(manifest.sender, range);
+  }
+  for (const auto& [sender, range] : unsent_.ranges) use(sender, range);
+  for (const auto& [sequence, cargo] : unanswered_) {
+    for (const auto& [sender, range] : cargo.ranges) use(sender, range);
+  }
+}
+
 std::vector<LeasedRange> ParentNode::CustodyOf(MemberKey sender) const {
   std::vector<LeasedRange> ranges;
-  for (const auto& [handle, manifest] : ready_) {
-    if (manifest.sender == sender) ranges.insert(ranges.end(), manifest.ranges.begin(), manifest.ranges.end());
-  }
-  const auto collect = [&](const Cargo& cargo) {
-    for (const auto& [from, range] : cargo.ranges) {
-      if (from == sender) ranges.push_back(range);
-    }
-  };
-  collect(unsent_);
-  for (const auto& [sequence, cargo] : unanswered_) collect(cargo);
+  ForEachInCustody([&](MemberKey from, const LeasedRange& range) {
+    if (from == sender) ranges.push_back(range);
+  });
   return Coalesce(std::move(ranges));
+}
+
+std::vector<LeasedRange> ParentNode::Custody() const {
+  std::vector<LeasedRange> ranges;
+  ForEachInCustody([&](MemberKey, const LeasedRange& range) { ranges.push_back(range); });
+  return Coalesce(std::move(ranges));
+}
+
+void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unmerged) {
+  CHECK(options_.is_root);
+  CHECK_EQ(state.unmerged_size(), static_cast<int>(unmerged.size()));
+  version_ = Version(state.version());
+  for (const RootMember& member : state.members()) {
+    if (member.role() != ROLE_AGGREGATOR) continue;
+    const MemberId id(member.member());
+    if (member.fenced_below() > 0) oldest_allowed_[id] = Incarnation(member.fenced_below());
+    if (member.included() > 0) included_[id] = Sequence(member.included());
+    if (member.incarnation() < member.fenced_below()) continue;
+    Child& child = children_[id];
+    child.incarnation = Incarnation(member.incarnation());
+    child.offered = Sequence(member.offered());
+    for (const VerdictKept& kept : member.verdicts()) child.verdicts[Sequence(kept.sequence())] = kept.verdict();
+  }
+  for (int i = 0; i < state.unmerged_size(); ++i) {
+    ready_.emplace_back(unmerged[i], ManifestFromProto(state.unmerged(i).header()));
+  }
+  recent_tokens_.assign(state.recent_tokens().begin(), state.recent_tokens().end());
+  recent_norms_.assign(state.recent_norms().begin(), state.recent_norms().end());
+  merges_since_momentum_ = state.merges_since_momentum();
+  stats_.tokens_merged = state.tokens_merged();
+  stats_.contributions[VERDICT_ACCEPTED] = state.contributions_accepted();
+  for (int v = Verdict_MIN; v <= Verdict_MAX; ++v) {
+    if (!Verdict_IsValid(v)) continue;
+    const auto refused = state.refused().find(VerdictName(static_cast<Verdict>(v)));
+    if (refused != state.refused().end()) stats_.contributions[static_cast<Verdict>(v)] = refused->second;
+  }
+  for (const auto& [versions, count] : state.staleness()) stats_.staleness[versions] = count;
+  publish_wanted_ = true;  // What was merged last may not have been told yet.
 }
 
 }  // namespace wukong

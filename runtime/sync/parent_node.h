@@ -19,6 +19,7 @@
 
 #include "absl/time/time.h"
 #include "proto/job.pb.h"
+#include "proto/log.pb.h"
 #include "runtime/base/ids.h"
 #include "runtime/sync/outer_optimizer.h"
 #include "runtime/sync/public_copy.h"
@@ -33,11 +34,18 @@ class ParentNode {
     Level level;            // All knobs set (presets.h).
     bool waits = false;     // Senders wait for the answer: a region says nothing of its own until the root has spoken.
     int in_flight_max = 1;  // Region: contributions that the root has not answered.
+    // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
+    // every finite one.
+    double norm_ratio_max = 0;
+    // After this many such or not finite ones in a row, a sender is left out for that long.
+    int quarantine_after = 3;
+    absl::Duration quarantine = absl::Seconds(30);
   };
 
   // ---- events
   struct ChildAttached {  // It follows this node. A newer incarnation fences the older ones.
     MemberKey child;
+    Sequence next{1};  // Where its contributions begin, if this node does not know it yet.
   };
   struct ChildFenced {
     MemberKey child;
@@ -53,6 +61,7 @@ class ParentNode {
     Handle handle;
     Verdict verdict = VERDICT_UNSPECIFIED;
     std::string detail;
+    double norm = 0;
   };
   struct FollowersReady {};  // Some follower has the newest version, or there is none: a next one is worth making.
   struct ParentMoved {       // Region: the root has a newer version.
@@ -71,19 +80,22 @@ class ParentNode {
                              Answered, Drain, Tick>;
 
   // ---- actions
-  struct Check {  // Finite, right shape, and (root) ranges that the sender holds; then feed Checked.
+  struct Check {  // Finite, right shape, norm, and (root) ranges that the sender holds; then feed Checked.
     Handle handle;
+    double norm_max = 0;  // 0: any.
   };
   struct Reply {
     Handle handle;
     Verdict verdict = VERDICT_UNSPECIFIED;
     std::string detail;
     bool keep_payload = false;  // An Apply will name it; otherwise it is forgotten.
+    bool decided = false;       // Now, and for all repeats: this is what a log records.
   };
   struct Apply {  // Then the payloads are forgotten.
     Merge merge;
     std::vector<Manifest> manifests;  // Of merge.parts.
-    int64_t staleness_max = 0;        // Largest among the parts.
+    std::vector<int64_t> staleness;   // Versions behind, of merge.parts.
+    int64_t staleness_max = 0;        // Largest among them.
   };
   struct Rebase {};  // Region: onto the root's newest version, dropping or keeping what is pending.
   struct Drop {      // Region: the root refused this contribution for good.
@@ -102,6 +114,8 @@ class ParentNode {
   // How the node stands.
   struct Stats {
     std::map<Verdict, int64_t> contributions;
+    // Those refused, by sender; of more senders than can be kept, under member 0.
+    std::map<std::pair<MemberId, Verdict>, int64_t> refused;
     std::map<int64_t, int64_t> staleness;  // Versions behind -> contributions merged.
     int64_t tokens_merged = 0;
   };
@@ -113,9 +127,15 @@ class ParentNode {
   Version version() const { return version_; }
   const Stats& stats() const { return stats_; }
   int live_children() const { return static_cast<int>(children_.size()); }
+  // Left out for a while: what they send is refused, and no quorum waits for them.
+  std::set<MemberId> Quarantined(absl::Time now) const;
 
-  // Region: ranges of this sender that the node accepted and that the root has not yet answered for.
+  // Region: ranges of this sender, or of all, that the node accepted and that the root has not yet answered for.
   std::vector<LeasedRange> CustodyOf(MemberKey sender) const;
+  std::vector<LeasedRange> Custody() const;
+
+  // Root: goes on where the log ended. `unmerged` are the handles of state.unmerged, in order. Before the first Step.
+  void Restore(const RootState& state, const std::vector<Handle>& unmerged);
 
  private:
   struct Child {
@@ -123,6 +143,8 @@ class ParentNode {
     Sequence offered;                      // Last sequence taken in.
     Sequence merged;                       // Last sequence in theta.
     std::map<Sequence, Verdict> verdicts;  // Of the last sequences, to answer repeats.
+    int damaged_in_a_row = 0;
+    absl::Time quarantined_until = absl::InfinitePast();
   };
   struct Staged {
     Manifest manifest;
@@ -141,15 +163,22 @@ class ParentNode {
 
   void On(const ChildAttached& event, std::vector<Action>* actions);
   void On(const ChildFenced& event, std::vector<Action>* actions);
-  void On(const Offered& event, std::vector<Action>* actions);
-  void On(const Checked& event, std::vector<Action>* actions);
+  void On(const Offered& event, absl::Time now, std::vector<Action>* actions);
+  void On(const Checked& event, absl::Time now, std::vector<Action>* actions);
   void On(const ParentMoved& event, std::vector<Action>* actions);
   void On(const Answered& event, std::vector<Action>* actions);
 
-  void Refuse(Handle handle, Verdict verdict, std::string detail, std::vector<Action>* actions);
+  void Refuse(Handle handle, MemberId sender, Verdict verdict, std::string detail, std::vector<Action>* actions);
   void FenceChild(MemberKey child, std::vector<Action>* actions);
   int64_t Staleness(const Manifest& manifest) const;
-  int ActiveChildren() const;
+  double NormMax() const;
+  template <typename Use>
+  void ForEachInCustody(Use use) const;
+  // Whether it may still contribute to what is about to be merged.
+  bool TakesPart(MemberId member, const Child& child, absl::Time now) const {
+    return idle_.count(member) == 0 && now >= child.quarantined_until;
+  }
+  int ActiveChildren(absl::Time now) const;
   void MaybeMerge(absl::Time now, std::vector<Action>* actions);
   void MaybeSendUp(absl::Time now, std::vector<Action>* actions);
 
@@ -162,6 +191,7 @@ class ParentNode {
   std::map<Handle, Staged> staged_;                 // Being checked.
   std::vector<std::pair<Handle, Manifest>> ready_;  // Accepted, waiting for the quorum.
   std::deque<double> recent_tokens_;                // For weight: tokens with a quorum of fewer than all.
+  std::deque<double> recent_norms_;
   int64_t merges_since_momentum_ = 0;
 
   bool followers_ready_ = true;

@@ -249,6 +249,116 @@ TEST(ParentNodeVerdicts, ARepeatGetsTheFirstVerdict) {
   EXPECT_EQ(n.node.stats().contributions.at(VERDICT_NON_FINITE), 1);
 }
 
+TEST(ParentNodeGuards, AnAbsurdNormIsMeasuredAgainstTheMedianOfTheLastOnes) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.norm_ratio_max = 10;
+  Node n(options);
+  for (int sequence = 1; sequence <= 16; ++sequence) {
+    const auto check = Only<ParentNode::Check>(n.Offer(n.Make(1, sequence)));
+    EXPECT_EQ(check.norm_max, 0) << "too few to know what is usual";
+    // One that is far out does not move the median.
+    n.Step(ParentNode::Checked{check.handle, VERDICT_ACCEPTED, "", sequence == 3 ? 1e6 : 2.0});
+  }
+  EXPECT_DOUBLE_EQ(Only<ParentNode::Check>(n.Offer(n.Make(1, 17))).norm_max, 20.0);
+}
+
+TEST(ParentNodeGuards, WhoSendsDamageAgainAndAgainIsLeftOutForAWhile) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.quarantine = absl::Seconds(30);
+  Node n(options);
+  int64_t sequence = 0;
+  const auto send = [&](Verdict verdict) {
+    const Actions offered = n.Offer(n.Make(1, ++sequence));
+    if (All<ParentNode::Check>(offered).empty()) return Only<ParentNode::Reply>(offered).verdict;
+    return Only<ParentNode::Reply>(n.Step(ParentNode::Checked{Handle(n.handle), verdict, ""})).verdict;
+  };
+  send(VERDICT_NON_FINITE);
+  send(VERDICT_NORM);
+  EXPECT_EQ(send(VERDICT_ACCEPTED), VERDICT_ACCEPTED) << "two are an accident";
+  send(VERDICT_NORM);
+  send(VERDICT_NON_FINITE);
+  EXPECT_EQ(send(VERDICT_NORM), VERDICT_NORM);
+  n.now += absl::Seconds(29);
+  EXPECT_EQ(send(VERDICT_ACCEPTED), VERDICT_QUARANTINED);
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Contribute(2, 1)).verdict, VERDICT_ACCEPTED) << "others are not touched";
+  n.now += absl::Seconds(2);
+  EXPECT_EQ(send(VERDICT_ACCEPTED), VERDICT_ACCEPTED);
+  EXPECT_EQ(n.node.stats().contributions.at(VERDICT_QUARANTINED), 1);
+  EXPECT_THAT(n.node.stats().refused, UnorderedElementsAre(Pair(Pair(MemberId(1), VERDICT_NON_FINITE), 2),
+                                                           Pair(Pair(MemberId(1), VERDICT_NORM), 3),
+                                                           Pair(Pair(MemberId(1), VERDICT_QUARANTINED), 1)));
+}
+
+TEST(ParentNodeGuards, NoQuorumWaitsForWhoIsInQuarantine) {
+  ParentNode::Options options = MakeOptions(true, 0);  // All of three.
+  options.quarantine = absl::Seconds(30);
+  Node n(options);
+  n.Contribute(2, 1);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty()) << "1 is still to come";
+  for (int sequence = 1; sequence <= 3; ++sequence) {
+    EXPECT_THAT(n.node.Quarantined(n.now), IsEmpty());
+    n.Offer(n.Make(1, sequence));
+    const Actions refused = n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_NON_FINITE, ""});
+    EXPECT_EQ(All<ParentNode::Apply>(refused).size(), sequence == 3 ? 1u : 0u);
+  }
+  EXPECT_THAT(n.node.Quarantined(n.now), ElementsAre(MemberId(1)));
+  n.Contribute(2, 2);
+  EXPECT_EQ(Only<ParentNode::Apply>(n.Contribute(3, 2)).manifests.size(), 2u);
+  n.now += absl::Seconds(31);
+  EXPECT_THAT(n.node.Quarantined(n.now), IsEmpty());
+  n.Contribute(2, 3);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 3)), IsEmpty()) << "it is one of them again";
+  EXPECT_EQ(Only<ParentNode::Apply>(n.Contribute(1, 4)).manifests.size(), 3u);
+}
+
+TEST(ParentNodeGuards, RefusalsOfMoreSendersThanCanBeToldApartAreStillCounted) {
+  Node n(MakeOptions(true, 1));
+  for (int64_t stranger = 100; stranger < 100 + 5000; ++stranger) n.Offer(n.Make(stranger, 1));
+  int64_t counted = 0;
+  for (const auto& [who, count] : n.node.stats().refused) counted += count;
+  EXPECT_EQ(counted, 5000);
+  EXPECT_LE(n.node.stats().refused.size(), 4097u);
+  EXPECT_GT(n.node.stats().refused.at({MemberId(0), VERDICT_FENCED}), 0);
+}
+
+TEST(ParentNodeRestored, RemembersItsChildrenTheirAnswersAndWhatWaitsForItsQuorum) {
+  RootState state;
+  state.set_version(7);
+  state.set_tokens_merged(500);
+  for (int member = 1; member <= 2; ++member) {
+    RootMember* child = state.add_members();
+    child->set_member(member);
+    child->set_incarnation(2);
+    child->set_fenced_below(2);
+    child->set_role(ROLE_AGGREGATOR);
+    child->set_offered(4);
+    child->set_included(3);
+    VerdictKept* kept = child->add_verdicts();
+    kept->set_sequence(4);
+    kept->set_verdict(member == 1 ? VERDICT_ACCEPTED : VERDICT_STALE);
+  }
+  ContributionHeader* waiting = state.add_unmerged()->mutable_header();
+  waiting->set_member(1);
+  waiting->set_incarnation(2);
+  waiting->set_sequence(4);
+  waiting->set_tokens(100);
+  waiting->set_base_version(7);
+
+  Node n(MakeOptions(true, 0), 0);
+  n.node.Restore(state, {Handle(1)});
+  n.handle = 1;
+  const auto published = Only<ParentNode::Publish>(n.Step(ParentNode::Tick{}));
+  EXPECT_EQ(published.version, Version(8)) << "what was merged last may not have been told";
+  EXPECT_EQ(published.notes.included.at(MemberId(1)), Sequence(3));
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(1, 4, 2))).verdict, VERDICT_ACCEPTED) << "a repeat";
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(2, 4, 2))).verdict, VERDICT_STALE);
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(2, 5, 1))).verdict, VERDICT_FENCED);
+  const auto apply = Only<ParentNode::Apply>(n.Contribute(2, 5, 2));
+  ASSERT_EQ(apply.manifests.size(), 2u) << "with what had been accepted before";
+  EXPECT_EQ(apply.manifests[0].sequence, Sequence(4));
+  EXPECT_EQ(n.node.stats().tokens_merged, 700);
+}
+
 TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {
   for (const Verdict verdict : {VERDICT_ACCEPTED, VERDICT_RANGES}) {
     Node n(MakeOptions(true, 1));

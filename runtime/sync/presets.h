@@ -17,9 +17,10 @@ namespace wukong {
 //
 // What the knobs of a level mean: of M live children, a merge of the set S of contributions c (|S| = quorum) takes
 //     g = (|S| / M) * weighted_mean(c over S),   theta += learning_rate * g
-// and with momentum beta, at every momentum_delay-th merge, m <- beta * m + (sum of the g since the last time) and
-// theta += learning_rate * beta * m: delayed Nesterov (Liu et al. 2024, "Asynchronous Local-SGD Training for Language
-// Modeling"), which is DiLoCo's Nesterov (Douillard et al. 2023) where momentum_delay is 1 and all children are merged.
+// (with weight `sum`, g = the sum of c over S), and with momentum beta, at every momentum_delay-th merge, m <- beta * m
+// + (sum of the g since the last time) and theta += learning_rate * beta * m: delayed Nesterov (Liu et al. 2024,
+// "Asynchronous Local-SGD Training for Language Modeling"), which is DiLoCo's Nesterov (Douillard et al. 2023) where
+// momentum_delay is 1 and all children are merged.
 absl::Status ResolveStrategy(Job* job);
 
 // Why a strategy cannot work: the key in the job file ("strategy.root.momentum") and the reason in words.

@@ -11,6 +11,9 @@
 namespace wukong {
 namespace {
 
+// Versions that may be kept as a whole. The newest counts from when some child wants it kept.
+constexpr size_t kFrozenMax = 2;
+
 int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
   int64_t largest = 0;
   for (const FragmentSpan& fragment : fragments) largest = std::max(largest, fragment.size());
@@ -21,14 +24,13 @@ uint64_t ChecksumOf(absl::Span<const float> values) { return Checksum(values.dat
 
 }  // namespace
 
-PublicParameters::PublicParameters(absl::Span<const float> theta, std::vector<FragmentSpan> fragments, CodecKind codec,
-                                   VersionNotes notes)
+PublicParameters::PublicParameters(absl::Span<const float> values, std::vector<FragmentSpan> fragments, CodecKind codec,
+                                   VersionNotes notes, Version version)
     : fragments_(std::move(fragments)),
       codec_(MakeCodec(codec)),
-      values_(theta.begin(), theta.end()),
-      notes_(std::move(notes)) {
+      values_(values.begin(), values.end()),
+      newest_(std::make_shared<Edition>(Edition{version, ChecksumOf(values_), std::move(notes)})) {
   CHECK(!fragments_.empty());
-  checksum_ = ChecksumOf(values_);
 }
 
 absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNotes notes) {
@@ -37,13 +39,17 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
   MutexLock lock(mutex_);
   CHECK_EQ(theta.size(), values_.size());
   auto delta = std::make_shared<Delta>();
-  delta->version = Version(version_.value() + 1);
+  delta->version = Version(newest_->version.value() + 1);
+  std::shared_ptr<Frozen> wanted;  // By a child that would lose its target.
+  if (!frozen_.empty()) wanted = frozen_.back().lock();
+  if (wanted != nullptr && wanted->edition != newest_) wanted.reset();
   if (codec_->kind() == CODEC_KIND_FP32) {
     const auto bad = std::find_if(theta.begin(), theta.end(), [](float value) { return !std::isfinite(value); });
     if (bad != theta.end()) {
       return absl::InvalidArgumentError(
           absl::StrFormat("parameter %d of %d is %g", bad - theta.begin(), theta.size(), *bad));
     }
+    if (wanted != nullptr) wanted->values = std::exchange(values_, std::vector<float>(values_.size()));
     std::copy(theta.begin(), theta.end(), values_.begin());
   } else {
     std::vector<float> difference(LargestFragment(fragments_));
@@ -57,6 +63,7 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
       if (!status.ok()) return status;
       bytes += static_cast<int64_t>(delta->fragments[f].size());
     }
+    if (wanted != nullptr) wanted->values = values_;
     for (size_t f = 0; f < fragments_.size(); ++f) {
       const FragmentSpan& span = fragments_[f];
       const absl::Status status =
@@ -68,63 +75,130 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
     const int64_t budget = static_cast<int64_t>(values_.size() * sizeof(float));
     while (static_cast<int64_t>(deltas_.size()) * bytes > std::max(budget, bytes)) deltas_.pop_front();
   }
-  version_ = delta->version;
-  notes_ = std::move(notes);
-  checksum_ = ChecksumOf(values_);
+  newest_ = std::make_shared<Edition>(Edition{delta->version, ChecksumOf(values_), std::move(notes)});
   changed_.NotifyAll();
   return absl::OkStatus();
 }
 
-PublicParameters::Cursor PublicParameters::CursorAt(Version have) const {
+PublicParameters::Cursor PublicParameters::CursorAt(Position have) const {
   MutexLock lock(mutex_);
-  if (have > version_) have = Version(0);
+  const Version newest = newest_->version;
+  if (have.fragments.empty()) have.fragments.assign(fragments_.size(), have.complete);
+  if (have.fragments.size() != fragments_.size()) have.fragments.assign(fragments_.size(), Version(0));
+  for (Version& fragment : have.fragments) {
+    if (fragment > newest || fragment < Version(0)) fragment = Version(0);
+    // A child that lacks a part of it does not have the whole.
+    if (fragment < have.complete) have.complete = Version(0);
+  }
+  if (have.complete < Version(0)) have.complete = Version(0);
   Cursor cursor;
-  cursor.fragments.assign(fragments_.size(), have);
-  cursor.complete = have;
+  cursor.at_ = std::move(have);
+  cursor.oldest_ = newest;
   return cursor;
 }
 
 std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberId child, absl::Duration timeout) {
-  std::optional<FollowMessage> message = NextLocked(cursor, child, timeout);
-  if (message.has_value() && message->has_complete() && on_taken_) on_taken_();
+  bool taken = false;
+  std::optional<FollowMessage> message = NextLocked(cursor, child, timeout, &taken);
+  if (taken && on_taken_) on_taken_();
   return message;
 }
 
-std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout) {
+std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout,
+                                                          bool* taken) {
   MutexLock lock(mutex_);
-  if (cursor->complete == version_ && !stopping_) changed_.WaitFor(mutex_, timeout);
-  if (cursor->complete == version_ || stopping_) return std::nullopt;
+  if (UpToDate(*cursor) && !stopping_) changed_.WaitFor(mutex_, timeout);
+  if (UpToDate(*cursor) || stopping_) return std::nullopt;
   FollowMessage message;
-  for (size_t f = 0; f < fragments_.size(); ++f) {
-    const Version have = cursor->fragments[f];
-    if (have == version_) continue;
-    FragmentUpdate* update = message.mutable_fragment();
-    update->set_index(static_cast<int>(f));
-    if (have.value() > 0 && !deltas_.empty() && deltas_.front()->version <= Version(have.value() + 1)) {
-      const auto& delta = deltas_[have.value() + 1 - deltas_.front()->version.value()];
-      update->set_version(delta->version.value());
-      update->set_codec(codec_->kind());
-      update->set_payload(delta->fragments[f]);
-      cursor->fragments[f] = delta->version;
-    } else {
-      const FragmentSpan& span = fragments_[f];
-      update->set_version(version_.value());
-      update->set_absolute(true);
-      update->set_codec(CODEC_KIND_FP32);
-      update->set_payload(reinterpret_cast<const char*>(values_.data() + span.begin), span.size() * sizeof(float));
-      cursor->fragments[f] = version_;
+  while (true) {
+    if (cursor->target_ == nullptr) Aim(cursor);
+    const Version target = cursor->target_->version;
+    std::vector<Version>& have = cursor->at_.fragments;
+    const auto next = std::find_if(have.begin(), have.end(), [&](Version version) { return version != target; });
+    if (next == have.end()) {
+      *message.mutable_complete() = Complete(cursor, child);
+      *taken = target == newest_->version && taken_ < target;
+      if (*taken) taken_ = target;
+      return message;
     }
-    return message;
+    std::optional<FragmentUpdate> update = Update(*cursor, next - have.begin());
+    if (update.has_value()) {
+      *next = Version(update->version());
+      *message.mutable_fragment() = *std::move(update);
+      return message;
+    }
+    cursor->target_.reset();
   }
-  VersionComplete* complete = message.mutable_complete();
-  complete->set_version(version_.value());
-  complete->set_checksum(checksum_);
-  const auto included = notes_.included.find(child);
-  complete->set_included_sequence(included == notes_.included.end() ? 0 : included->second.value());
-  complete->set_root_version(notes_.root_version.value());
-  complete->set_tokens_committed(notes_.tokens_committed);
-  cursor->complete = version_;
-  return message;
+}
+
+bool PublicParameters::UpToDate(const Cursor& cursor) const {
+  return cursor.target_ == nullptr && cursor.at_.complete == newest_->version;
+}
+
+bool PublicParameters::Reaches(Version have) const {
+  return have == newest_->version ||
+         (have.value() > 0 && !deltas_.empty() && deltas_.front()->version <= Version(have.value() + 1));
+}
+
+void PublicParameters::Aim(Cursor* cursor) {
+  cursor->target_ = newest_;
+  cursor->frozen_.reset();
+  bool reached = true;
+  for (const Version have : cursor->at_.fragments) reached = reached && Reaches(have);
+  if (!reached) {
+    frozen_.erase(std::remove_if(frozen_.begin(), frozen_.end(), [](const auto& frozen) { return frozen.expired(); }),
+                  frozen_.end());
+    std::shared_ptr<Frozen> last;
+    if (!frozen_.empty()) last = frozen_.back().lock();
+    if (last != nullptr && last->edition == newest_) {
+      cursor->frozen_ = last;
+    } else if (frozen_.size() < kFrozenMax) {
+      last = std::make_shared<Frozen>(Frozen{newest_, {}});
+      frozen_.push_back(last);
+      cursor->frozen_ = last;
+    } else if (last != nullptr && last->edition->version >= cursor->oldest_ &&
+               last->edition->version > cursor->at_.complete) {
+      cursor->frozen_ = last;
+      cursor->target_ = last->edition;
+    }
+  }
+  cursor->oldest_ = cursor->target_->version;
+}
+
+std::optional<FragmentUpdate> PublicParameters::Update(const Cursor& cursor, size_t f) const {
+  FragmentUpdate update;
+  update.set_index(static_cast<int>(f));
+  const Version have = cursor.at_.fragments[f];
+  if (Reaches(have)) {
+    const auto& delta = deltas_[have.value() + 1 - deltas_.front()->version.value()];
+    update.set_version(delta->version.value());
+    update.set_codec(codec_->kind());
+    update.set_payload(delta->fragments[f]);
+    return update;
+  }
+  const bool newest = cursor.target_ == newest_;
+  if (!newest && cursor.frozen_ == nullptr) return std::nullopt;
+  const FragmentSpan& span = fragments_[f];
+  const std::vector<float>& values = newest ? values_ : cursor.frozen_->values;
+  update.set_version(cursor.target_->version.value());
+  update.set_absolute(true);
+  update.set_codec(CODEC_KIND_FP32);
+  update.set_payload(reinterpret_cast<const char*>(values.data() + span.begin), span.size() * sizeof(float));
+  return update;
+}
+
+VersionComplete PublicParameters::Complete(Cursor* cursor, MemberId child) {
+  const std::shared_ptr<const Edition> edition = std::exchange(cursor->target_, nullptr);
+  cursor->at_.complete = edition->version;
+  cursor->frozen_.reset();
+  VersionComplete complete;
+  complete.set_version(edition->version.value());
+  complete.set_checksum(edition->checksum);
+  const auto included = edition->notes.included.find(child);
+  complete.set_included_sequence(included == edition->notes.included.end() ? 0 : included->second.value());
+  complete.set_root_version(edition->notes.root_version.value());
+  complete.set_tokens_committed(edition->notes.tokens_committed);
+  return complete;
 }
 
 void PublicParameters::Shutdown() {
@@ -135,7 +209,7 @@ void PublicParameters::Shutdown() {
 
 Version PublicParameters::version() const {
   MutexLock lock(mutex_);
-  return version_;
+  return newest_->version;
 }
 
 void PublicParameters::AddFollower() {
@@ -144,12 +218,12 @@ void PublicParameters::AddFollower() {
 }
 
 void PublicParameters::RemoveFollower() {
+  bool last = false;
   {
     MutexLock lock(mutex_);
-    --followers_;
+    last = --followers_ == 0;
   }
-  // Whoever left may be the one that was waited for.
-  if (on_taken_) on_taken_();
+  if (last && on_taken_) on_taken_();
 }
 
 int PublicParameters::followers() const {
@@ -157,9 +231,22 @@ int PublicParameters::followers() const {
   return followers_;
 }
 
+uint64_t PublicParameters::checksum() const {
+  MutexLock lock(mutex_);
+  return newest_->checksum;
+}
+
+int PublicParameters::frozen() const {
+  MutexLock lock(mutex_);
+  return static_cast<int>(std::count_if(frozen_.begin(), frozen_.end(), [](const auto& frozen) {
+    const std::shared_ptr<const Frozen> held = frozen.lock();
+    return held != nullptr && !held->values.empty();
+  }));
+}
+
 std::vector<float> PublicParameters::Copy(uint64_t* checksum) const {
   MutexLock lock(mutex_);
-  if (checksum != nullptr) *checksum = checksum_;
+  if (checksum != nullptr) *checksum = newest_->checksum;
   return values_;
 }
 
@@ -167,7 +254,8 @@ FollowedParameters::FollowedParameters(std::vector<FragmentSpan> fragments)
     : fragments_(std::move(fragments)),
       values_(fragments_.empty() ? 0 : fragments_.back().end),
       scratch_(LargestFragment(fragments_)),
-      fragment_versions_(fragments_.size()) {
+      fragment_versions_(fragments_.size()),
+      staged_(fragments_.size()) {
   CHECK(!fragments_.empty());
 }
 
@@ -181,26 +269,18 @@ absl::StatusOr<bool> FollowedParameters::Take(const FollowMessage& message) {
 
 absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message) {
   if (message.has_fragment()) {
-    const FragmentUpdate& update = message.fragment();
-    if (update.index() < 0 || update.index() >= static_cast<int>(fragments_.size())) {
-      return absl::DataLossError(
-          absl::StrFormat("update of fragment %d, but there are %d; does the parent run another model?", update.index(),
-                          fragments_.size()));
-    }
-    // A parent sends at most the retained differences and one whole copy before it completes a version.
-    staged_bytes_ += static_cast<int64_t>(update.payload().size());
-    if (staged_bytes_ > 4 * static_cast<int64_t>(values_.size() * sizeof(float)) + (int64_t{16} << 20)) {
-      return absl::DataLossError("the parent sends updates without ever completing a version");
-    }
-    staged_.push_back(update);
+    const absl::Status status = Stage(message.fragment());
+    if (!status.ok()) return status;
     return false;
   }
   if (!message.has_complete()) return absl::DataLossError("a message of an unknown kind from the parent");
-  for (const FragmentUpdate& update : staged_) {
-    const absl::Status status = Apply(update);
-    if (!status.ok()) return status;
+  for (std::vector<FragmentUpdate>& updates : staged_) {
+    for (const FragmentUpdate& update : updates) {
+      const absl::Status status = Apply(update);
+      if (!status.ok()) return status;
+    }
+    updates.clear();
   }
-  staged_.clear();
   staged_bytes_ = 0;
   const VersionComplete& complete = message.complete();
   for (size_t f = 0; f < fragments_.size(); ++f) {
@@ -219,6 +299,24 @@ absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message
   snapshot_.root_version = Version(complete.root_version());
   snapshot_.tokens_committed = complete.tokens_committed();
   return true;
+}
+
+absl::Status FollowedParameters::Stage(const FragmentUpdate& update) {
+  if (update.index() < 0 || update.index() >= static_cast<int>(fragments_.size())) {
+    return absl::DataLossError(
+        absl::StrFormat("update of fragment %d, but there are %d; does the parent run another model?", update.index(),
+                        fragments_.size()));
+  }
+  // A parent sends at most the retained differences and a whole copy before it completes a version; more only to one of
+  // many slow children, which begins again.
+  staged_bytes_ += static_cast<int64_t>(update.payload().size());
+  if (staged_bytes_ > 4 * static_cast<int64_t>(values_.size() * sizeof(float)) + (int64_t{16} << 20)) {
+    return absl::DataLossError("the parent sends updates without ever completing a version");
+  }
+  std::vector<FragmentUpdate>& updates = staged_[update.index()];
+  if (update.absolute()) updates.clear();  // It stands for all before it.
+  updates.push_back(update);
+  return absl::OkStatus();
 }
 
 absl::Status FollowedParameters::Apply(const FragmentUpdate& update) {
@@ -245,10 +343,19 @@ absl::Status FollowedParameters::Apply(const FragmentUpdate& update) {
   return absl::OkStatus();
 }
 
-void FollowedParameters::DropStaged() {
+PublicParameters::Position FollowedParameters::Resume() {
   MutexLock lock(mutex_);
-  staged_.clear();
+  PublicParameters::Position have;
+  have.complete = snapshot_.version;
+  have.fragments = fragment_versions_;
   staged_bytes_ = 0;
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    for (const FragmentUpdate& update : staged_[f]) {
+      have.fragments[f] = Version(update.version());
+      staged_bytes_ += static_cast<int64_t>(update.payload().size());
+    }
+  }
+  return have;
 }
 
 void FollowedParameters::Reset() {
@@ -257,7 +364,7 @@ void FollowedParameters::Reset() {
 }
 
 void FollowedParameters::ResetLocked() {
-  staged_.clear();
+  for (std::vector<FragmentUpdate>& updates : staged_) updates.clear();
   staged_bytes_ = 0;
   std::fill(fragment_versions_.begin(), fragment_versions_.end(), Version(0));
   snapshot_ = Snapshot();

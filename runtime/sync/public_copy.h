@@ -31,34 +31,67 @@ struct VersionNotes {
 
 // The parent's side. Publishing moves the public copy by C(theta - public): what the codec leaves out stays in
 // theta - public and goes with the next version, so the copy has no other residue. With fp32 the values themselves are
-// sent, and the copy equals theta bit for bit. Thread-safe.
+// sent, and the copy equals theta bit for bit.
+//
+// A child is brought to one version at a time, its target, although newer ones are published meanwhile: one whose link
+// is slower than the versions come would otherwise never have a whole one. Of the past there is kept
+// - of differences, at most the bytes of one model. They serve a child whose every fragment they reach.
+// - of whole copies, at most two, each shared by all children that are being brought to its version. Publish makes one
+//   when the version that it replaces is going to some child by whole fragments; it goes with the last such child.
+// So a child gets at most the bytes of two models and a fragment from one whole version to the next, however fast
+// versions come. Where two copies are under way already and neither is newer than what a further child has, that one
+// takes the newest version, and begins again when it is replaced. Thread-safe.
 class PublicParameters {
- public:
-  // Where one child stands: the version of each fragment that it has, 0 for none.
-  struct Cursor {
-    std::vector<Version> fragments;
-    Version complete;
+ private:
+  // What a version is told with.
+  struct Edition {
+    Version version;
+    uint64_t checksum = 0;
+    VersionNotes notes;
+  };
+  // A version whose values stay until nobody holds this any more.
+  struct Frozen {
+    std::shared_ptr<const Edition> edition;
+    std::vector<float> values;  // Empty as long as the version is the newest.
   };
 
-  // Version 1 is `theta`, broadcast to nobody.
-  PublicParameters(absl::Span<const float> theta, std::vector<FragmentSpan> fragments, CodecKind codec,
-                   VersionNotes notes);
+ public:
+  // What a child has.
+  struct Position {
+    std::vector<Version> fragments;  // What it got of each; 0 for nothing.
+    Version complete;                // The last version that it was told is whole; 0 for none.
+  };
+  // Where one child stands, and what it is being brought to. The child's stream owns it; frozen values go with it.
+  class Cursor {
+   private:
+    friend class PublicParameters;
+    Position at_;
+    // No target is older: the child may have had any version that there was when its stream began, and forgotten it.
+    Version oldest_;
+    std::shared_ptr<const Edition> target_;  // Null between two.
+    std::shared_ptr<const Frozen> frozen_;   // Keeps the target when it is replaced; null for none.
+  };
+
+  // Begins as `values`, which were `version`; version 1 of a new run is theta, broadcast to nobody.
+  PublicParameters(absl::Span<const float> values, std::vector<FragmentSpan> fragments, CodecKind codec,
+                   VersionNotes notes, Version version = Version(1));
 
   // Makes the next version from theta. INVALID_ARGUMENT when theta is not finite; the public copy is then as before.
   absl::Status Publish(absl::Span<const float> theta, VersionNotes notes);
 
-  // A child that has all of `have` (0: nothing). A version that this node never published counts as nothing.
-  Cursor CursorAt(Version have) const;
+  // For a child that says where it stands; no `have.fragments` stands for `have.complete` of all. What this node cannot
+  // have said (a later version, another number of fragments) counts as nothing, and is sent anew.
+  Cursor CursorAt(Position have) const;
 
   // The next message for this cursor; moves it. Empty when the child is up to date. Waits up to `timeout` for a newer
-  // version. A child that is further behind than the retained differences gets fragments as a whole.
+  // version.
   std::optional<FollowMessage> Next(Cursor* cursor, MemberId child, absl::Duration timeout);
 
   // Wakes every waiting Next.
   void Shutdown();
 
   Version version() const;
-  // Called, from any thread and with no lock held, when some follower got all of the newest version or the last
+  // Called, from any thread and with no lock held, when the first follower got all of the newest version or the last
   // follower left: a next version is worth making. Set once, before the first follower.
   void OnTaken(std::function<void()> callback) { on_taken_ = std::move(callback); }
   void AddFollower();
@@ -66,23 +99,35 @@ class PublicParameters {
   int followers() const;
   // A copy of the public parameters and the checksum that followers check.
   std::vector<float> Copy(uint64_t* checksum) const;
+  uint64_t checksum() const;
+  // Whole copies of older versions.
+  int frozen() const;
 
  private:
   struct Delta {
     Version version;
     std::vector<std::string> fragments;
   };
-  std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout);
+  bool UpToDate(const Cursor& cursor) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The retained differences lead from `have` to every later version.
+  bool Reaches(Version have) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Chooses the cursor's next target, a version that its child does not have.
+  void Aim(Cursor* cursor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Empty when the target is beyond reach: it was replaced, and neither differences nor frozen values are left.
+  std::optional<FragmentUpdate> Update(const Cursor& cursor, size_t f) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  VersionComplete Complete(Cursor* cursor, MemberId child) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `taken`: the message completes the newest version, for the first time.
+  std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout, bool* taken);
 
   const std::vector<FragmentSpan> fragments_;
   const std::unique_ptr<Codec> codec_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::vector<float> values_ ABSL_GUARDED_BY(mutex_);
-  Version version_ ABSL_GUARDED_BY(mutex_){1};
-  VersionNotes notes_ ABSL_GUARDED_BY(mutex_);
-  uint64_t checksum_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const Edition> newest_ ABSL_GUARDED_BY(mutex_);            // What values_ are.
   std::deque<std::shared_ptr<const Delta>> deltas_ ABSL_GUARDED_BY(mutex_);  // Rising; at most one model's bytes.
+  std::vector<std::weak_ptr<Frozen>> frozen_ ABSL_GUARDED_BY(mutex_);        // Rising; at most two.
+  Version taken_ ABSL_GUARDED_BY(mutex_);                                    // The newest that a follower got all of.
   int followers_ ABSL_GUARDED_BY(mutex_) = 0;
   std::function<void()> on_taken_;  // Constant once there are followers.
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
@@ -103,8 +148,8 @@ class FollowedParameters {
   // Takes a message of the stream. DATA_LOSS when a version does not check out: everything is then forgotten as by
   // Reset, and the caller begins anew. Returns true when a version was completed.
   absl::StatusOr<bool> Take(const FollowMessage& message);
-  // Forgets what was staged; the values stay at the last whole version, from which the stream may go on.
-  void DropStaged();
+  // Where a new stream goes on. What the one before it brought of a version that was not completed stays staged.
+  PublicParameters::Position Resume();
   // Forgets everything, so that the parent sends the whole.
   void Reset();
 
@@ -118,6 +163,7 @@ class FollowedParameters {
 
  private:
   absl::StatusOr<bool> TakeLocked(const FollowMessage& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Stage(const FragmentUpdate& update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Apply(const FragmentUpdate& update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ResetLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -126,7 +172,9 @@ class FollowedParameters {
   std::vector<float> values_ ABSL_GUARDED_BY(mutex_);
   std::vector<float> scratch_ ABSL_GUARDED_BY(mutex_);
   std::vector<Version> fragment_versions_ ABSL_GUARDED_BY(mutex_);
-  std::vector<FragmentUpdate> staged_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::vector<FragmentUpdate>> staged_ ABSL_GUARDED_BY(mutex_);  // Per fragment, in order.
+  // Staged when the stream began, and what came since: it bounds both what is kept and what a stream may bring without
+  // completing a version.
   int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   Snapshot snapshot_ ABSL_GUARDED_BY(mutex_);
 };

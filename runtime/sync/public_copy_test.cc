@@ -28,10 +28,7 @@ void MoveRandomly(Random* random, std::vector<float>* theta) {
 struct Follower {
   FollowedParameters followed{Fragments()};
   PublicParameters::Cursor cursor;
-  void Connect(const PublicParameters& parent) {
-    followed.DropStaged();
-    cursor = parent.CursorAt(followed.snapshot().version);
-  }
+  void Connect(const PublicParameters& parent) { cursor = parent.CursorAt(followed.Resume()); }
 };
 
 std::vector<float> ValuesOf(const FollowedParameters& followed) {
@@ -50,11 +47,14 @@ absl::Status CatchUp(PublicParameters* parent, Follower* follower) {
 }
 
 // Everything that a follower would get now.
-std::vector<FollowMessage> AllMessages(PublicParameters* parent, Version have) {
-  PublicParameters::Cursor cursor = parent->CursorAt(have);
+std::vector<FollowMessage> AllMessages(PublicParameters* parent, PublicParameters::Position have) {
+  PublicParameters::Cursor cursor = parent->CursorAt(std::move(have));
   std::vector<FollowMessage> messages;
   while (const auto message = parent->Next(&cursor, kChild, absl::ZeroDuration())) messages.push_back(*message);
   return messages;
+}
+std::vector<FollowMessage> AllMessages(PublicParameters* parent, Version have) {
+  return AllMessages(parent, PublicParameters::Position{{}, have});
 }
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -240,27 +240,290 @@ TEST_P(PublicCopyTest, DamageIsDataLossAndTheChildRecoversByBeginningAnew) {
   }
 }
 
-TEST_P(PublicCopyTest, ABrokenConnectionGoesOnFromTheLastWholeVersion) {
+// A stream that breaks after every number of messages, of a child that joins (whole fragments) or that is `behind` by
+// so many versions (differences, where they are retained), while the parent makes `meanwhile` versions.
+TEST_P(PublicCopyTest, ABrokenConnectionGoesOnWhereItBroke) {
   Random random(kBaseSeed);
-  std::vector<float> theta(kSize);
-  PublicParameters parent = MakeParent(theta);
+  int64_t resumed = 0;
+  for (const int behind : {0, 1, 2}) {  // 0: it joins.
+    for (const int meanwhile : {0, 1, 10}) {
+      for (size_t broken_after = 0;; ++broken_after) {
+        SCOPED_TRACE(absl::StrCat("behind ", behind, ", broken after ", broken_after, ", then ", meanwhile));
+        std::vector<float> theta(kSize);
+        MoveRandomly(&random, &theta);
+        PublicParameters parent = MakeParent(theta);
+        const auto move = [&](int versions) {
+          for (int i = 0; i < versions; ++i) {
+            MoveRandomly(&random, &theta);
+            ASSERT_TRUE(parent.Publish(theta, {}).ok());
+          }
+        };
+        Follower follower;
+        follower.Connect(parent);
+        if (behind > 0) {
+          ASSERT_TRUE(CatchUp(&parent, &follower).ok());
+        }
+        move(behind);
+        const FollowedParameters::Snapshot whole = follower.followed.snapshot();
+        const std::vector<float> before = ValuesOf(follower.followed);
+        const std::vector<FollowMessage> unbroken = AllMessages(&parent, follower.followed.Resume());
+        if (broken_after == unbroken.size()) break;
+        std::map<int, int64_t> got;
+        for (size_t i = 0; i < broken_after; ++i) {
+          const auto message = parent.Next(&follower.cursor, kChild, absl::ZeroDuration());
+          ASSERT_TRUE(message.has_value() && message->has_fragment());
+          got[message->fragment().index()] = message->fragment().version();
+          ASSERT_TRUE(follower.followed.Take(*message).ok());
+        }
+        EXPECT_TRUE(SameBits(ValuesOf(follower.followed), before)) << "values move by whole versions only";
+        EXPECT_EQ(follower.followed.snapshot().version, whole.version);
+
+        move(meanwhile);
+        follower.Connect(parent);
+        const std::vector<FollowMessage> rest = AllMessages(&parent, follower.followed.Resume());
+        if (meanwhile == 0) {
+          EXPECT_EQ(rest.size(), unbroken.size() - broken_after) << "what came is not sent again";
+          resumed += static_cast<int64_t>(broken_after);
+        }
+        for (const FollowMessage& message : rest) {
+          if (!message.has_fragment() || got.count(message.fragment().index()) == 0) continue;
+          EXPECT_GT(message.fragment().version(), got[message.fragment().index()]);
+          EXPECT_EQ(message.fragment().absolute(), GetParam() == CODEC_KIND_FP32 || meanwhile == 10)
+              << "what came is what the differences are to";
+          got.erase(message.fragment().index());  // The next one is a difference to this one.
+        }
+        ASSERT_TRUE(CatchUp(&parent, &follower).ok());
+        EXPECT_TRUE(SameBits(ValuesOf(follower.followed), parent.Copy(nullptr)));
+        EXPECT_EQ(follower.followed.snapshot().version, parent.version());
+        if (HasFailure()) return;
+      }
+    }
+  }
+  EXPECT_GE(resumed, 18) << "1 + 2 + 3 messages each time";
+}
+
+TEST_P(PublicCopyTest, WhatWasStagedFromAnotherLifeOfTheParentIsNoticed) {
+  Random random(kBaseSeed);
+  std::vector<float> theta(kSize), other(kSize);
+  MoveRandomly(&random, &theta);
+  MoveRandomly(&random, &other);
+  PublicParameters parent = MakeParent(theta), another = MakeParent(other);
   Follower follower;
   follower.Connect(parent);
-  ASSERT_TRUE(CatchUp(&parent, &follower).ok());
-  const std::vector<float> before = ValuesOf(follower.followed);
-  MoveRandomly(&random, &theta);
-  ASSERT_TRUE(parent.Publish(theta, {}).ok());
-  for (int i = 0; i < 2; ++i) {
-    ASSERT_TRUE(follower.followed.Take(*parent.Next(&follower.cursor, kChild, absl::ZeroDuration())).ok());
-  }
-  EXPECT_TRUE(SameBits(ValuesOf(follower.followed), before)) << "values move by whole versions only";
-  EXPECT_EQ(follower.followed.snapshot().version, Version(1));
-  follower.Connect(parent);
-  ASSERT_TRUE(CatchUp(&parent, &follower).ok());
-  EXPECT_TRUE(SameBits(ValuesOf(follower.followed), parent.Copy(nullptr)));
+  ASSERT_TRUE(follower.followed.Take(*parent.Next(&follower.cursor, kChild, absl::ZeroDuration())).ok());
+  follower.Connect(another);
+  EXPECT_EQ(CatchUp(&another, &follower).code(), absl::StatusCode::kDataLoss);
+  follower.followed.Reset();
+  follower.Connect(another);
+  ASSERT_TRUE(CatchUp(&another, &follower).ok());
+  EXPECT_TRUE(SameBits(ValuesOf(follower.followed), other));
 }
 
 INSTANTIATE_TEST_SUITE_P(Codecs, PublicCopyTest, testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8),
+                         [](const auto& parameter) { return CodecKind_Name(parameter.param).substr(11); });
+
+// A parent whose versions come faster than some of its children can take them.
+class Broadcast {
+ public:
+  static constexpr int64_t kFragments = 12;
+  // Two times through the fragments: differences that lead nowhere in the end, and a whole copy.
+  static constexpr int64_t kMessagesMax = 2 * kFragments + 1;
+  static constexpr int64_t kBytesMax = 2 * kModelBytes + kModelBytes / kFragments;
+  struct Child {
+    Child(MemberId its_id, int takes_one_in) : id(its_id), one_in(takes_one_in) {}
+    const MemberId id;
+    const int one_in;  // Versions per message that it takes; 0 for one that takes everything at once.
+    FollowedParameters followed{CutFragments(kSize, kModelBytes / kFragments)};
+    PublicParameters::Cursor cursor;
+    int64_t messages = 0;  // Since it had a whole version, or connected.
+    int64_t messages_max = 0;
+    int64_t bytes = 0;
+    int64_t bytes_max = 0;
+    int64_t completed = 0;
+  };
+
+  Broadcast(CodecKind codec, uint64_t seed)
+      : random_(seed),
+        theta_(kSize),
+        parent_(theta_, CutFragments(kSize, kModelBytes / kFragments), codec, NotesOf(Version(1))) {
+    history_[Version(1)] = theta_;
+  }
+
+  PublicParameters* parent() { return &parent_; }
+  Random* random() { return &random_; }
+  void Connect(Child* child) {
+    child->cursor = parent_.CursorAt(child->followed.Resume());
+    child->messages = 0;
+    child->bytes = 0;
+  }
+  void Publish() {
+    MoveRandomly(&random_, &theta_);
+    ASSERT_TRUE(parent_.Publish(theta_, NotesOf(Version(parent_.version().value() + 1))).ok());
+    history_[parent_.version()] = parent_.Copy(nullptr);
+    ASSERT_LE(parent_.frozen(), 2);
+  }
+  // False when there was nothing to take.
+  bool TakeOne(Child* child) {
+    const auto message = parent_.Next(&child->cursor, child->id, absl::ZeroDuration());
+    if (!message.has_value()) return false;
+    child->messages_max = std::max(child->messages_max, ++child->messages);
+    child->bytes += static_cast<int64_t>(message->fragment().payload().size());
+    child->bytes_max = std::max(child->bytes_max, child->bytes);
+    const Version before = child->followed.snapshot().version;
+    const auto completed = child->followed.Take(*message);
+    EXPECT_TRUE(completed.ok()) << completed.status();
+    if (!completed.ok() || !*completed) return completed.ok();
+    const FollowedParameters::Snapshot snapshot = child->followed.snapshot();
+    EXPECT_TRUE(SameBits(ValuesOf(child->followed), history_.at(snapshot.version))) << "version " << snapshot.version;
+    EXPECT_GT(snapshot.version, before);
+    const VersionNotes notes = NotesOf(snapshot.version);
+    EXPECT_EQ(snapshot.included, notes.included.at(child->id));
+    EXPECT_EQ(snapshot.root_version, notes.root_version);
+    EXPECT_EQ(snapshot.tokens_committed, notes.tokens_committed);
+    ++child->completed;
+    child->messages = 0;
+    child->bytes = 0;
+    return true;
+  }
+  // One version, and what the children take while it is the newest.
+  void Round(const std::vector<Child*>& children) {
+    Publish();
+    ++rounds_;
+    for (Child* child : children) {
+      if (child->one_in > 0 && rounds_ % child->one_in == 0) TakeOne(child);
+      while (child->one_in == 0 && !testing::Test::HasFailure() && TakeOne(child)) {
+      }
+    }
+  }
+
+ private:
+  static VersionNotes NotesOf(Version version) {
+    VersionNotes notes;
+    for (int64_t child = 1; child <= 9; ++child) {
+      notes.included[MemberId(child)] = Sequence(10 * version.value() + child);
+    }
+    notes.root_version = Version(version.value() + 1000);
+    notes.tokens_committed = 7 * version.value();
+    return notes;
+  }
+
+  Random random_;
+  std::vector<float> theta_;
+  PublicParameters parent_;
+  std::map<Version, std::vector<float>> history_;
+  int64_t rounds_ = 0;
+};
+
+class SlowFollowerTest : public testing::TestWithParam<CodecKind> {
+ protected:
+  uint64_t Seed(uint64_t run) const { return DeriveSeed(kBaseSeed, CodecKind_Name(GetParam()), run); }
+};
+
+TEST_P(SlowFollowerTest, CompletesVersionsThatAreLongReplaced) {
+  for (const int one_in : {1, 3}) {
+    for (const bool joins : {true, false}) {
+      SCOPED_TRACE(absl::StrCat("one message in ", one_in, " versions", joins ? ", joins" : ", was up to date"));
+      Broadcast broadcast(GetParam(), kBaseSeed);
+      Broadcast::Child child(kChild, one_in);
+      broadcast.Connect(&child);
+      for (int64_t i = 0; !joins && i <= Broadcast::kFragments; ++i) broadcast.TakeOne(&child);
+      for (int64_t round = 0; round < Broadcast::kMessagesMax * 20 * one_in && !HasFailure(); ++round) {
+        broadcast.Round({&child});
+      }
+      EXPECT_GE(child.completed, 20);
+      EXPECT_LE(child.messages_max, Broadcast::kMessagesMax);
+      EXPECT_LE(child.bytes_max, Broadcast::kBytesMax);
+    }
+  }
+}
+
+TEST_P(SlowFollowerTest, TwoAtDifferentSpeedsAndAFastOneDoNotHinderEachOther) {
+  for (const auto& [first, second] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 7)}) {
+    SCOPED_TRACE(absl::StrCat("one message in ", first, " and in ", second, " versions"));
+    Broadcast broadcast(GetParam(), kBaseSeed);
+    Broadcast::Child slow(MemberId(1), first), slower(MemberId(2), second), fast(MemberId(3), 0);
+    broadcast.Connect(&slow);
+    broadcast.Connect(&fast);
+    for (int64_t round = 0; round < Broadcast::kMessagesMax * 10 * second && !HasFailure(); ++round) {
+      if (round == 5) broadcast.Connect(&slower);
+      broadcast.Round(round < 5 ? std::vector{&slow, &fast} : std::vector{&slow, &slower, &fast});
+      ASSERT_EQ(fast.followed.snapshot().version, broadcast.parent()->version());
+    }
+    for (const Broadcast::Child* child : {&slow, &slower}) {
+      EXPECT_GE(child->completed, 9);
+      EXPECT_LE(child->messages_max, Broadcast::kMessagesMax);
+      EXPECT_LE(child->bytes_max, Broadcast::kBytesMax);
+    }
+  }
+}
+
+TEST_P(SlowFollowerTest, ManyAtRandomSpeedsThatBreakAndResumeAllGetSomewhere) {
+  for (uint64_t run = 0; run < 8 && !HasFailure(); ++run) {
+    SCOPED_TRACE(absl::StrCat("seed ", Seed(run)));
+    Broadcast broadcast(GetParam(), Seed(run));
+    Random* random = broadcast.random();
+    std::vector<std::unique_ptr<Broadcast::Child>> owned;
+    std::vector<Broadcast::Child*> children;
+    for (int64_t i = 1; i <= 5; ++i) {
+      owned.push_back(std::make_unique<Broadcast::Child>(MemberId(i), static_cast<int>(random->Below(5))));
+      children.push_back(owned.back().get());
+      broadcast.Connect(children.back());
+    }
+    for (int64_t round = 0; round < 1000 && !HasFailure(); ++round) {
+      broadcast.Round(children);
+      if (random->Below(100) == 0) broadcast.Connect(children[random->Below(children.size())]);
+    }
+    for (const Broadcast::Child* child : children) EXPECT_GE(child->completed, 10) << "one in " << child->one_in;
+    // When no more versions come, everybody gets the last one.
+    for (Broadcast::Child* child : children) {
+      for (int64_t i = 0; i < 4 * Broadcast::kMessagesMax && !HasFailure(); ++i) broadcast.TakeOne(child);
+      EXPECT_EQ(child->followed.snapshot().version, broadcast.parent()->version());
+    }
+    EXPECT_EQ(broadcast.parent()->frozen(), 0);
+  }
+}
+
+TEST_P(SlowFollowerTest, ResumesWhereverItBroke) {
+  for (const int versions_meanwhile : {0, 1, 20}) {
+    for (int64_t broken_after = 0; broken_after <= Broadcast::kFragments; ++broken_after) {
+      SCOPED_TRACE(
+          absl::StrCat("broken after ", broken_after, " messages, ", versions_meanwhile, " versions meanwhile"));
+      Broadcast broadcast(GetParam(), kBaseSeed);
+      Broadcast::Child child(kChild, 1);
+      broadcast.Connect(&child);
+      for (int64_t i = 0; child.completed < 2 && i < 2 * Broadcast::kMessagesMax; ++i) broadcast.Round({&child});
+      for (int64_t i = 0; i < broken_after; ++i) broadcast.Round({&child});
+      for (int i = 0; i < versions_meanwhile; ++i) broadcast.Publish();
+      broadcast.Connect(&child);
+      const int64_t completed = child.completed;
+      for (int64_t i = 0; i < Broadcast::kMessagesMax; ++i) broadcast.Round({&child});
+      EXPECT_GT(child.completed, completed);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(SlowFollowerTest, WhatIsFrozenGoesWithTheLastThatNeedsIt) {
+  Broadcast broadcast(GetParam(), kBaseSeed);
+  Broadcast::Child children[] = {{MemberId(1), 1}, {MemberId(2), 1}, {MemberId(3), 1}};
+  for (Broadcast::Child& child : children) {
+    broadcast.Connect(&child);
+    broadcast.TakeOne(&child);
+  }
+  EXPECT_EQ(broadcast.parent()->frozen(), 0) << "the newest version needs no copy";
+  broadcast.Publish();
+  EXPECT_EQ(broadcast.parent()->frozen(), 1) << "they share one";
+  children[0].cursor = {};
+  children[1].cursor = {};
+  EXPECT_EQ(broadcast.parent()->frozen(), 1);
+  for (int64_t i = 0; i < Broadcast::kFragments; ++i) broadcast.TakeOne(&children[2]);
+  EXPECT_EQ(children[2].completed, 1);
+  EXPECT_EQ(broadcast.parent()->frozen(), 0);
+  broadcast.Publish();
+  EXPECT_EQ(broadcast.parent()->frozen(), 0) << "nobody is between two versions";
+}
+
+INSTANTIATE_TEST_SUITE_P(Codecs, SlowFollowerTest, testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8),
                          [](const auto& parameter) { return CodecKind_Name(parameter.param).substr(11); });
 
 TEST(PublicParametersTest, EachChildHearsOfItsOwnContributions) {
@@ -295,27 +558,72 @@ TEST(PublicParametersTest, AChildThatClaimsAVersionFromTheFutureGetsTheWhole) {
   EXPECT_TRUE(AllMessages(&parent, Version(1)).empty());
 }
 
+TEST(PublicParametersTest, AFragmentOfAVersionThatItCannotHaveSentIsSentAnew) {
+  const std::vector<float> theta(kSize, 1.0f);
+  PublicParameters parent(theta, Fragments(), CODEC_KIND_INT8, {}, Version(5));
+  const auto versions = [](std::vector<int64_t> values) { return std::vector<Version>(values.begin(), values.end()); };
+  struct Case {
+    PublicParameters::Position have;
+    std::vector<int> sent;  // Fragments; after them the version is complete.
+  };
+  const Case cases[] = {
+      {{versions({5, 5, 5}), Version(0)}, {}},  // Only the last message was lost.
+      {{versions({5, 0, 5}), Version(0)}, {1}},
+      {{versions({5, 6, -1}), Version(0)}, {1, 2}},
+      {{versions({5, int64_t{1} << 40, 5}), Version(4)}, {1}},
+      {{versions({5, 4, 5}), Version(5)}, {1}},  // It cannot have the whole.
+      {{versions({5, 5}), Version(5)}, {0, 1, 2}},
+      {{versions({5, 5, 5, 5}), Version(5)}, {0, 1, 2}},
+      {{{}, Version(0)}, {0, 1, 2}},
+  };
+  for (const Case& one : cases) {
+    const std::vector<FollowMessage> messages = AllMessages(&parent, one.have);
+    SCOPED_TRACE(&one - cases);
+    ASSERT_EQ(messages.size(), one.sent.size() + 1);
+    for (size_t i = 0; i < one.sent.size(); ++i) {
+      EXPECT_EQ(messages[i].fragment().index(), one.sent[i]);
+      EXPECT_TRUE(messages[i].fragment().absolute());
+    }
+    EXPECT_EQ(messages.back().complete().version(), 5);
+  }
+  EXPECT_TRUE(AllMessages(&parent, {versions({5, 5, 5}), Version(5)}).empty());
+}
+
 TEST(PublicParametersTest, SaysWhenSomebodyHasTheNewestVersionOrTheLastFollowerLeaves) {
   const std::vector<float> theta(kSize);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
   int taken = 0;
   parent.OnTaken([&] { ++taken; });
   parent.AddFollower();
-  EXPECT_EQ(parent.followers(), 1);
-  PublicParameters::Cursor cursor = parent.CursorAt(Version(0));
-  for (int i = 0; i < 3; ++i) (void)parent.Next(&cursor, kChild, absl::ZeroDuration());
+  parent.AddFollower();
+  EXPECT_EQ(parent.followers(), 2);
+  PublicParameters::Cursor fast = parent.CursorAt({}), slow = parent.CursorAt({});
+  const auto take = [&](PublicParameters::Cursor* cursor, int messages) {
+    for (int i = 0; i < messages; ++i) ASSERT_TRUE(parent.Next(cursor, kChild, absl::ZeroDuration()).has_value());
+  };
+  take(&fast, 3);
   EXPECT_EQ(taken, 0) << "only fragments so far";
-  (void)parent.Next(&cursor, kChild, absl::ZeroDuration());
+  take(&fast, 1);
   EXPECT_EQ(taken, 1);
+  take(&slow, 3);
+  ASSERT_TRUE(parent.Publish(theta, {}).ok());
+  take(&slow, 1);
+  EXPECT_EQ(taken, 1) << "nobody has version 2 yet";
+  take(&slow, 4);
+  EXPECT_EQ(taken, 2);
+  take(&fast, 4);
+  EXPECT_EQ(taken, 2) << "known already";
   parent.RemoveFollower();
   EXPECT_EQ(taken, 2);
+  parent.RemoveFollower();
+  EXPECT_EQ(taken, 3);
   EXPECT_EQ(parent.followers(), 0);
 }
 
 TEST(PublicParametersTest, ShutdownEndsTheStream) {
   std::vector<float> theta(kSize);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
-  PublicParameters::Cursor cursor = parent.CursorAt(Version(0));
+  PublicParameters::Cursor cursor = parent.CursorAt({});
   parent.Shutdown();
   EXPECT_FALSE(parent.Next(&cursor, kChild, absl::InfiniteDuration()).has_value());
 }
@@ -333,6 +641,30 @@ TEST(FollowedParametersTest, AStreamThatNeverCompletesAVersionIsCutOff) {
   }
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_LE(messages, 18);
+}
+
+TEST(FollowedParametersTest, WhatBrokenStreamsLeaveBehindIsBounded) {
+  FollowedParameters followed(Fragments());
+  FollowMessage message;
+  FragmentUpdate* update = message.mutable_fragment();
+  update->set_payload(std::string(1 << 20, 'x'));
+  absl::Status status;
+  int messages = 0;
+  while (status.ok() && messages < 100) {  // Differences add up, however often the stream breaks.
+    update->set_version(++messages);
+    status = followed.Take(message).status();
+    (void)followed.Resume();
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_LE(messages, 18);
+  // A whole fragment takes the place of what came before it, so that a parent that moves while streams break costs no
+  // more than one that does not.
+  update->set_absolute(true);
+  for (messages = 1; messages <= 100; ++messages) {
+    update->set_version(messages);
+    ASSERT_TRUE(followed.Take(message).ok());
+    EXPECT_EQ(followed.Resume().fragments[0], Version(messages));
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -42,7 +43,23 @@ void Replica::Reset(absl::Span<const float> public_parameters) {
   std::copy(public_parameters.begin(), public_parameters.end(), theta_.begin());
   std::copy(public_parameters.begin(), public_parameters.end(), base_.begin());
   pending_.clear();
+  take_whole_ = false;
   if (feedback_ != nullptr) feedback_->Clear();
+}
+
+void Replica::Revert() { std::copy(base_.begin(), base_.end(), theta_.begin()); }
+
+void Replica::ParentReplaced(const std::vector<Sequence>& undecided) {
+  const auto known = [&](const Pending& pending) {
+    return std::find(undecided.begin(), undecided.end(), pending.sequence) != undecided.end();
+  };
+  pending_.erase(std::remove_if(pending_.begin(), pending_.end(), std::not_fn(known)), pending_.end());
+  take_whole_ = true;
+}
+
+void Replica::Included(Sequence sequence) {
+  RemovePending(sequence);
+  take_whole_ = true;
 }
 
 absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence,
@@ -131,12 +148,13 @@ absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, 
     pending_.pop_front();
     newly_included = popped;
   }
-  if (options_.mix < 1.0 && newly_included == 0) return false;
+  if (options_.mix < 1.0 && newly_included == 0 && !take_whole_) return false;
 
   // Versions may be coalesced: n contributions in one of them weigh as in n versions, 1 - (1 - alpha)^n.
   double kept = 1.0;
   for (int i = 0; i < newly_included; ++i) kept *= 1.0 - options_.mix;
-  const auto mix = options_.mix < 1.0 ? static_cast<float>(1.0 - kept) : 1.0f;
+  const auto mix = options_.mix < 1.0 && !take_whole_ ? static_cast<float>(1.0 - kept) : 1.0f;
+  take_whole_ = false;
   for (const FragmentSpan& span : fragments_) {
     const size_t f = &span - fragments_.data();
     const float* target = public_parameters.data() + span.begin;

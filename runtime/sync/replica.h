@@ -63,6 +63,15 @@ class Replica {
   absl::Status Drop(Sequence sequence);
   // As if it had not been sent: its progress counts as not sent again. No effect when it is not pending.
   absl::Status TakeBack(Sequence sequence);
+  // Somewhere above it is counted in: the parent's parameters will hold it. Theta and base stay until then.
+  void Included(Sequence sequence);
+
+  // The parent is another one by now, and its first version is taken whole, whatever `mix` is. Of what was sent only
+  // `undecided` stays pending, to be Included, Dropped or TakenBack before anything is sent to the new parent; of the
+  // rest stays what the new parent's parameters hold.
+  void ParentReplaced(const std::vector<Sequence>& undecided);
+  // theta := base: what was not sent is thrown away.
+  void Revert();
 
   // Contributions sent, neither included nor dropped.
   int pending() const { return static_cast<int>(pending_.size()); }
@@ -87,6 +96,7 @@ class Replica {
   std::vector<float> scratch_;               // One fragment.
   std::vector<float> pending_sum_;           // One fragment.
   Sequence included_;
+  bool take_whole_ = false;  // The next version, although mix < 1.
 };
 
 }  // namespace wukong

@@ -394,6 +394,63 @@ TEST(ReplicaTest, WhatWasTakenBackIsSentAgain) {
   EXPECT_EQ(DecodeAll(**payload, {{0, 1}, {1, 2}}), (std::vector<float>{0.75f, 0}));
 }
 
+TEST(ReplicaTest, WithAnotherParentOnlyWhatThatOneHasAndWhatIsUndecidedStays) {
+  for (const double mix : {1.0, 0.25}) {
+    Small s({CODEC_KIND_FP32, mix, PROGRESS_PARAMETERS});
+    for (int i = 1; i <= 4; ++i) {
+      s.theta[0] += static_cast<float>(i);
+      ASSERT_TRUE(s.replica.Send(Sequence(i)).ok());
+    }
+    s.theta[0] += 0.5f;  // 1 + 1 + 2 + 3 + 4 + 0.5
+    s.replica.ParentReplaced({Sequence(2), Sequence(3), Sequence(4)});
+    EXPECT_EQ(s.theta[0], 11.5f) << "until there is a parent it goes on with what it has";
+    EXPECT_EQ(s.replica.pending(), 3);
+    EXPECT_TRUE(s.replica.Rebase(std::vector<float>{100, 2}, Sequence(0)).value()) << "taken whole, mix " << mix;
+    EXPECT_EQ(s.replica.base()[0], 109);
+    EXPECT_EQ(s.theta[0], 109.5f);
+
+    // The root has the second, the third must not count, and the fourth is to be made again.
+    s.replica.Included(Sequence(2));
+    ASSERT_TRUE(s.replica.Drop(Sequence(3)).ok());
+    ASSERT_TRUE(s.replica.TakeBack(Sequence(4)).ok());
+    EXPECT_EQ(s.replica.pending(), 0);
+    EXPECT_TRUE(s.replica.Rebase(std::vector<float>{100, 2}, Sequence(0)).value());
+    EXPECT_EQ(s.replica.base()[0], 100);
+    EXPECT_EQ(s.theta[0], 104.5f);
+    const auto payload = s.replica.Send(Sequence(5));
+    ASSERT_TRUE(payload.ok());
+    EXPECT_EQ(DecodeAll(**payload, {{0, 1}, {1, 2}}), (std::vector<float>{4.5f, 0}));
+    // From here on as before.
+    EXPECT_EQ(s.replica.Rebase(std::vector<float>{200, 2}, Sequence(0)).value(), mix == 1.0);
+    EXPECT_TRUE(s.replica.Rebase(std::vector<float>{200, 2}, Sequence(5)).value());
+    EXPECT_EQ(s.theta[0], mix == 1.0 ? 200 : 104.5f + 0.25f * (200 - 104.5f));
+  }
+}
+
+TEST(ReplicaTest, WhatIsIncludedMovesNothingByItself) {
+  Small s;
+  s.theta[0] += 0.5f;
+  ASSERT_TRUE(s.replica.Send(Sequence(1)).ok());
+  s.theta[0] += 0.25f;
+  s.replica.Included(Sequence(1));
+  s.replica.Included(Sequence(7));
+  EXPECT_EQ(s.theta[0], 1.75f);
+  EXPECT_EQ(s.replica.base()[0], 1.5f);
+  EXPECT_EQ(s.replica.pending(), 0);
+}
+
+TEST(ReplicaTest, RevertThrowsAwayOnlyWhatWasNotSent) {
+  Small s;
+  s.theta[0] += 0.5f;
+  ASSERT_TRUE(s.replica.Send(Sequence(1)).ok());
+  s.theta[0] = std::numeric_limits<float>::quiet_NaN();
+  s.replica.Revert();
+  EXPECT_EQ(s.theta, (std::vector<float>{1.5f, 2}));
+  EXPECT_EQ(s.replica.pending(), 1);
+  EXPECT_TRUE(s.replica.Rebase(std::vector<float>{10, 2}, Sequence(0)).value());
+  EXPECT_EQ(s.theta[0], 10.5f);
+}
+
 TEST(ReplicaTest, ProgressThatIsNotFiniteIsRefusedAndChangesNothing) {
   for (const CodecKind codec : {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8}) {
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {

@@ -62,6 +62,10 @@ const char* VerdictName(Verdict verdict) {
       return "non_finite";
     case VERDICT_RANGES:
       return "ranges";
+    case VERDICT_NORM:
+      return "norm";
+    case VERDICT_QUARANTINED:
+      return "quarantined";
     case VERDICT_OUT_OF_ORDER:
       return "out_of_order";
     default:
