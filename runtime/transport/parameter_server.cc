@@ -10,14 +10,19 @@
 namespace wukong {
 namespace {
 
-constexpr absl::Duration kPoll = absl::Milliseconds(200);  // How soon a cancelled call is noticed.
-constexpr int kRangesMax = 100000;                         // Of one contribution.
+// How soon a cancelled call is noticed. A contribution holds bytes that others may wait for; a follower that is gone
+// holds only its thread, and what is new or the end of this node wakes it.
+constexpr absl::Duration kPoll = absl::Milliseconds(200);
+constexpr absl::Duration kFollowPoll = absl::Seconds(1);
+constexpr int kRangesMax = 100000;  // Of one contribution.
+// Group commit: while more work waits, so many effects may wait with it for one sync.
+constexpr size_t kOutboxMax = 64;
 
 }  // namespace
 
 // One contribution, from its first byte to its verdict.
 struct ParameterServer::Offer {
-  Manifest manifest;
+  ContributionHeader header;
   std::shared_ptr<EncodedVector> payload = std::make_shared<EncodedVector>();
   int64_t bytes = 0;  // Counted in staged_bytes_.
   Notification answered;
@@ -26,18 +31,12 @@ struct ParameterServer::Offer {
 };
 
 ParameterServer::ParameterServer(const Options& options, Hooks hooks, absl::Span<float> theta,
-                                 const VersionNotes& notes, ParentLink* up, const Clock* clock)
+                                 const VersionNotes& notes, ParentLink* up, const Clock* clock,
+                                 const Restored* restored)
     : options_(options),
-      hooks_(std::move(hooks)),
-      clock_(clock),
       up_(up),
-      theta_(theta),
-      node_(options.node),
-      outer_(theta, options.fragments, options.progress, options.node.level.momentum() > 0),
-      public_(theta, options.fragments, options.codec_down, notes),
+      engine_(options, std::move(hooks), theta, notes, up, clock, restored),
       executor_("node") {
-  CHECK_EQ(options.node.is_root, up == nullptr);
-  if (up_ != nullptr) replica_ = std::make_unique<Replica>(theta, options.fragments, options.replica);
   public_.OnTaken([this] { Post(ParentNode::FollowersReady{}); });
 }
 
@@ -53,8 +52,15 @@ void ParameterServer::Shutdown() {
   executor_.Shutdown();
 }
 
+bool ParameterServer::PostWork(std::function<void()> work) {
+  return executor_.Post([this, work = std::move(work)] {
+    work();
+    if (executor_.queued() == 0 || engine_.outbox() >= kOutboxMax) engine_.Flush();
+  });
+}
+
 void ParameterServer::Post(const ParentNode::Event& event) {
-  executor_.Post([this, event] { Handle(event); });
+  PostWork([this, event] { engine_.Handle(event); });
 }
 
 void ParameterServer::OnParentVersion() {
@@ -70,16 +76,14 @@ void ParameterServer::SetDraining(bool on) { Post(ParentNode::Drain{on}); }
 void ParameterServer::Tick() { Post(ParentNode::Tick{}); }
 
 void ParameterServer::Fence(MemberKey child, std::function<void(std::vector<LeasedRange>)> done) {
-  executor_.Post([this, child, done = std::move(done)] {
-    Handle(ParentNode::ChildFenced{child});
-    done(node_.CustodyOf(child));
-  });
+  PostWork([this, child, done = std::move(done)] { done(engine_.Fence(child)); });
 }
 
 void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>& work) {
   Notification done;
-  if (!executor_.Post([&] {
-        work(node_);
+  if (!PostWork([&] {
+        engine_.Flush();
+        work(engine_.node());
         done.Notify();
       })) {
     return;
@@ -88,124 +92,10 @@ void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>&
   }
 }
 
-void ParameterServer::Handle(const ParentNode::Event& event) {
-  events_.push_back(event);
-  // An action may lead to an event (Check to Checked): it waits until the Step before it is carried out to its end.
-  if (handling_) return;
-  handling_ = true;
-  while (!events_.empty() && !failed_) {
-    const ParentNode::Event next = std::move(events_.front());
-    events_.pop_front();
-    for (const ParentNode::Action& action : node_.Step(next, clock_->Now())) {
-      std::visit([this](const auto& a) { Do(a); }, action);
-    }
-  }
-  events_.clear();
-  handling_ = false;
-}
-
-void ParameterServer::Fatal(const absl::Status& status) {
-  if (failed_) return;
-  failed_ = true;
-  LOG(ERROR) << "this node stops: " << status;
-  hooks_.on_fatal(status);
-}
-
-void ParameterServer::Do(const ParentNode::Check& check) {
-  const std::shared_ptr<Offer> offer = offers_.at(check.handle);
-  ParentNode::Checked checked;
-  checked.handle = check.handle;
-  const absl::StatusOr<double> norm = CheckContribution(*offer->payload, options_.fragments);
-  if (!norm.ok()) {
-    checked.verdict = VERDICT_NON_FINITE;
-    checked.detail = std::string(norm.status().message());
-  } else {
-    checked.verdict = hooks_.admit ? hooks_.admit(offer->manifest, &checked.detail) : VERDICT_ACCEPTED;
-  }
-  Handle(checked);
-}
-
-void ParameterServer::Do(const ParentNode::Reply& reply) {
-  const auto found = offers_.find(reply.handle);
-  CHECK(found != offers_.end());
-  const std::shared_ptr<Offer> offer = found->second;
-  offer->verdict = reply.verdict;
-  offer->detail = reply.detail;
-  if (reply.verdict != VERDICT_ACCEPTED && reply.verdict != VERDICT_OUT_OF_ORDER) {
-    LOG(WARNING) << "contribution " << offer->manifest.sequence << " of member " << offer->manifest.sender.member
-                 << " refused (" << VerdictName(reply.verdict) << "): " << reply.detail;
-    if (hooks_.on_refused) hooks_.on_refused(offer->manifest, reply.verdict, reply.detail);
-  }
-  if (!reply.keep_payload) offers_.erase(found);
-  {
-    // What was accepted no longer counts although it may wait for its quorum: the merge needs the contributions that
-    // the bound would keep out. There are at most in_flight_max of each child.
-    MutexLock lock(mutex_);
-    staged_bytes_ -= offer->bytes;
-    budget_changed_.NotifyAll();
-  }
-  offer->answered.Notify();
-}
-
-void ParameterServer::Do(const ParentNode::Apply& apply) {
-  std::vector<std::shared_ptr<const EncodedVector>> payloads;
-  for (const Merge::Part& part : apply.merge.parts) payloads.push_back(offers_.at(part.handle)->payload);
-  absl::Status status = outer_.Apply(apply.merge, payloads);
-  if (status.ok() && options_.progress == PROGRESS_GRADIENT && up_ == nullptr) {
-    status = hooks_.gradient_step(outer_.gradient());
-    std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
-  }
-  for (const Merge::Part& part : apply.merge.parts) offers_.erase(part.handle);
-  if (!status.ok()) {
-    Fatal(status);
-    return;
-  }
-  if (hooks_.on_merged) hooks_.on_merged(apply);
-}
-
-void ParameterServer::Do(const ParentNode::Rebase&) {
-  const absl::StatusOr<bool> moved = up_->parameters().With(
-      [&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) -> absl::StatusOr<bool> {
-        if (snapshot.version.value() == 0) return false;  // Being fetched anew; a newer version will come.
-        return replica_->Rebase(values, snapshot.included);
-      });
-  if (!moved.ok()) Fatal(moved.status());
-}
-
-void ParameterServer::Do(const ParentNode::Drop& drop) {
-  LOG(WARNING) << "the root refused contribution " << drop.sequence << ": " << VerdictName(drop.verdict);
-  if (drop.verdict != VERDICT_NON_FINITE) {
-    const absl::Status status = replica_->Drop(drop.sequence);
-    if (!status.ok()) Fatal(status);
-    return;
-  }
-  // What is not finite cannot be subtracted.
-  up_->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
-    if (snapshot.version.value() > 0) replica_->Reset(values);
+void ParameterServer::PostSnapshot(std::function<void(const Vectors&)> work) {
+  PostWork([this, work = std::move(work)] {
+    if (engine_.Flush()) work(engine_.CopyVectors());
   });
-}
-
-void ParameterServer::Do(const ParentNode::Publish& publish) {
-  const absl::Status status = public_.Publish(theta_, publish.notes);
-  if (!status.ok()) {
-    Fatal(absl::OutOfRangeError(
-        absl::StrFormat("the parameters diverged at version %d: %s", publish.version.value(), status.message())));
-    return;
-  }
-  CHECK_EQ(public_.version(), publish.version);
-}
-
-void ParameterServer::Do(const ParentNode::SendUp& send) {
-  const absl::StatusOr<std::shared_ptr<const EncodedVector>> payload =
-      options_.progress == PROGRESS_GRADIENT ? replica_->Send(send.manifest.sequence, outer_.gradient())
-                                             : replica_->Send(send.manifest.sequence);
-  if (!payload.ok()) {
-    Fatal(
-        absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", payload.status().message())));
-    return;
-  }
-  if (options_.progress == PROGRESS_GRADIENT) std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
-  up_->Send(send.manifest, *payload);
 }
 
 absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
@@ -230,7 +120,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
                                                       header.fragments(), header.ranges_size(),
                                                       options_.fragments.size()));
   }
-  offer->manifest = ManifestFromProto(header);
+  offer->header = header;
   offer->payload->codec = header.codec();
   const auto codec = MakeCodec(header.codec());
   int64_t bytes = 0;
@@ -279,14 +169,21 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     budget_changed_.NotifyAll();
     return ToGrpc(read);
   }
-  wukong::Handle handle;
-  {
-    MutexLock lock(mutex_);
-    handle = wukong::Handle(next_handle_++);
-  }
-  const bool posted = executor_.Post([this, handle, offer] {
-    offers_[handle] = offer;
-    Handle(ParentNode::Offered{handle, offer->manifest});
+  const bool posted = PostWork([this, offer] {
+    NodeEngine::Contribution contribution;
+    contribution.header = offer->header;
+    contribution.payload = offer->payload;
+    contribution.released = [this, offer] {
+      MutexLock lock(mutex_);
+      staged_bytes_ -= offer->bytes;
+      budget_changed_.NotifyAll();
+    };
+    contribution.answer = [offer](Verdict verdict, const std::string& detail) {
+      offer->verdict = verdict;
+      offer->detail = detail;
+      offer->answered.Notify();
+    };
+    engine_.Take(std::move(contribution));
   });
   if (!posted) return ToGrpc(absl::UnavailableError("this node is shutting down"));
   while (!offer->answered.WaitFor(kPoll)) {
@@ -308,8 +205,11 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
                         request->schema_digest(), options_.schema_digest)));
   }
   const MemberKey child{MemberId(request->member()), Incarnation(request->incarnation())};
-  Post(ParentNode::ChildAttached{child});
-  PublicParameters::Cursor cursor = public_.CursorAt(Version(request->have_version()));
+  Post(ParentNode::ChildAttached{child, Sequence(std::max<int64_t>(1, request->next_sequence()))});
+  PublicParameters::Position have;
+  have.complete = Version(request->have_version());
+  for (const int64_t version : request->fragment_versions()) have.fragments.emplace_back(version);
+  PublicParameters::Cursor cursor = public_.CursorAt(std::move(have));
   public_.AddFollower();
   bool writable = true;
   while (writable && !context->IsCancelled()) {
@@ -317,7 +217,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
       MutexLock lock(mutex_);
       if (stopping_) break;
     }
-    const std::optional<FollowMessage> message = public_.Next(&cursor, child.member, kPoll);
+    const std::optional<FollowMessage> message = public_.Next(&cursor, child.member, kFollowPoll);
     if (message.has_value()) writable = writer->Write(*message);
   }
   public_.RemoveFollower();

@@ -14,6 +14,13 @@ namespace {
 // A stream is opened anew this often, so that no call is without a deadline.
 constexpr absl::Duration kFollowTimeout = absl::Minutes(10);
 
+// Another try would end as this one did. Everything else that a call can end with happens to good peers while one of
+// them starts, stops or is cut off.
+bool IsFatal(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kFailedPrecondition ||
+         status.code() == absl::StatusCode::kInvalidArgument || status.code() == absl::StatusCode::kUnimplemented;
+}
+
 }  // namespace
 
 ParentLink::ParentLink(const Options& options, Callbacks callbacks)
@@ -22,6 +29,7 @@ ParentLink::ParentLink(const Options& options, Callbacks callbacks)
       follow_stub_(ParameterNode::NewStub(MakeChannel(options.address))),
       send_stub_(ParameterNode::NewStub(MakeChannel(options.address))),
       parameters_(options.fragments),
+      next_sequence_(options.first_sequence),
       follower_([this] { FollowLoop(); }),
       sender_([this] { SendLoop(); }) {}
 
@@ -60,9 +68,9 @@ void ParentLink::End(grpc::ClientContext** slot) {
 }
 
 bool ParentLink::Backoff(int attempt) {
-  // 50 ms, doubling to 2 s, with full jitter: a region's workers do not come back all at once.
+  // 50 ms, doubling to 1 s, half of it jitter: a region's workers do not come back all at once.
   Random random(DeriveSeed(options_.seed, "backoff", attempt));
-  const double ceiling = std::min(2.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
+  const double ceiling = std::min(1.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
   const absl::Duration delay = absl::Seconds(ceiling * (0.5 + 0.5 * random.Uniform()));
   MutexLock lock(mutex_);
   if (!stopping_) changed_.WaitFor(mutex_, delay);
@@ -72,24 +80,25 @@ bool ParentLink::Backoff(int attempt) {
 void ParentLink::FollowLoop() {
   int attempt = 0;
   while (true) {
-    const Version before = parameters_.snapshot().version;
+    const int64_t before = bytes_down_;
     const absl::Status status = FollowOnce();
     {
       MutexLock lock(mutex_);
       if (stopping_) return;
     }
-    if (status.code() == absl::StatusCode::kAborted || status.code() == absl::StatusCode::kFailedPrecondition) {
+    if (IsFatal(status)) {
       callbacks_.on_fatal(status);
       return;
     }
     if (status.code() == absl::StatusCode::kDataLoss) {
       LOG(WARNING) << "parameters of " << options_.parent_name << " are fetched anew: " << status.message();
       parameters_.Reset();
-    } else {
-      parameters_.DropStaged();
-      if (!status.ok() && attempt == 0) LOG(WARNING) << "following " << options_.parent_name << ": " << status;
+    } else if (!status.ok() && attempt == 0) {
+      LOG(WARNING) << "following " << options_.parent_name << ": " << status;
     }
-    attempt = parameters_.snapshot().version > before ? 0 : attempt + 1;
+    // What came is not asked for again, unless it was damaged.
+    const bool moved = bytes_down_ > before && status.code() != absl::StatusCode::kDataLoss;
+    attempt = moved ? 0 : attempt + 1;
     if (!Backoff(attempt)) return;
   }
 }
@@ -102,8 +111,14 @@ absl::Status ParentLink::FollowOnce() {
   FollowRequest request;
   request.set_member(options_.self.member.value());
   request.set_incarnation(options_.self.incarnation.value());
-  request.set_have_version(parameters_.snapshot().version.value());
+  const PublicParameters::Position have = parameters_.Resume();
+  request.set_have_version(have.complete.value());
+  for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_schema_digest(options_.schema_digest);
+  {
+    MutexLock lock(mutex_);
+    request.set_next_sequence(next_sequence_.value());
+  }
   auto reader = follow_stub_->Follow(&context, request);
   FollowMessage message;
   absl::Status taken = absl::OkStatus();
@@ -139,6 +154,10 @@ void ParentLink::SendLoop() {
       const absl::Status status = SendOnce(outgoing, &reply);
       if (status.ok() && reply.verdict() != VERDICT_OUT_OF_ORDER) {
         ++contributions_sent_;
+        {
+          MutexLock lock(mutex_);
+          next_sequence_ = Sequence(outgoing.manifest.sequence.value() + 1);
+        }
         callbacks_.on_answer(outgoing.manifest.sequence, reply.verdict(), reply.detail());
         break;
       }
@@ -146,7 +165,7 @@ void ParentLink::SendLoop() {
         MutexLock lock(mutex_);
         if (stopping_) return;
       }
-      if (!status.ok() && !IsTransient(status)) {
+      if (IsFatal(status)) {
         callbacks_.on_fatal(status);
         return;
       }

@@ -18,6 +18,7 @@
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/mutex.h"
 #include "runtime/model/parameter_layout.h"
+#include "runtime/sync/node_engine.h"
 #include "runtime/sync/public_copy.h"
 #include "runtime/sync/replica.h"
 #include "runtime/sync/types.h"
@@ -25,8 +26,9 @@
 namespace wukong {
 
 // Thread-safe. Calls that fail because the parent or the network is away are repeated with backoff until Shutdown; the
-// receiver makes a repeated contribution a no-op.
-class ParentLink {
+// receiver makes a repeated contribution a no-op. A parent that does not want this child (ABORTED) is away too: whether
+// a process is fenced, it learns from the coordinator.
+class ParentLink final : public ParentPort {
  public:
   struct Options {
     std::string address;
@@ -34,6 +36,7 @@ class ParentLink {
     MemberKey self;
     std::string schema_digest;
     std::vector<FragmentSpan> fragments;
+    Sequence first_sequence{1};  // Of the contributions that this parent will get.
     absl::Duration rpc_timeout = absl::Seconds(60);
     uint64_t seed = 1;  // Of the backoff's jitter.
   };
@@ -41,20 +44,20 @@ class ParentLink {
   struct Callbacks {
     std::function<void()> on_version;  // parameters() has a newer whole version.
     std::function<void(Sequence, Verdict, const std::string& detail)> on_answer;
-    // Nothing will come any more: this process is fenced, or runs another model.
+    // Nothing will come any more: this process runs another model, or another version of this program.
     std::function<void(const absl::Status&)> on_fatal;
   };
 
   ParentLink(const Options& options, Callbacks callbacks);
-  ~ParentLink();
+  ~ParentLink() override;
 
-  const FollowedParameters& parameters() const { return parameters_; }
+  const FollowedParameters& parameters() const override { return parameters_; }
 
   // Queues a contribution; they travel one after the other, in order. The number queued is bounded by the sender's
   // in_flight_max, since every one is answered.
-  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload);
+  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
 
-  // Cancels what is under way and joins the threads. Not from a callback.
+  // Cancels what is under way and joins the threads: no callback comes any more. Not from a callback.
   void Shutdown();
 
   int64_t payload_bytes_up() const { return bytes_up_; }
@@ -90,6 +93,7 @@ class ParentLink {
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
+  Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);  // After the last one that was answered.
   grpc::ClientContext* follow_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   grpc::ClientContext* send_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "runtime/base/random.h"
+#include "runtime/fault/wan_relay.h"
 #include "runtime/transport/transport_test_util.h"
 
 namespace wukong {
@@ -86,28 +87,56 @@ TEST(ParentLinkTest, ContributionsAreMergedOnceAndInOrder) {
   EXPECT_EQ(child.link().payload_bytes_up(), kCount * kValues * 4);
 }
 
-TEST(ParentLinkTest, GoesOnWhenTheServerIsCutOffAndComesBack) {
+TEST(ParentLinkTest, GoesOnWhenItsConnectionsBreak) {
   constexpr int64_t kCount = 30;
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
   TestNode node(options, std::vector<float>(kValues, 0.0f));
   node.Serve();
-  TestChild child(node.address(), 1, options.fragments);
+  WanRelay::Options network;
+  network.target = node.address();
+  network.up.delay = network.down.delay = absl::Milliseconds(2);
+  const auto relay = WanRelay::Start(network);
+  ASSERT_TRUE(relay.ok()) << relay.status();
+  TestChild child((*relay)->address(), 1, options.fragments);
   ASSERT_TRUE(child.AwaitVersion(Version(1)));
   for (int64_t s = 1; s <= kCount; ++s) {
     child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
     if (s % 10 != 0) continue;
-    // The others of this round are on their way.
-    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8))) << "contribution " << s << ": " << child.fatal();
-    const int port = node.port();
-    node.StopServing();
-    node.Serve(port);
+    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8))) << child.fatal();
+    (*relay)->Reset();  // The others of this round are on their way, and answers to some that were merged.
   }
-  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount)));
-  ASSERT_TRUE(child.AwaitAnswers(kCount));
+  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount))) << child.fatal();
+  ASSERT_TRUE(child.AwaitAnswers(kCount)) << child.fatal();
   EXPECT_EQ(node.Theta(), std::vector<float>(kValues, static_cast<float>(kCount))) << "each was merged once";
   EXPECT_EQ(child.Values(), node.Theta());
   EXPECT_EQ(node.Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, kCount}}));
   EXPECT_TRUE(child.fatal().ok()) << child.fatal();
+  EXPECT_GT((*relay)->stats(LinkDirection::kUp).connections, 2) << "it connected again";
+}
+
+TEST(ParentLinkTest, AFetchThatBreaksGoesOnWithTheNextFragment) {
+  constexpr int64_t kModelValues = int64_t{128} * 1024;
+  constexpr int64_t kModelBytes = kModelValues * 4;
+  const ParameterServer::Options options = TestNodeOptions(kModelValues, 8192, TestLevel(1));
+  std::vector<float> theta(kModelValues);
+  std::iota(theta.begin(), theta.end(), 1.0f);
+  TestNode node(options, theta);
+  node.Serve();
+  WanRelay::Options network;
+  network.target = node.address();
+  network.down.bandwidth_bits_per_s = 8e6;  // Half a second for the model.
+  const auto relay = WanRelay::Start(network);
+  ASSERT_TRUE(relay.ok()) << relay.status();
+  TestChild child((*relay)->address(), 1, options.fragments);
+  for (const int64_t share : {8, 4, 2}) {
+    ASSERT_TRUE(child.AwaitBytesDown(kModelBytes / share)) << child.fatal();
+    ASSERT_EQ(child.snapshot().version, Version(0)) << "it is over before it could break";
+    (*relay)->Reset();
+  }
+  ASSERT_TRUE(child.AwaitVersion(Version(1))) << child.fatal();
+  EXPECT_EQ(child.Values(), theta);
+  EXPECT_EQ(child.link().payload_bytes_down(), kModelBytes) << "each fragment was received once";
+  EXPECT_GE((*relay)->stats(LinkDirection::kUp).connections, 4);
 }
 
 TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
@@ -132,6 +161,84 @@ TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
   child.link().Send(TestManifest(1), Encode(CODEC_KIND_INT8, options.fragments, RandomValues(51, 0.1)));
   ASSERT_TRUE(child.AwaitVersion(Version(2)));
   EXPECT_EQ(child.snapshot().included, Sequence(1));
+}
+
+// A parent that says no until it is told to do otherwise, and remembers what it was asked.
+class Doorkeeper final : public ParameterNode::Service {
+ public:
+  Doorkeeper() {
+    grpc::ServerBuilder builder;
+    ConfigureServer(&builder);
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~Doorkeeper() override {
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  void Say(grpc::StatusCode code) { code_ = code; }
+
+  grpc::Status Contribute(grpc::ServerContext*, grpc::ServerReader<ContributeMessage>* reader,
+                          ContributeReply* reply) override {
+    ContributeMessage message;
+    while (reader->Read(&message)) {
+    }
+    ++contributions;
+    reply->set_verdict(VERDICT_ACCEPTED);
+    return grpc::Status(code_, "so it was told");
+  }
+  grpc::Status Follow(grpc::ServerContext*, const FollowRequest* request, grpc::ServerWriter<FollowMessage>*) override {
+    watched.Update([&] { next_sequences.push_back(request->next_sequence()); });
+    return grpc::Status(code_ == grpc::StatusCode::OK ? grpc::StatusCode::UNAVAILABLE : code_.load(), "so it was told");
+  }
+  bool AwaitNextSequence(int64_t sequence) {
+    return watched.Await([&] { return !next_sequences.empty() && next_sequences.back() == sequence; });
+  }
+
+  Watched watched;
+  std::vector<int64_t> next_sequences;  // Under watched.
+  std::atomic<int> contributions{0};
+
+ private:
+  std::atomic<grpc::StatusCode> code_{grpc::StatusCode::OK};
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST(ParentLinkTest, AParentThatDoesNotWantTheChildIsAskedAgain) {
+  for (const grpc::StatusCode code : {grpc::StatusCode::ABORTED, grpc::StatusCode::UNAVAILABLE,
+                                      grpc::StatusCode::INTERNAL, grpc::StatusCode::NOT_FOUND}) {
+    Doorkeeper parent;
+    parent.Say(code);
+    const std::vector<FragmentSpan> fragments = CutFragments(kValues, kFragmentBytes);
+    TestChild child(parent.address(), 1, fragments);
+    child.link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, fragments, RandomValues(1)));
+    ASSERT_TRUE(parent.watched.Await([&] { return parent.next_sequences.size() >= 3 && parent.contributions >= 3; }));
+    EXPECT_TRUE(child.fatal().ok()) << child.fatal();
+    EXPECT_TRUE(parent.watched.Get([&] { return parent.next_sequences.back() == 1; })) << "nothing was answered";
+    parent.Say(grpc::StatusCode::OK);
+    ASSERT_TRUE(child.AwaitAnswers(1)) << child.fatal();
+    EXPECT_TRUE(parent.AwaitNextSequence(2));
+  }
+}
+
+TEST(ParentLinkTest, ANewParentLearnsWhereTheSequencesBegin) {
+  Doorkeeper parent;
+  ParentLink::Options options;
+  options.address = parent.address();
+  options.self = {MemberId(1), Incarnation(1)};
+  options.fragments = CutFragments(kValues, kFragmentBytes);
+  options.first_sequence = Sequence(17);
+  ParentLink::Callbacks callbacks;
+  callbacks.on_version = [] {};
+  callbacks.on_answer = [](Sequence, Verdict, const std::string&) {};
+  callbacks.on_fatal = [](const absl::Status&) {};
+  ParentLink link(options, std::move(callbacks));
+  EXPECT_TRUE(parent.AwaitNextSequence(17));
+  link.Send(TestManifest(17), Encode(CODEC_KIND_FP32, options.fragments, RandomValues(1)));
+  EXPECT_TRUE(parent.AwaitNextSequence(18));
 }
 
 TEST(ParentLinkTest, AChildWithAnotherModelIsTurnedAway) {

@@ -225,6 +225,14 @@ class TestChild {
   bool AwaitIncluded(Sequence sequence) {
     return watched_.Await([&] { return snapshot().included >= sequence; });
   }
+  bool AwaitBytesDown(int64_t bytes) {
+    const absl::Time deadline = absl::Now() + kPatience;
+    while (link_->payload_bytes_down() < bytes) {
+      if (absl::Now() > deadline) return false;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return true;
+  }
   bool AwaitValues(const std::vector<float>& values) {
     return watched_.Await([&] { return Values() == values; });
   }
