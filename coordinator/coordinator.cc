@@ -16,15 +16,23 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
+#include "coordinator/coordinator_service.h"
+#include "coordinator/root_log.h"
+#include "coordinator/root_recovery.h"
 #include "glog/logging.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/executor.h"
+#include "runtime/base/fault_point.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/data/token_dataset.h"
 #include "runtime/model/trainer.h"
+#include "runtime/storage/checkpoint.h"
+#include "runtime/storage/file_system.h"
 #include "runtime/sync/learning_rate.h"
+#include "runtime/sync/node_options.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
 
@@ -34,119 +42,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kTick = absl::Milliseconds(50);
+constexpr int kTicksOfRoot =
+    10;  // The root learns of everything else as it happens: only quarantines end by the clock.
 constexpr absl::Duration kFarewell = absl::Seconds(5);  // For members to hear that the run is over.
-
-// The core behind a mutex, its effects carried out in the order in which they were decided.
-class CoordinatorService final : public Coordinator::Service {
- public:
-  CoordinatorService(const Job& job, const std::string& run, const std::string& schema_digest, int64_t parameters,
-                     const Clock* clock, JsonLinesWriter* events, JsonLinesWriter* metrics)
-      : clock_(clock),
-        started_(clock->Now()),
-        events_(events),
-        metrics_(metrics),
-        core_(job, run, schema_digest, parameters, clock->Now()) {}
-
-  // Before the first call that has effects on the root.
-  void SetRoot(ParameterServer* root) {
-    MutexLock lock(mutex_);
-    root_ = root;
-  }
-
-  grpc::Status GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) override {
-    return Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
-  }
-  grpc::Status Join(grpc::ServerContext*, const JoinRequest* request, JoinReply* reply) override {
-    return Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Join(*request, now); });
-  }
-  grpc::Status Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request, HeartbeatReply* reply) override {
-    return Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Heartbeat(*request, now); });
-  }
-  grpc::Status GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) override {
-    With([&](CoordinatorCore& core, absl::Time now) { core.FillStatus(reply, now); });
-    return grpc::Status::OK;
-  }
-
-  // Runs `use(core, now)` alone, then the effects. `use` must not call the root.
-  template <typename Use>
-  void With(Use use) {
-    std::vector<CoordinatorCore::Effect> effects;
-    ParameterServer* root = nullptr;
-    {
-      MutexLock lock(mutex_);
-      use(core_, clock_->Now());
-      effects = core_.TakeEffects();
-      root = root_;
-    }
-    // Posting to the root is ordered enough outside the lock: fences and idle sets say how things stand, not what
-    // changed.
-    for (const CoordinatorCore::Effect& effect : effects) Carry(effect, root);
-  }
-
-  void RecordEvent(Json event) { Carry(CoordinatorCore::Record{std::move(event)}, nullptr); }
-  // The first failed write of events or metrics.
-  absl::Status write_status() const {
-    MutexLock lock(write_mutex_);
-    return write_status_;
-  }
-
- private:
-  template <typename Reply, typename Use>
-  grpc::Status Call(Reply* reply, Use use) {
-    absl::Status status;
-    With([&](CoordinatorCore& core, absl::Time now) {
-      absl::StatusOr<Reply> result = use(core, now);
-      status = result.status();
-      if (result.ok()) *reply = *std::move(result);
-    });
-    return ToGrpc(status);
-  }
-
-  double Seconds() const { return absl::ToDoubleSeconds(clock_->Now() - started_); }
-
-  void Keep(const absl::Status& status) {
-    if (status.ok()) return;
-    MutexLock lock(write_mutex_);
-    write_status_.Update(status);
-  }
-
-  void Carry(const CoordinatorCore::Effect& effect, ParameterServer* root) {
-    if (const auto* fence = std::get_if<CoordinatorCore::FenceChild>(&effect)) {
-      if (root != nullptr) root->Fence(fence->child, [](const std::vector<LeasedRange>&) {});
-    } else if (const auto* idle = std::get_if<CoordinatorCore::SetIdle>(&effect)) {
-      if (root != nullptr) root->SetIdle(idle->idle);
-    } else if (const auto* record = std::get_if<CoordinatorCore::Record>(&effect)) {
-      Json line = {{"time", absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", clock_->WallNow(), absl::UTCTimeZone())},
-                   {"seconds", std::round(Seconds() * 1e3) / 1e3}};
-      line.update(record->event);
-      Keep(events_->Write(line));
-    } else if (const auto* steps = std::get_if<CoordinatorCore::RecordSteps>(&effect)) {
-      for (const StepRecord& step : steps->steps) {
-        Keep(metrics_->Write({{"time", step.time_seconds()},
-                              {"region", steps->region},
-                              {"worker", steps->worker},
-                              {"step", step.step()},
-                              {"tokens", step.tokens()},
-                              {"loss", step.loss()},
-                              {"compute_seconds", step.compute_seconds()},
-                              {"wait_seconds", step.wait_seconds()},
-                              {"staleness", steps->root_version.value() - step.root_base_version()},
-                              {"learning_rate", step.learning_rate()},
-                              {"gradient_norm", step.gradient_norm()}}));
-      }
-    }
-  }
-
-  const Clock* const clock_;
-  const absl::Time started_;
-  JsonLinesWriter* const events_;
-  JsonLinesWriter* const metrics_;
-  Mutex mutex_;
-  CoordinatorCore core_ ABSL_GUARDED_BY(mutex_);
-  ParameterServer* root_ ABSL_GUARDED_BY(mutex_) = nullptr;
-  mutable Mutex write_mutex_;
-  absl::Status write_status_ ABSL_GUARDED_BY(write_mutex_);
-};
 
 int64_t PeakMemoryBytes() {
   struct rusage usage = {};
@@ -173,28 +71,63 @@ absl::StatusOr<double> Validate(Trainer* trainer, const SampleReader& reader, in
   return sum / static_cast<double>(samples);
 }
 
-std::string NewRunName(const Job& job, const Clock& clock) {
-  return absl::StrCat(job.name(), "-", absl::FormatTime("%Y%m%dT%H%M%S", clock.WallNow(), absl::UTCTimeZone()), "-",
-                      absl::Hex(DeriveSeed(static_cast<uint64_t>(absl::ToUnixNanos(clock.WallNow())), "run",
-                                           static_cast<uint64_t>(::getpid())) &
-                                    0xffff,
-                                absl::kZeroPad4));
+std::string HostName() {
+  char name[256] = {};
+  ::gethostname(name, sizeof(name) - 1);
+  return name;
 }
 
-ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layout) {
-  const Strategy& strategy = job.strategy();
-  ParameterServer::Options options;
-  options.node.is_root = true;
-  options.node.level = strategy.root();
-  options.node.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
-  options.node.in_flight_max = strategy.in_flight_max();
-  options.progress = strategy.progress();
-  options.codec_up = strategy.root().codec_up();
-  options.codec_down = strategy.root().codec_down();
-  options.fragments = CutFragments(layout.size(), job.limits().fragment_bytes());
-  options.schema_digest = layout.schema_digest();
-  options.in_flight_bytes = job.limits().in_flight_bytes();
-  return options;
+absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const std::string& run_dir) {
+  absl::StatusOr<std::unique_ptr<FileLock>> lock =
+      files->Lock(run_dir + "/lock", absl::StrFormat("pid %d on %s\n", ::getpid(), HostName()));
+  if (lock.ok() || lock.status().code() != absl::StatusCode::kFailedPrecondition) return lock;
+  return absl::InvalidArgumentError(
+      absl::StrCat("another coordinator works in run directory ", run_dir, ": ", lock.status().message()));
+}
+
+// The job's data, as the coordinator uses it.
+struct ValidationData {
+  std::unique_ptr<TokenFile> train;
+  std::shared_ptr<const TokenFile> validation;
+  int vocabulary = 0;
+  // Of the validation split, by a model that knows only how often each token comes. Reads both files.
+  double UnigramLoss() const { return wukong::UnigramLoss(train->tokens(), validation->tokens(), vocabulary); }
+  std::unique_ptr<SampleReader> reader;
+};
+
+absl::StatusOr<ValidationData> OpenData(const Job& job) {
+  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
+  if (!files.ok()) return files.status();
+  absl::StatusOr<std::unique_ptr<TokenFile>> validation = TokenFile::Open(files->validation);
+  if (!validation.ok()) return validation.status();
+  absl::StatusOr<std::unique_ptr<TokenFile>> train = TokenFile::Open(files->train);
+  if (!train.ok()) return train.status();
+  ValidationData data;
+  data.train = *std::move(train);
+  data.validation = *std::move(validation);
+  data.vocabulary = job.model().vocabulary();
+  absl::StatusOr<SampleReader> reader = SampleReader::Make(data.validation, job.model().context(), job.seed());
+  if (!reader.ok()) return reader.status();
+  data.reader = std::make_unique<SampleReader>(*std::move(reader));
+  return data;
+}
+
+// Where this life of the coordinator begins: a new run, or the end of its log.
+absl::StatusOr<RecoveredRoot> Begin(FileSystem* files, const CoordinatorOptions& options, const Clock& clock,
+                                    Trainer* trainer) {
+  const Job& job = options.job;
+  if (options.resume) {
+    absl::StatusOr<RecoveredRoot> recovered = RecoverRoot(files, options.run_dir, job, trainer);
+    if (recovered.ok()) return recovered;
+    if (recovered.status().code() == absl::StatusCode::kFailedPrecondition) {
+      return absl::InvalidArgumentError(recovered.status().message());
+    }
+    // A coordinator that died before its first snapshot had told nobody anything.
+    if (!absl::IsNotFound(recovered.status()) || !files->Size(options.run_dir + "/config.resolved.yaml").ok()) {
+      return recovered.status();
+    }
+  }
+  return BeginRun(files, options.run_dir, job, clock, trainer);
 }
 
 }  // namespace
@@ -202,51 +135,90 @@ ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layo
 absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal& stop) {
   const Job& job = options.job;
   const RealClock clock;
+  const absl::Time process_started = clock.Now();
   const std::string& run_dir = options.run_dir;
+  FileSystem* const files = FileSystem::Real();
+  if (!options.crash_at.empty()) {
+    if (absl::Status status = ArmFaultPoint("coordinator", options.crash_at); !status.ok()) return status;
+  }
   if (absl::Status status = MakeDirectories(run_dir); !status.ok()) return status;
-  if (::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("run directory ", run_dir, " holds another run; name a new one, or remove it"));
+  const absl::StatusOr<std::unique_ptr<FileLock>> lock = LockRunDirectory(files, run_dir);
+  if (!lock.ok()) return lock.status();
+  const bool holds_a_run =
+      ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
+  if (!options.resume && holds_a_run) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        "run directory ", run_dir, " holds another run; name a new one, remove it, or go on with it (--resume)"));
   }
-  if (absl::Status status = WriteFileAtomic(run_dir + "/config.resolved.yaml", options.resolved_yaml); !status.ok()) {
-    return status;
+  const std::string config = run_dir + "/config.resolved.yaml";
+  if (!options.resume) {
+    if (absl::Status status = WriteFileAtomic(config, options.resolved_yaml); !status.ok()) return status;
   }
-  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> events = JsonLinesWriter::Open(run_dir + "/events.jsonl");
-  if (!events.ok()) return events.status();
-  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> metrics = JsonLinesWriter::Open(run_dir + "/metrics.jsonl");
-  if (!metrics.ok()) return metrics.status();
 
-  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
-  if (!files.ok()) return files.status();
-  absl::StatusOr<std::unique_ptr<TokenFile>> validation_file = TokenFile::Open(files->validation);
-  if (!validation_file.ok()) return validation_file.status();
-  absl::StatusOr<std::unique_ptr<TokenFile>> train_file = TokenFile::Open(files->train);
-  if (!train_file.ok()) return train_file.status();
-  const double unigram_loss =
-      UnigramLoss((*train_file)->tokens(), (*validation_file)->tokens(), job.model().vocabulary());
-  const absl::StatusOr<SampleReader> validation = SampleReader::Make(
-      std::shared_ptr<const TokenFile>(*std::move(validation_file)), job.model().context(), job.seed());
-  if (!validation.ok()) return validation.status();
-
+  const absl::StatusOr<ValidationData> data = OpenData(job);
+  if (!data.ok()) return data.status();
   TrainerOptions trainer_options;
   trainer_options.threads = options.threads;
   const absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, trainer_options);
   if (!trainer.ok()) return trainer.status();
   const ParameterLayout& layout = (*trainer)->layout();
 
-  const std::string run = NewRunName(job, clock);
-  CoordinatorService service(job, run, layout.schema_digest(), layout.size(), &clock, events->get(), metrics->get());
+  absl::StatusOr<RecoveredRoot> begun = Begin(files, options, clock, trainer->get());
+  if (!begun.ok()) return begun.status();
+  // Only now is it known that the directory is this job's.
+  if (absl::Status status = WriteFileAtomic(config, options.resolved_yaml); !status.ok()) return status;
+  ::unlink((run_dir + "/report.json").c_str());  // Of a part of the run that is over; the whole will have its own.
+  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> events = JsonLinesWriter::Open(run_dir + "/events.jsonl");
+  if (!events.ok()) return events.status();
+  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> metrics = JsonLinesWriter::Open(run_dir + "/metrics.jsonl");
+  if (!metrics.ok()) return metrics.status();
+  const std::string run = begun->identity.run();
+  const ParameterServer::Restored restored = begun->replay->Restored();
+  RootLog::Options log_options;
+  log_options.fsync = options.fsync;
+  log_options.snapshot_bytes = job.limits().snapshot_bytes();
+  const absl::StatusOr<std::unique_ptr<RootLog>> opened =
+      RootLog::Open(files, run_dir, begun->identity, restored.state, begun->log, log_options);
+  if (!opened.ok()) return opened.status();
+  RootLog* const log = opened->get();
+  LogRecord term;
+  term.mutable_term_begun()->set_term(restored.state.term() + 1);
+  term.mutable_term_begun()->set_unix_ns(absl::ToUnixNanos(clock.WallNow()));
+  term.mutable_term_begun()->set_pid(::getpid());
+  term.mutable_term_begun()->set_host(HostName());
+  log->Append(term);
+  if (absl::Status status = log->MakeDurableOnce(); !status.ok()) return status;
+
+  const RootState state = log->state();
+  const bool started_before = state.started_unix_ns() > 0;
+  CoordinatorService service(job, run, layout.schema_digest(), layout.size(), state, log, &clock, events->get(),
+                             metrics->get());
+  if (state.term() > 1) {
+    service.RecordEvent({{"event", "resumed"},
+                         {"term", state.term()},
+                         {"version", state.version()},
+                         {"snapshot", begun->snapshot},
+                         {"records_replayed", begun->records_replayed},
+                         {"log_bytes", begun->log.bytes},
+                         {"seconds", absl::ToDoubleSeconds(clock.Now() - process_started)},
+                         {"warnings", begun->warnings}});
+    for (const std::string& warning : begun->warnings) LOG(WARNING) << warning;
+    LOG(INFO) << "term " << state.term() << " goes on at version " << state.version() << ", " << begun->records_replayed
+              << " records after " << begun->snapshot;
+  }
+  begun->replay.reset();
+
   ParameterServer::Hooks hooks;
-  hooks.admit = [&](const Manifest& manifest, std::string* detail) {
+  hooks.admit = [&](const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
     Verdict verdict = VERDICT_UNSPECIFIED;
-    service.With([&](CoordinatorCore& core, absl::Time) { verdict = core.Admit(manifest, detail); });
+    service.With([&](CoordinatorCore& core, absl::Time) { verdict = core.Admit(manifest, accepted, detail); });
     return verdict;
   };
-  int64_t merged_tokens = 0;  // The node's executor's.
+  hooks.record = [log](const LogRecord& record) { log->Append(record); };
+  hooks.make_durable = [log] { return log->MakeDurable(); };
   hooks.on_merged = [&](const ParentNode::Apply& apply) {
     Json parts = Json::array();
     for (const Manifest& manifest : apply.manifests) {
-      merged_tokens += manifest.tokens;
       parts.push_back({{"member", manifest.sender.member.value()},
                        {"sequence", manifest.sequence.value()},
                        {"base", manifest.base.value()},
@@ -264,28 +236,51 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
                          {"reason", VerdictName(verdict)},
                          {"detail", detail}});
   };
-  hooks.gradient_step = [&](absl::Span<float> gradient) -> absl::Status {
+  int64_t merged_tokens = state.tokens_merged();  // The node's executor's.
+  hooks.gradient_rate = [&](const ParentNode::Apply& apply) {
+    for (const Manifest& manifest : apply.manifests) merged_tokens += manifest.tokens;
+    // The rate for the tokens with this step's: a step at the very beginning would otherwise have a rate of zero.
+    const int64_t step_tokens = StepSamples(job) * job.model().context();
+    return LearningRate(job.optimizer(), job.stop().tokens(), merged_tokens + step_tokens);
+  };
+  hooks.gradient_step = [&](absl::Span<float> gradient, double learning_rate) -> absl::Status {
     absl::Span<float> target = (*trainer)->gradient();
     std::copy(gradient.begin(), gradient.end(), target.begin());
     if (absl::Status status = (*trainer)->PushGradient(); !status.ok()) return status;
-    // The rate for the tokens with this step's: a step at the very beginning would otherwise have a rate of zero.
-    const int64_t step_tokens = StepSamples(job) * job.model().context();
-    const absl::StatusOr<double> norm =
-        (*trainer)->OptimizerStep(LearningRate(job.optimizer(), job.stop().tokens(), merged_tokens + step_tokens));
+    const absl::StatusOr<double> norm = (*trainer)->OptimizerStep(learning_rate);
     if (!norm.ok()) return norm.status();
     return (*trainer)->PullParameters();
   };
   Mutex fatal_mutex;
   absl::Status fatal;
   hooks.on_fatal = [&](const absl::Status& status) {
-    MutexLock lock(fatal_mutex);
+    MutexLock hold(fatal_mutex);
     fatal.Update(status);
   };
-  VersionNotes notes;
-  notes.root_version = Version(1);
-  ParameterServer root(RootOptions(job, layout), std::move(hooks), (*trainer)->parameters(), notes, nullptr, &clock);
+  const ParameterServer::Options root_options = RootOptions(job, layout);
+  ParameterServer root(root_options, std::move(hooks), (*trainer)->parameters(), NotesOf(state), nullptr, &clock,
+                       &restored);
   service.SetRoot(&root);
 
+  Executor snapshots("snapshots");
+  const auto take_snapshot = [&] {
+    root.PostSnapshot([&](const ParameterServer::Vectors& vectors) {
+      auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(MakeSnapshot(
+          log->identity(), log->state(), job.model().context(), trainer->get(), root_options.progress, vectors));
+      snapshots.Post([&service, log, snapshot] {
+        const absl::Status status = snapshot->ok() ? log->WriteSnapshot(**snapshot) : snapshot->status();
+        if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;
+        service.RecordEvent({{"event", "snapshot"},
+                             {"version", snapshot->ok() ? (**snapshot).state.version() : 0},
+                             {"failure", std::string(status.message())}});
+      });
+    });
+  };
+
+  service.With([&](CoordinatorCore& core, absl::Time now) {
+    if (!started_before) core.HoldStart(true, now);
+    if (started_before) core.BackdateStart(now - (clock.WallNow() - absl::FromUnixNanos(state.started_unix_ns())));
+  });
   grpc::ServerBuilder builder;
   ConfigureServer(&builder);
   int port = 0;
@@ -300,50 +295,57 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const std::string host(options.listen.substr(0, options.listen.rfind(':')));
   const std::string address = absl::StrCat(host, ":", port);
   if (absl::Status status = WriteFileAtomic(run_dir + "/coordinator.address", address); !status.ok()) return status;
-  LOG(INFO) << "run " << run << " of job " << job.name() << ": coordinator listens on " << address;
+  LOG(INFO) << "run " << run << " of job " << job.name() << ": coordinator of term " << state.term() << " listens on "
+            << address << " after " << clock.Now() - process_started;
 
-  // While the other processes start. Nothing moves the parameters meanwhile: the node's executor is taken.
-  absl::StatusOr<double> initial_loss = absl::UnknownError("not evaluated");
-  root.RunExclusive([&](const ParentNode&) {
-    initial_loss = Validate(trainer->get(), *validation, job.report().validation_tokens());
-  });
-  if (!initial_loss.ok()) return initial_loss.status();
-  LOG(INFO) << layout.size() << " parameters, validation loss " << *initial_loss << " (unigram " << unigram_loss << ")";
+  absl::StatusOr<double> initial_loss = state.validation_loss_initial();
+  if (!started_before) {
+    // While the other processes start. Nothing moves the parameters meanwhile: the node's executor is taken.
+    root.RunExclusive([&](const ParentNode&) {
+      initial_loss = Validate(trainer->get(), *data->reader, job.report().validation_tokens());
+    });
+    if (!initial_loss.ok()) return initial_loss.status();
+    service.SetInitialLoss(*initial_loss);
+    service.With([](CoordinatorCore& core, absl::Time now) { core.HoldStart(false, now); });
+    LOG(INFO) << layout.size() << " parameters, validation loss " << *initial_loss << " (unigram "
+              << data->UnigramLoss() << ")";
+  }
 
   absl::Status outcome;
   CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
-  while (phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining) {
+  for (int tick = 0; phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining; ++tick) {
     const bool stopped = stop.WaitFor(kTick);
-    absl::Status broken = service.write_status();
+    absl::Status broken;
     {
-      MutexLock lock(fatal_mutex);
-      broken.Update(fatal);
+      MutexLock hold(fatal_mutex);
+      broken = fatal;
     }
     service.With([&](CoordinatorCore& core, absl::Time now) {
       if (stopped) {
-        outcome = absl::CancelledError("stopped by a signal");
+        outcome = absl::CancelledError(absl::StrCat("stopped by a signal; --resume ", run_dir, " goes on"));
         core.Fail("the coordinator was stopped by a signal", now);
       } else if (!broken.ok()) {
         outcome = broken;
         core.Fail(std::string(broken.message()), now);
       }
+      core.SetRootVersion(root.version());
       core.Tick(now);
       phase = core.phase();
       if (phase == CoordinatorCore::Phase::kFailed && outcome.ok()) {
         outcome = absl::AbortedError(core.failure());
       }
     });
-    root.Tick();
-    root.RunExclusive([&](const ParentNode& node) {
-      service.With([&](CoordinatorCore& core, absl::Time) { core.SetRootVersion(node.version()); });
-    });
+    if (tick % kTicksOfRoot == 0) root.Tick();
+    if (log->ClaimSnapshot()) take_snapshot();
   }
+  if (!outcome.ok()) log->Stop();  // A log that cannot be written keeps nobody waiting any more.
 
   // What is merged is merged: from here on nothing changes the parameters.
   Json report = {{"job", job.name()},         {"run", run},
                  {"seed", job.seed()},        {"preset", Preset_Name(job.strategy().preset())},
                  {"completed", outcome.ok()}, {"failure", std::string(outcome.message())}};
   absl::StatusOr<double> final_loss = *initial_loss;
+  take_snapshot();
   root.RunExclusive([&](const ParentNode& node) {
     report["parameters"] = layout.size();
     report["versions"] = node.version().value();
@@ -358,7 +360,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
     for (const auto& [versions, count] : node.stats().staleness) staleness[std::to_string(versions)] = count;
     report["staleness"] = staleness;
     report["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan((*trainer)->parameters()));
-    if (outcome.ok()) final_loss = Validate(trainer->get(), *validation, job.report().validation_tokens());
+    if (outcome.ok()) final_loss = Validate(trainer->get(), *data->reader, job.report().validation_tokens());
   });
   if (!final_loss.ok()) outcome.Update(final_loss.status());
   const absl::Time farewell = clock.Now() + kFarewell;
@@ -371,13 +373,40 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
     if (!all_told) stop.WaitFor(outcome.code() == absl::StatusCode::kCancelled ? absl::ZeroDuration() : kTick);
   }
   service.With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
+  const RootState end = log->Summary();
+  report["term"] = end.term();
+  Json& by_sender = report["contributions"]["rejected_by_sender"];  // At regions; what follows is at the root.
+  for (const auto& [sender, count] : end.refused_by_sender()) {
+    by_sender[sender] = by_sender.value(sender, int64_t{0}) + count;
+  }
+  // The account of the data: what is in the log, and what was computed besides.
+  const auto account = [](int64_t computed, int64_t committed) {
+    return Json{{"tokens_computed", computed},
+                {"tokens_committed", committed},
+                {"tokens_not_used", std::max<int64_t>(0, computed - committed)}};
+  };
+  Json regions = Json::object();
+  for (const auto& [region, usage] : report["compute"]["regions"].items()) {
+    const auto committed = end.tokens_by_region().find(region);
+    regions[region] =
+        account(usage["tokens_computed"], committed == end.tokens_by_region().end() ? 0 : committed->second);
+  }
+  report["ledger"] = {{"all", account(report["tokens_computed"], end.tokens_accepted())}, {"regions", regions}};
+  report["log"] = {
+      {"records", end.index()},
+      {"durable_records", log->durable_index()},
+      {"bytes", end.bytes()},
+      {"bytes_per_committed_token",
+       end.tokens_merged() > 0 ? static_cast<double>(end.bytes()) / static_cast<double>(end.tokens_merged()) : 0.0},
+      {"telemetry_lines_dropped", service.lines_dropped()}};
   report["validation_loss_initial"] = *initial_loss;
   report["validation_loss_final"] = final_loss.ok() ? Json(*final_loss) : Json();
-  report["validation_loss_unigram"] = unigram_loss;
+  report["validation_loss_unigram"] = data->UnigramLoss();
   report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
-  outcome.Update(WriteFileAtomic(run_dir + "/report.json", report.dump(2) + "\n"));
 
   root.Shutdown();
+  snapshots.Shutdown();
+  outcome.Update(WriteFileAtomic(run_dir + "/report.json", report.dump(2) + "\n"));
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   server->Wait();
   return outcome;

@@ -16,11 +16,16 @@ struct CoordinatorOptions {
   std::string listen;         // host:port; port 0 chooses one.
   std::string run_dir;        // Made if it is not there; must not hold another run.
   int threads = 1;            // For validation, and for the optimizer of ddp.
+  bool resume = false;        // Goes on with the run that run_dir holds; a new one if that never began.
+  bool fsync = true;          // False only to measure what it costs.
+  std::string crash_at;       // POINT[:N]: dies there (runtime/base/fault_point.h). Empty: nowhere.
 };
 
 // Runs the job to its end. Writes RUN_DIR/coordinator.address (host:port) when it listens, events.jsonl and
-// metrics.jsonl as it goes, and report.json at the end, also of a run that failed or was stopped. Errors:
-// INVALID_ARGUMENT (address, job), ALREADY_EXISTS (the run directory holds a run), RESOURCE_EXHAUSTED (full disk),
+// metrics.jsonl as it goes, and report.json at the end, also of a run that failed or was stopped. What counts is in
+// RUN_DIR/log and RUN_DIR/checkpoints (docs/durability.md); RUN_DIR/lock keeps a second coordinator out. Errors:
+// INVALID_ARGUMENT (address, job, a run directory of another job or with another coordinator), ALREADY_EXISTS (the run
+// directory holds a run), DATA_LOSS (its log or snapshots are damaged), RESOURCE_EXHAUSTED (full disk at the start),
 // OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the message says why).
 absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal& stop);
 

@@ -8,51 +8,19 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/member_usage.h"
 #include "glog/logging.h"
+#include "runtime/base/region_name.h"
 
 namespace wukong {
 namespace {
 
 constexpr size_t kRoundTripsKept = 10000;
+constexpr int kRegionsMax = 1000;
+constexpr int kRegionsNamed = 20;  // In one message.
 constexpr absl::Duration kRateWindow = absl::Seconds(10);
-
-const char* RoleName(Role role) { return role == ROLE_AGGREGATOR ? "aggregator" : "worker"; }
-
-const char* PhaseName(CoordinatorCore::Phase phase) {
-  switch (phase) {
-    case CoordinatorCore::Phase::kStarting:
-      return "starting";
-    case CoordinatorCore::Phase::kTraining:
-      return "training";
-    case CoordinatorCore::Phase::kDone:
-      return "done";
-    case CoordinatorCore::Phase::kFailed:
-      return "failed";
-  }
-  return "unknown";
-}
-
-// The p-th percentile by nearest rank; 0 of nothing.
-double Percentile(std::vector<double> values, double p) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  const auto rank = static_cast<size_t>(std::ceil(p / 100.0 * static_cast<double>(values.size())));
-  return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
-}
-
-void Add(const MemberUsage& from, MemberUsage* to) {
-  to->set_wall_seconds(to->wall_seconds() + from.wall_seconds());
-  to->set_compute_seconds(to->compute_seconds() + from.compute_seconds());
-  to->set_cpu_seconds(to->cpu_seconds() + from.cpu_seconds());
-  to->set_tokens_computed(to->tokens_computed() + from.tokens_computed());
-  to->set_payload_bytes_up(to->payload_bytes_up() + from.payload_bytes_up());
-  to->set_payload_bytes_down(to->payload_bytes_down() + from.payload_bytes_down());
-  to->set_contributions_sent(to->contributions_sent() + from.contributions_sent());
-  for (const auto& [verdict, count] : from.contributions_received()) {
-    (*to->mutable_contributions_received())[verdict] += count;
-  }
-  to->set_peak_memory_bytes(std::max(to->peak_memory_bytes(), from.peak_memory_bytes()));
-}
+// Leases are numbered (term, counter): those of an earlier term are below those of a later one.
+constexpr int kTermShift = 40;
 
 }  // namespace
 
@@ -67,35 +35,73 @@ int64_t TotalSamples(const Job& job) {
 }
 
 CoordinatorCore::CoordinatorCore(const Job& job, std::string run, std::string schema_digest, int64_t parameters,
-                                 absl::Time now)
+                                 absl::Time now, const RootState& state, Journal journal)
     : job_(job),
+      regions_(job.regions().begin(), job.regions().end()),
       run_(std::move(run)),
       schema_digest_(std::move(schema_digest)),
       parameters_(parameters),
-      ledger_(TotalSamples(job), StepSamples(job) * job.data().range_steps()),
+      term_(std::max<int64_t>(1, state.term())),
+      journal_(std::move(journal)),
+      ledger_(TotalSamples(job), StepSamples(job) * job.data().range_steps(), (term_ << kTermShift) + 1),
       created_(now),
       nobody_since_(now),
-      round_trips_(job.regions_size()) {}
+      last_tick_(now),
+      round_trips_(job.regions_size()) {
+  Restore(state, now);
+}
 
 int64_t CoordinatorCore::total_tokens() const { return ledger_.total() * job_.model().context(); }
 int64_t CoordinatorCore::committed_tokens() const { return ledger_.committed() * job_.model().context(); }
 
 int CoordinatorCore::RegionIndex(const std::string& name) const {
-  for (int i = 0; i < job_.regions_size(); ++i) {
-    if (job_.regions(i).name() == name) return i;
+  for (int i = 0; i < regions(); ++i) {
+    if (regions_[i].name() == name) return i;
   }
   return -1;
 }
 
-absl::StatusOr<GetJobReply> CoordinatorCore::GetJob(const GetJobRequest& request) const {
-  if (RegionIndex(request.region()) < 0) {
+absl::Status CoordinatorCore::CheckRegion(const std::string& name, bool may_be_new) const {
+  if (RegionIndex(name) >= 0) return absl::OkStatus();
+  if (!may_be_new) {
     std::vector<std::string> names;
-    for (const Region& region : job_.regions()) names.push_back(region.name());
+    for (int i = 0; i < std::min(regions(), kRegionsNamed); ++i) names.push_back(regions_[i].name());
+    if (regions() > kRegionsNamed) names.push_back("...");
     return absl::NotFoundError(
-        absl::StrFormat("the job has no region '%s'; it has %s", request.region(), absl::StrJoin(names, ", ")));
+        absl::StrFormat("the job has no region '%s'; it has %s (an aggregator that is started with --new-region "
+                        "brings a region that is not in the job file)",
+                        name, absl::StrJoin(names, ", ")));
   }
+  if (!IsRegionName(name)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "not a region's name (expected at most %d letters, digits and '-', got \"%s\")", kRegionNameMax, name));
+  }
+  if (regions() >= kRegionsMax) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("the run has %d regions, and takes no more (expected at most %d); join one of them with "
+                        "workers in place of making region '%s'",
+                        regions(), kRegionsMax, name));
+  }
+  return absl::OkStatus();
+}
+
+int CoordinatorCore::AddRegion(const std::string& name) {
+  // What a job file that says nothing of a region's workers would make of it; none of them are waited for.
+  Region region;
+  region.set_name(name);
+  region.set_device("cpu");
+  region.set_collective(COLLECTIVE_NONE);
+  region.set_threads(1);
+  regions_.push_back(std::move(region));
+  round_trips_.emplace_back();
+  return regions() - 1;
+}
+
+absl::StatusOr<GetJobReply> CoordinatorCore::GetJob(const GetJobRequest& request) const {
+  if (absl::Status status = CheckRegion(request.region(), request.new_region()); !status.ok()) return status;
   GetJobReply reply;
   *reply.mutable_job() = job_;
+  reply.mutable_job()->mutable_regions()->Assign(regions_.begin(), regions_.end());
   reply.set_schema_digest(schema_digest_);
   reply.set_run(run_);
   reply.set_parameters(parameters_);
@@ -103,27 +109,27 @@ absl::StatusOr<GetJobReply> CoordinatorCore::GetJob(const GetJobRequest& request
 }
 
 std::string CoordinatorCore::Describe(const Member& member) const {
-  return absl::StrFormat("%s %s of %s", RoleName(member.role), member.name, job_.regions(member.region).name());
+  return absl::StrFormat("%s %s of %s", RoleName(member.role), member.name, RegionOf(member));
 }
 
-CoordinatorCore::Member* CoordinatorCore::Aggregator(int region) {
-  for (auto& [id, member] : members_) {
+const CoordinatorCore::Member* CoordinatorCore::Aggregator(int region) const {
+  for (const auto& [id, member] : members_) {
     if (member.region == region && member.role == ROLE_AGGREGATOR && member.state == State::kLive) return &member;
   }
   return nullptr;
 }
 
+CoordinatorCore::Member* CoordinatorCore::Aggregator(int region) {
+  return const_cast<Member*>(std::as_const(*this).Aggregator(region));
+}
+
 bool CoordinatorCore::CollectiveFollower(const Member& member) const {
-  return member.role == ROLE_WORKER && job_.regions(member.region).collective() == COLLECTIVE_GLOO && member.rank > 0;
+  return member.role == ROLE_WORKER && regions_[member.region].collective() == COLLECTIVE_GLOO && member.rank > 0;
 }
 
 absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl::Time now) {
-  const int region = RegionIndex(request.region());
-  if (region < 0) {
-    GetJobRequest unknown;
-    unknown.set_region(request.region());
-    return GetJob(unknown).status();
-  }
+  const bool may_be_new = request.new_region() && request.role() == ROLE_AGGREGATOR;
+  if (absl::Status status = CheckRegion(request.region(), may_be_new); !status.ok()) return status;
   if (request.role() != ROLE_WORKER && request.role() != ROLE_AGGREGATOR) {
     return absl::InvalidArgumentError("a member is a worker or an aggregator");
   }
@@ -134,6 +140,9 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
         schema_digest_));
   }
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) return absl::UnavailableError("the run is over");
+  int region = RegionIndex(request.region());
+  const bool is_new = region < 0;
+  if (is_new) region = AddRegion(request.region());
   Member* aggregator = Aggregator(region);
   if (request.role() == ROLE_WORKER && aggregator == nullptr) {
     return absl::UnavailableError(absl::StrFormat("the aggregator of %s has not joined yet", request.region()));
@@ -178,6 +187,22 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   member->beat = 0;
   member->last_reply = HeartbeatReply();
 
+  member->must_assert = false;
+  member->quarantined = false;
+
+  LogRecord record;
+  MemberJoined* noted = record.mutable_member_joined();
+  noted->set_member(member->key.member.value());
+  noted->set_incarnation(member->key.incarnation.value());
+  noted->set_role(member->role);
+  noted->set_region(request.region());
+  noted->set_name(member->name);
+  noted->set_rank(member->rank);
+  noted->set_address(member->address);
+  noted->set_pid(member->pid);
+  noted->set_new_region(is_new);
+  Write(record);
+  if (is_new) Log({{"event", "region_added"}, {"region", request.region()}});
   Log({{"event", "joined"},
        {"role", RoleName(member->role)},
        {"region", request.region()},
@@ -191,7 +216,13 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   reply.set_incarnation(member->key.incarnation.value());
   reply.set_name(member->name);
   reply.set_rank(member->rank);
-  if (member->role == ROLE_WORKER) reply.set_parent_address(Aggregator(region)->address);
+  reply.set_term(term_);
+  if (member->role == ROLE_WORKER) {
+    const Member* parent = Aggregator(region);
+    reply.set_parent_address(parent->address);
+    reply.set_parent_member(parent->key.member.value());
+    reply.set_parent_incarnation(parent->key.incarnation.value());
+  }
   return reply;
 }
 
@@ -208,6 +239,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   if (request.beat() == member.beat) return member.last_reply;
   if (request.beat() < member.beat) return absl::InvalidArgumentError("an older beat than the last one");
   member.beat = request.beat();
+  if (member.role == ROLE_AGGREGATOR) TakeRefusals(member, request);
   member.usage = request.usage();
   if (request.usage().round_trip_seconds() > 0) {
     auto& trips = round_trips_[member.region].seconds;
@@ -216,6 +248,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   }
 
   HeartbeatReply reply;
+  reply.set_term(term_);
   if (member.role == ROLE_WORKER) {
     member.idle = request.idle();
     if (request.samples_per_second() > 0) member.speed = request.samples_per_second();
@@ -225,6 +258,13 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       ledger_.Release(member.key, released);
       Log({{"event", "released"}, {"name", Describe(member)}, {"ranges", released.size()}});
     }
+    if (request.has_holdings()) TakeHoldings(&member, request.holdings(), &reply);
+    if (const Member* parent = Aggregator(member.region); parent != nullptr) {
+      reply.set_parent_address(parent->address);
+      reply.set_parent_member(parent->key.member.value());
+      reply.set_parent_incarnation(parent->key.incarnation.value());
+    }
+    reply.set_assert_holdings(member.must_assert);
     if (request.steps_size() > 0) {
       for (const StepRecord& step : request.steps()) {
         recent_losses_.push_back(step.loss());
@@ -232,32 +272,37 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       }
       while (recent_losses_.size() > 64) recent_losses_.pop_front();
       while (recent_staleness_.size() > 64) recent_staleness_.pop_front();
-      effects_.push_back(RecordSteps{job_.regions(member.region).name(),
-                                     member.name,
-                                     {request.steps().begin(), request.steps().end()},
-                                     root_version_});
+      effects_.push_back(
+          RecordSteps{RegionOf(member), member.name, {request.steps().begin(), request.steps().end()}, root_version_});
     }
     if (request.want_samples() > 0) {
       member.wants = true;
       MaybeStart(now);
-      if (phase_ == Phase::kTraining) {
+      if (phase_ == Phase::kTraining && !member.must_assert && !member.quarantined) {
         // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
         // Polychronopoulos and Kuck 1987).
         // Workers that act as one take the steps of all of them.
-        const Region& region = job_.regions(member.region);
+        const Region& region = regions_[member.region];
         const int64_t step = StepSamples(job_) * (region.collective() == COLLECTIVE_GLOO ? region.workers() : 1);
         const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, LiveWorkers())) / step * step;
-        const int64_t steps = (std::min(request.want_samples(), share) + step - 1) / step;
-        const int64_t want = std::max<int64_t>(1, steps) * step;
+        // Who asks more often must not get more: what is in hand is a part of the share.
+        const int64_t room = std::min(request.want_samples(), share - request.samples_in_hand());
+        const int64_t steps = (room + step - 1) / step;
+        const int64_t least = request.samples_in_hand() < step ? 1 : 0;
+        const int64_t want = std::max(least, steps) * step;
         for (const LeasedRange& range : ledger_.Lease(member.key, member.region, want)) {
           *reply.add_granted() = RangeToProto(range);
         }
+        RaiseCeiling();
       }
     }
-    reply.set_exhausted(phase_ == Phase::kTraining && reply.granted_size() == 0 && ledger_.available() == 0);
+    reply.set_exhausted(phase_ == Phase::kTraining && reply.granted_size() == 0 && ledger_.available() == 0 &&
+                        !recovering());
     if (reply.granted_size() > 0) member.idle = false;
     reply.set_samples_per_second_reference(ReferenceSpeed());
   } else {
+    if (request.has_holdings()) TakeHoldings(&member, request.holdings(), &reply);
+    reply.set_assert_holdings(member.must_assert && AggregatorMaySpeak(member.region));
     for (const FenceDone& done : request.fence_done()) {
       const MemberKey key{MemberId(done.member()), Incarnation(done.incarnation())};
       if (fencing_[member.region].erase(key) == 0) continue;
@@ -283,7 +328,8 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
         reply.add_idle_members(id.value());
       }
     }
-    reply.set_drain(phase_ == Phase::kTraining && ledger_.available() == 0 && RegionIdle(member.region));
+    reply.set_drain(phase_ == Phase::kTraining && ledger_.available() == 0 && !recovering() &&
+                    RegionIdle(member.region));
   }
   UpdateRootIdle();
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) {
@@ -293,6 +339,31 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   }
   member.last_reply = reply;
   return reply;
+}
+
+void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequest& request) {
+  std::map<std::pair<int64_t, Verdict>, int64_t> known;
+  for (const RefusedCount& one : aggregator.usage.refused()) known[{one.member(), one.verdict()}] = one.count();
+  for (const RefusedCount& one : request.usage().refused()) {
+    const int64_t more = one.count() - known[{one.member(), one.verdict()}];
+    if (more <= 0) continue;
+    const auto sender = members_.find(MemberId(one.member()));
+    Log({{"event", "refused"},
+         {"by", Describe(aggregator)},
+         {"name", sender == members_.end() ? absl::StrCat("member ", one.member()) : Describe(sender->second)},
+         {"member", one.member()},
+         {"reason", VerdictName(one.verdict())},
+         {"contributions", more}});
+  }
+  std::set<MemberId> quarantined;
+  for (const int64_t member : request.quarantined()) quarantined.insert(MemberId(member));
+  for (auto& [id, member] : members_) {
+    if (member.role != ROLE_WORKER || member.region != aggregator.region) continue;
+    const bool now = quarantined.count(id) > 0;
+    if (now == member.quarantined) continue;
+    Log({{"event", now ? "quarantined" : "quarantine_over"}, {"name", Describe(member)}});
+    member.quarantined = now;
+  }
 }
 
 double CoordinatorCore::ReferenceSpeed() const {
@@ -320,10 +391,12 @@ bool CoordinatorCore::RegionIdle(int region) const {
 
 void CoordinatorCore::UpdateRootIdle() {
   std::set<MemberId> idle;
-  if (phase_ == Phase::kTraining) {
+  if (phase_ == Phase::kTraining && !recovering()) {
     std::set<int> with_workers;
     for (const auto& [id, member] : members_) {
-      if (member.role == ROLE_WORKER && member.state == State::kLive) with_workers.insert(member.region);
+      if (member.role == ROLE_WORKER && member.state == State::kLive && !member.quarantined) {
+        with_workers.insert(member.region);
+      }
     }
     for (const auto& [id, member] : members_) {
       // A region that owes nothing, and gets no more data: there is none, or nobody is left there to train on it.
@@ -338,8 +411,14 @@ void CoordinatorCore::UpdateRootIdle() {
   effects_.push_back(SetIdle{std::move(idle)});
 }
 
+void CoordinatorCore::HoldStart(bool held, absl::Time now) {
+  held_ = held;
+  MaybeStart(now);
+}
+
 void CoordinatorCore::MaybeStart(absl::Time now) {
-  if (phase_ != Phase::kStarting) return;
+  if (phase_ != Phase::kStarting || held_) return;
+  // Those of the job file; nobody waits for a region that it does not name.
   for (int r = 0; r < job_.regions_size(); ++r) {
     if (Aggregator(r) == nullptr) return;
     int ready = 0;
@@ -353,6 +432,9 @@ void CoordinatorCore::MaybeStart(absl::Time now) {
   }
   phase_ = Phase::kTraining;
   training_started_ = now;
+  LogRecord record;
+  record.mutable_run_started();
+  Write(record);
   Log({{"event", "training_started"}, {"seconds_to_start", absl::ToDoubleSeconds(now - created_)}});
 }
 
@@ -360,10 +442,15 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
   if (member->state != State::kLive) return;
   Log({{"event", "lost"},
        {"role", RoleName(member->role)},
-       {"region", job_.regions(member->region).name()},
+       {"region", RegionOf(*member)},
        {"name", member->name},
        {"incarnation", member->key.incarnation.value()},
        {"reason", reason}});
+  LogRecord record;
+  record.mutable_member_fenced()->set_member(member->key.member.value());
+  record.mutable_member_fenced()->set_incarnation(member->key.incarnation.value());
+  record.mutable_member_fenced()->set_reason(reason);
+  Write(record);
   if (member->role == ROLE_WORKER) {
     member->state = State::kFencing;
     member->idle = false;
@@ -375,21 +462,55 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
     ledger_.ReleaseFenced(member->key, {});
     return;
   }
-  // A region without its aggregator cannot deliver what it holds: the root takes nothing more from this incarnation,
-  // and the data goes to others. Its workers learn at their next heartbeat that they are fenced.
+  // The root takes nothing more from this incarnation: what it had accepted and not delivered is lost with it. Its
+  // workers go on, and say what they still hold.
   member->state = State::kGone;
   effects_.push_back(FenceChild{member->key});
+  std::set<MemberKey> speaking;
   for (auto& [id, other] : members_) {
-    if (other.role == ROLE_WORKER && other.region == member->region && other.state != State::kGone) {
-      other.state = State::kGone;
-    }
+    if (other.role != ROLE_WORKER || other.region != member->region) continue;
+    if (other.state == State::kFencing) other.state = State::kGone;
+    if (other.state != State::kLive) continue;
+    other.must_assert = true;
+    speaking.insert(other.key);
   }
   fencing_[member->region].clear();
-  ledger_.ReleaseRegion(member->region);
+  ledger_.ReleaseRegion(member->region, speaking);
+}
+
+void CoordinatorCore::GiveUpRegionsWithoutAggregator(absl::Time now) {
+  const auto start = absl::Nanoseconds(job_.limits().start_ns());
+  for (int r = 0; r < regions(); ++r) {
+    const auto seen = aggregator_seen_.emplace(r, now).first;
+    if (phase_ != Phase::kTraining || Aggregator(r) != nullptr) {
+      seen->second = now;
+    } else if (now - seen->second > start) {
+      for (auto& [id, member] : members_) {
+        if (member.role != ROLE_WORKER || member.region != r || member.state != State::kLive) continue;
+        Expire(&member,
+               absl::StrFormat("its region has had no aggregator for %s (limits.start)", absl::FormatDuration(start)));
+      }
+    }
+  }
+}
+
+void CoordinatorCore::Excuse(absl::Time now) {
+  const absl::Duration away = now - last_tick_;
+  last_tick_ = now;
+  if (away <= absl::Nanoseconds(job_.limits().lease_ns()) / 2) return;
+  // Whoever was heard after this process came back is not silent at all.
+  const auto later = [&](absl::Time* time) { *time = std::min(now, *time + away); };
+  for (auto& [id, member] : members_) later(&member.last_seen);
+  for (auto& [region, seen] : aggregator_seen_) later(&seen);
+  later(&created_);
+  later(&nobody_since_);
+  Log({{"event", "away"}, {"seconds", absl::ToDoubleSeconds(away)}});
 }
 
 void CoordinatorCore::Tick(absl::Time now) {
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) return;
+  Excuse(now);
+  GiveUpRegionsWithoutAggregator(now);
   const auto lease = absl::Nanoseconds(job_.limits().lease_ns());
   int workers = 0;
   for (auto& [id, member] : members_) {
@@ -432,14 +553,18 @@ void CoordinatorCore::Tick(absl::Time now) {
          now);
     return;
   }
+  MaybeEndRecovery();
+  MaybeFinish(now);
   UpdateRootIdle();
+  // After a restart the members report their totals one by one: no rate before they all have.
+  if (recovering()) return;
   int64_t computed = 0;
   for (const auto& [id, member] : members_) computed += TotalUsage(member).tokens_computed();
   recent_tokens_.push_back({now, computed});
   while (recent_tokens_.size() > 1 && now - recent_tokens_.front().time > kRateWindow) recent_tokens_.pop_front();
 }
 
-Verdict CoordinatorCore::Admit(const Manifest& manifest, std::string* detail) {
+Verdict CoordinatorCore::Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
   const auto found = members_.find(manifest.sender.member);
   if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || found->second.state != State::kLive ||
       !(found->second.key == manifest.sender)) {
@@ -447,6 +572,7 @@ Verdict CoordinatorCore::Admit(const Manifest& manifest, std::string* detail) {
     return VERDICT_FENCED;
   }
   if (!ledger_.Admit(found->second.region, manifest.ranges, detail)) return VERDICT_RANGES;
+  Write(accepted);
   return VERDICT_ACCEPTED;
 }
 
@@ -495,125 +621,6 @@ std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {
   std::vector<Effect> effects;
   effects.swap(effects_);
   return effects;
-}
-
-MemberUsage CoordinatorCore::TotalUsage(const Member& member) const {
-  MemberUsage usage = member.usage;
-  Add(member.usage_of_earlier_lives, &usage);
-  return usage;
-}
-
-void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
-  status->set_run(run_);
-  status->set_phase(PhaseName(phase_));
-  status->set_detail(failure_);
-  status->set_version(root_version_.value());
-  if (training_started_ != absl::Time()) {
-    const absl::Time end = phase_ == Phase::kTraining ? now : training_ended_;
-    status->set_seconds(absl::ToDoubleSeconds(end - training_started_));
-  }
-  status->set_tokens_budget(total_tokens());
-  status->set_tokens_committed(committed_tokens());
-  double compute = 0, wall = 0;
-  for (const auto& [id, member] : members_) {
-    const MemberUsage usage = TotalUsage(member);
-    if (member.role == ROLE_WORKER) {
-      status->set_tokens_computed(status->tokens_computed() + usage.tokens_computed());
-      compute += usage.compute_seconds();
-      wall += usage.wall_seconds();
-    }
-    MemberStatus* entry = status->add_members();
-    entry->set_region(job_.regions(member.region).name());
-    entry->set_name(member.name);
-    entry->set_role(member.role);
-    entry->set_state(member.state == State::kLive ? "live" : member.state == State::kFencing ? "fencing" : "gone");
-    entry->set_incarnation(member.key.incarnation.value());
-    entry->set_pid(member.pid);
-    *entry->mutable_usage() = usage;
-  }
-  if (wall > 0) status->set_compute_share(compute / wall);
-  if (!recent_losses_.empty()) {
-    status->set_loss(std::accumulate(recent_losses_.begin(), recent_losses_.end(), 0.0) /
-                     static_cast<double>(recent_losses_.size()));
-    status->set_staleness_mean(
-        static_cast<double>(std::accumulate(recent_staleness_.begin(), recent_staleness_.end(), int64_t{0})) /
-        static_cast<double>(recent_staleness_.size()));
-  }
-  if (recent_tokens_.size() > 1) {
-    const double seconds = absl::ToDoubleSeconds(recent_tokens_.back().time - recent_tokens_.front().time);
-    if (seconds > 0) {
-      status->set_tokens_per_second(static_cast<double>(recent_tokens_.back().tokens - recent_tokens_.front().tokens) /
-                                    seconds);
-    }
-  }
-}
-
-void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
-  MemberUsage all;
-  std::vector<MemberUsage> regions(job_.regions_size());
-  nlohmann::ordered_json processes = nlohmann::ordered_json::array();
-  for (const auto& [id, member] : members_) {
-    const MemberUsage usage = TotalUsage(member);
-    processes.push_back({{"role", RoleName(member.role)},
-                         {"region", job_.regions(member.region).name()},
-                         {"name", member.name},
-                         {"incarnations", member.key.incarnation.value()},
-                         {"compute_seconds", usage.compute_seconds()},
-                         {"wall_seconds", usage.wall_seconds()},
-                         {"cpu_seconds", usage.cpu_seconds()},
-                         {"tokens_computed", usage.tokens_computed()},
-                         {"contributions_sent", usage.contributions_sent()},
-                         {"payload_bytes_up", usage.payload_bytes_up()},
-                         {"payload_bytes_down", usage.payload_bytes_down()},
-                         {"peak_memory_bytes", usage.peak_memory_bytes()}});
-    if (member.role != ROLE_WORKER) continue;
-    Add(usage, &all);
-    Add(usage, &regions[member.region]);
-  }
-  const auto share = [](const MemberUsage& usage) {
-    return nlohmann::ordered_json{
-        {"compute_share", usage.wall_seconds() > 0 ? usage.compute_seconds() / usage.wall_seconds() : 0.0},
-        {"compute_seconds", usage.compute_seconds()},
-        {"wall_seconds", usage.wall_seconds()},
-        {"cpu_seconds", usage.cpu_seconds()},
-        {"tokens_computed", usage.tokens_computed()}};
-  };
-  const double seconds =
-      training_started_ == absl::Time() ? 0 : absl::ToDoubleSeconds(training_ended_ - training_started_);
-  (*report)["tokens_committed"] = committed_tokens();
-  (*report)["tokens_computed"] = all.tokens_computed();
-  (*report)["wall_seconds"] = seconds;
-  (*report)["tokens_per_second"] = seconds > 0 ? static_cast<double>(committed_tokens()) / seconds : 0.0;
-  (*report)["compute_share"] = share(all)["compute_share"];
-  nlohmann::ordered_json by_region = nlohmann::ordered_json::object();
-  nlohmann::ordered_json trips = nlohmann::ordered_json::object();
-  nlohmann::ordered_json received = nlohmann::ordered_json::object();
-  for (int r = 0; r < job_.regions_size(); ++r) {
-    by_region[job_.regions(r).name()] = share(regions[r]);
-    trips[job_.regions(r).name()] = {{"round_trip_ms_p50", 1e3 * Percentile(round_trips_[r].seconds, 50)},
-                                     {"round_trip_ms_p99", 1e3 * Percentile(round_trips_[r].seconds, 99)},
-                                     {"round_trips_measured", round_trips_[r].seconds.size()}};
-    MemberUsage aggregators;
-    for (const auto& [id, member] : members_) {
-      if (member.role == ROLE_AGGREGATOR && member.region == r) Add(TotalUsage(member), &aggregators);
-    }
-    trips[job_.regions(r).name()]["payload_bytes_up"] = aggregators.payload_bytes_up();
-    trips[job_.regions(r).name()]["payload_bytes_down"] = aggregators.payload_bytes_down();
-    nlohmann::ordered_json counts = {{"accepted", 0}, {"rejected", nlohmann::ordered_json::object()}};
-    for (const auto& [verdict, count] : aggregators.contributions_received()) {
-      (verdict == VerdictName(VERDICT_ACCEPTED) ? counts["accepted"] : counts["rejected"][verdict]) = count;
-    }
-    received[job_.regions(r).name()] = counts;
-  }
-  (*report)["compute"] = {{"all", share(all)}, {"regions", by_region}};
-  (*report)["contributions"]["regions"] = received;
-  (*report)["wan"] = trips;
-  const ShardLedger::Audit audit = ledger_.MakeAudit();
-  (*report)["ranges"] = {{"total", audit.total},
-                         {"committed_once", audit.committed_once},
-                         {"committed_more_than_once", audit.committed_more_than_once},
-                         {"lost", audit.not_committed}};
-  (*report)["processes"] = processes;
 }
 
 }  // namespace wukong

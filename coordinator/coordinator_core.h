@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -20,6 +21,7 @@
 #include "coordinator/shard_ledger.h"
 #include "nlohmann/json.hpp"
 #include "proto/job.pb.h"
+#include "proto/log.pb.h"
 #include "proto/wire.pb.h"
 #include "runtime/sync/types.h"
 
@@ -51,35 +53,52 @@ class CoordinatorCore {
     std::vector<double> seconds;  // The newest 10,000.
   };
 
-  // `job` is resolved and checked. `samples` in all, a multiple of the optimizer step's samples.
-  CoordinatorCore(const Job& job, std::string run, std::string schema_digest, int64_t parameters, absl::Time now);
+  // What is to be written down; called in the order of the decisions, with the decision not yet known to anybody. It
+  // must not call back, and must not block.
+  using Journal = std::function<void(const LogRecord&)>;
+
+  // `job` is resolved and checked. `samples` in all, a multiple of the optimizer step's samples. `state` is where an
+  // earlier life ended, or empty; the term of this one is then already begun.
+  CoordinatorCore(const Job& job, std::string run, std::string schema_digest, int64_t parameters, absl::Time now,
+                  const RootState& state = RootState(), Journal journal = nullptr);
 
   absl::StatusOr<GetJobReply> GetJob(const GetJobRequest& request) const;
   absl::StatusOr<JoinReply> Join(const JoinRequest& request, absl::Time now);
   absl::StatusOr<HeartbeatReply> Heartbeat(const HeartbeatRequest& request, absl::Time now);
-  // Notices who is silent and what did not happen in time. Call every 100 ms or so.
+  // While held, training does not begin although everybody is ready.
+  void HoldStart(bool held, absl::Time now);
+  // Notices who is silent and what did not happen in time. Call every 100 ms or so. A gap of more than half a lease
+  // means that this process was away (stopped, or its machine was): nobody could be heard meanwhile, and it counts
+  // against nobody.
   void Tick(absl::Time now);
 
-  // From the root node.
-  Verdict Admit(const Manifest& manifest, std::string* detail);
+  // From the root node. What is admitted is recorded, as `accepted`.
+  Verdict Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail);
   void Merged(const std::vector<Manifest>& manifests, absl::Time now);
   // A region's contribution was refused for good (it is too old, or not finite): its samples go to others.
   void Refused(const Manifest& manifest);
   void SetRootVersion(Version version) { root_version_ = version; }
 
+  // Training began before this life of the coordinator.
+  void BackdateStart(absl::Time started) { training_started_ = started; }
   void Fail(const std::string& reason, absl::Time now);
   std::vector<Effect> TakeEffects();
 
   Phase phase() const { return phase_; }
+  int64_t term() const { return term_; }
   const std::string& failure() const { return failure_; }
   const ShardLedger& ledger() const { return ledger_; }
   int64_t total_tokens() const;
   int64_t committed_tokens() const;
   // No member is waited for any more: all that live have been told that the run is over.
   bool AllToldFinish() const;
+  // Some holder of an earlier term has not yet said what it holds.
+  bool recovering() const { return ledger_.unknown() > 0; }
   absl::Time training_started() const { return training_started_; }
   absl::Time training_ended() const { return training_ended_; }
 
+  // Contributions that aggregators refused: "worker-1 of beijing: norm" -> count.
+  std::map<std::string, int64_t> RefusedBySender() const;
   void FillStatus(StatusReply* status, absl::Time now) const;
   // The parts of report.json that the coordinator knows: tokens, compute_share, ranges, links' round trips.
   void FillReport(nlohmann::ordered_json* report) const;
@@ -105,12 +124,34 @@ class CoordinatorCore {
     MemberUsage usage_of_earlier_lives;
     int64_t beat = 0;
     HeartbeatReply last_reply;
+    bool quarantined = false;  // Its aggregator takes nothing from it for a while.
+    bool must_assert = false;  // It gets no data before it has said what it holds.
   };
 
   std::string Describe(const Member& member) const;
+  const std::string& RegionOf(const Member& member) const { return regions_[member.region].name(); }
   Member* Aggregator(int region);
-  int RegionIndex(const std::string& name) const;
+  int regions() const { return static_cast<int>(regions_.size()); }
+  int RegionIndex(const std::string& name) const;  // -1: there is none.
+  // Whether a member of region `name` may come, which exists or is to be made with its coming.
+  absl::Status CheckRegion(const std::string& name, bool may_be_new) const;
+  int AddRegion(const std::string& name);
+  const Member* Aggregator(int region) const;
   bool CollectiveFollower(const Member& member) const;
+  void Restore(const RootState& state, absl::Time now);
+  // What an aggregator refused since its last heartbeat, and whom it has in quarantine.
+  void TakeRefusals(const Member& aggregator, const HeartbeatRequest& request);
+  void TakeHoldings(Member* member, const Holdings& holdings, HeartbeatReply* reply);
+  // Whether its workers have all spoken, so that what they passed on to it is in its own account.
+  bool AggregatorMaySpeak(int region) const;
+  void MaybeEndRecovery();
+  void RaiseCeiling();
+  void Excuse(absl::Time now);
+  // Nobody waits for ever for an aggregator that does not come back: the data of its region's workers goes to others.
+  void GiveUpRegionsWithoutAggregator(absl::Time now);
+  void Write(const LogRecord& record) const {
+    if (journal_) journal_(record);
+  }
   void Log(nlohmann::ordered_json event) { effects_.push_back(Record{std::move(event)}); }
   void Expire(Member* member, const std::string& reason);
   void MaybeStart(absl::Time now);
@@ -122,20 +163,27 @@ class CoordinatorCore {
   MemberUsage TotalUsage(const Member& member) const;
 
   const Job job_;
+  std::vector<Region> regions_;  // The job file's, and after them those that came later (--new-region).
   const std::string run_;
   const std::string schema_digest_;
   const int64_t parameters_;
+  const int64_t term_;
+  const Journal journal_;
   ShardLedger ledger_;
+  int64_t lease_ceiling_ = 0;
   Phase phase_ = Phase::kStarting;
+  bool held_ = false;
   std::string failure_;
   absl::Time created_;
   absl::Time training_started_;
   absl::Time training_ended_;
   absl::Time nobody_since_;
+  absl::Time last_tick_;
 
   std::map<MemberId, Member> members_;
   int64_t next_member_ = 1;
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.
+  std::map<int, absl::Time> aggregator_seen_;   // Per region: when it last had one.
   std::set<MemberId> root_idle_;
   std::vector<RoundTrips> round_trips_;  // Per region, of all its members' heartbeats.
   std::deque<double> recent_losses_;

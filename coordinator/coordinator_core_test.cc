@@ -38,6 +38,96 @@ TEST(CoordinatorJoinTest, AnUnknownRegionIsToldWhichThereAre) {
   EXPECT_EQ(reply->job().regions_size(), 2);
 }
 
+TEST(CoordinatorJoinTest, OnlyAnAggregatorThatSaysSoBringsANewRegion) {
+  Cluster c;
+  c.Start();
+  for (const Role role : {ROLE_AGGREGATOR, ROLE_WORKER}) {
+    const absl::Status status = c.TryJoin(role, "tokyo", "").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("an aggregator that is started with --new-region"));
+  }
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "tokyo", "", kDigest, true).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(c.TryJoin(ROLE_AGGREGATOR, "tokyo", "", "fedcba9876543210", true).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  for (const std::string& name : {std::string(), std::string("to kyo"), std::string("-tokyo"), std::string(64, 'x')}) {
+    const absl::Status status = c.TryJoin(ROLE_AGGREGATOR, name, "", kDigest, true).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("at most 63 letters, digits and '-', got \"" + name + "\""));
+  }
+  GetJobRequest request;
+  request.set_region("tokyo");
+  EXPECT_EQ(c.core.GetJob(request).status().code(), absl::StatusCode::kNotFound) << "no attempt has made the region";
+  request.set_new_region(true);
+  ASSERT_TRUE(c.core.GetJob(request).ok());
+  EXPECT_EQ(c.core.GetJob(request)->job().regions_size(), 2) << "and asking makes none";
+
+  const Process aggregator = c.Join(ROLE_AGGREGATOR, "tokyo", "agg", /*new_region=*/true);
+  const auto reply = c.core.GetJob(request);
+  ASSERT_TRUE(reply.ok());
+  ASSERT_EQ(reply->job().regions_size(), 3);
+  const Region& region = reply->job().regions(2);
+  EXPECT_EQ(region.name(), "tokyo");
+  EXPECT_EQ(region.workers(), 0) << "nobody is waited for";
+  EXPECT_EQ(region.device(), "cpu");
+  EXPECT_EQ(region.collective(), COLLECTIVE_NONE);
+  EXPECT_EQ(region.threads(), 1);
+  // The flag stays in whatever starts the aggregator again.
+  const Process again = c.Join(ROLE_AGGREGATOR, "tokyo", "agg", /*new_region=*/true);
+  EXPECT_EQ(again.key.member, aggregator.key.member);
+  EXPECT_EQ(again.key.incarnation, Incarnation(2));
+  EXPECT_EQ(c.core.GetJob(request)->job().regions_size(), 3);
+}
+
+TEST(CoordinatorJoinTest, ANewRegionWorksLikeAnyOther) {
+  Cluster c;
+  c.Start();
+  const Process aggregator = c.Join(ROLE_AGGREGATOR, "tokyo", "agg", /*new_region=*/true);
+  Process worker = c.Join(ROLE_WORKER, "tokyo", "");
+  c.Want(&worker, 4);
+  ASSERT_FALSE(worker.held.empty());
+  int64_t samples = 0;
+  for (const LeasedRange& range : worker.held) samples += range.size();
+  c.Commit(aggregator, &worker);
+  EXPECT_EQ(c.core.ledger().committed(), samples);
+  Process stranger;
+  stranger.held = c.b0.held;
+  std::string detail;
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(aggregator, stranger), LogRecord(), &detail), VERDICT_RANGES);
+
+  StatusReply status;
+  c.core.FillStatus(&status, c.now);
+  int in_tokyo = 0;
+  for (const MemberStatus& member : status.members()) in_tokyo += member.region() == "tokyo" ? 1 : 0;
+  EXPECT_EQ(in_tokyo, 2);
+  nlohmann::ordered_json report;
+  c.core.FillReport(&report);
+  EXPECT_TRUE(report["compute"]["regions"].contains("tokyo"));
+  EXPECT_TRUE(report["wan"].contains("tokyo"));
+  bool added = false;
+  for (const auto& record : c.Effects<CoordinatorCore::Record>()) {
+    added = added || (record.event["event"] == "region_added" && record.event["region"] == "tokyo");
+  }
+  EXPECT_TRUE(added);
+  // It goes as any region goes.
+  c.Want(&worker, 4);
+  EXPECT_GT(c.core.ledger().LeasedIn(2), 0);
+  for (int i = 0; i < 3; ++i) {
+    c.now += absl::Seconds(5);
+    c.BeatAllBut(nullptr);
+    c.core.Tick(c.now);
+  }
+  EXPECT_EQ(c.core.ledger().LeasedIn(2), 0);
+}
+
+TEST(CoordinatorStartTest, NobodyWaitsForARegionThatTheJobDoesNotName) {
+  Cluster c;
+  Process tokyo = c.Join(ROLE_AGGREGATOR, "tokyo", "agg", /*new_region=*/true);
+  Process worker = c.Join(ROLE_WORKER, "tokyo", "w0");
+  c.Want(&worker, 4);
+  EXPECT_EQ(c.core.phase(), Phase::kStarting) << "and it stands in for none that the job names";
+  c.Start();
+}
+
 TEST(CoordinatorJoinTest, AnotherModelIsRefused) {
   Cluster c;
   const absl::Status status = c.TryJoin(ROLE_AGGREGATOR, "beijing", "agg", "fedcba9876543210").status();
@@ -77,6 +167,73 @@ TEST(CoordinatorJoinTest, TheSameNameAgainIsANewLifeAndTheOldOneIsFenced) {
   EXPECT_FALSE(c.b0.held.empty());
 }
 
+HeartbeatRequest Refusals(const Process& sender, Verdict verdict, int64_t count, bool quarantined) {
+  HeartbeatRequest request;
+  RefusedCount* refused = request.mutable_usage()->add_refused();
+  refused->set_member(sender.key.member.value());
+  refused->set_verdict(verdict);
+  refused->set_count(count);
+  if (quarantined) request.add_quarantined(sender.key.member.value());
+  return request;
+}
+
+TEST(CoordinatorGuardsTest, WhatAnAggregatorRefusedIsCountedBySenderAndReason) {
+  Cluster c;
+  c.Start();
+  for (const int64_t count : {1, 1, 3}) c.Beat(&c.aggregator_b, Refusals(c.b0, VERDICT_NORM, count, false));
+  std::vector<int64_t> told;
+  for (const auto& record : c.Effects<CoordinatorCore::Record>()) {
+    if (record.event["event"] != "refused") continue;
+    EXPECT_EQ(record.event["name"], "worker b0 of beijing");
+    EXPECT_EQ(record.event["by"], "aggregator agg of beijing");
+    EXPECT_EQ(record.event["reason"], "norm");
+    told.push_back(record.event["contributions"]);
+  }
+  EXPECT_THAT(told, ElementsAre(1, 2)) << "each once";
+  // Another life of the aggregator counts anew.
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.Beat(&c.aggregator_b, Refusals(c.b0, VERDICT_NORM, 2, false));
+  Process stranger;
+  stranger.key.member = MemberId(77);
+  c.Beat(&c.aggregator_s, Refusals(stranger, VERDICT_FENCED, 1, false));
+  const std::map<std::string, int64_t> expected = {{"b0 of beijing: norm", 5}, {"member 77 of shenzhen: fenced", 1}};
+  EXPECT_EQ(c.core.RefusedBySender(), expected);
+  StatusReply status;
+  c.core.FillStatus(&status, c.now);
+  EXPECT_EQ(status.refused().at("b0 of beijing: norm"), 5);
+  nlohmann::ordered_json report;
+  c.core.FillReport(&report);
+  EXPECT_EQ(report["contributions"]["rejected_by_sender"]["b0 of beijing: norm"], 5);
+}
+
+TEST(CoordinatorGuardsTest, AWorkerInQuarantineGetsNoData) {
+  Cluster c;
+  c.Start();
+  const auto state = [&] {
+    StatusReply status;
+    c.core.FillStatus(&status, c.now);
+    for (const MemberStatus& member : status.members()) {
+      if (member.name() == "b0") return member.state();
+    }
+    return std::string();
+  };
+  c.Beat(&c.aggregator_b, Refusals(c.b0, VERDICT_NON_FINITE, 3, true));
+  EXPECT_EQ(state(), "quarantined");
+  const LeasedRange refused = c.b0.held[0];
+  HeartbeatRequest request;
+  *request.add_released() = RangeToProto(refused);
+  request.set_want_samples(4);
+  const HeartbeatReply reply = c.Beat(&c.b0, request);
+  EXPECT_EQ(reply.granted_size(), 0) << "what was refused must come to another";
+  EXPECT_FALSE(reply.exhausted()) << "it may ask again";
+  EXPECT_EQ(c.Want(&c.b1, 4).granted(0).begin(), refused.begin);
+  c.Beat(&c.aggregator_s);
+  EXPECT_EQ(state(), "quarantined") << "another region's aggregator does not end it";
+  c.Beat(&c.aggregator_b, Refusals(c.b0, VERDICT_NON_FINITE, 3, false));
+  EXPECT_EQ(state(), "live");
+  EXPECT_GT(c.Want(&c.b0, 4).granted_size(), 0);
+}
+
 TEST(CoordinatorStartTest, NobodyGetsDataBeforeAllAreReady) {
   Cluster c;
   c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
@@ -96,6 +253,20 @@ TEST(CoordinatorStartTest, NobodyGetsDataBeforeAllAreReady) {
   EXPECT_EQ(c.core.phase(), Phase::kTraining);
   EXPECT_EQ(c.core.training_started(), c.now);
   EXPECT_GT(c.Want(&c.b0, 8).granted_size(), 0);
+}
+
+TEST(CoordinatorStartTest, NobodyGetsDataWhileTheStartIsHeld) {
+  Cluster c;
+  c.core.HoldStart(true, c.now);
+  c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.Join(ROLE_AGGREGATOR, "shenzhen", "agg");
+  std::vector<Process> workers = {c.Join(ROLE_WORKER, "beijing", "w0"), c.Join(ROLE_WORKER, "beijing", "w1"),
+                                  c.Join(ROLE_WORKER, "shenzhen", "w0")};
+  for (Process& worker : workers) EXPECT_EQ(c.Want(&worker, 4).granted_size(), 0);
+  EXPECT_EQ(c.core.phase(), CoordinatorCore::Phase::kStarting);
+  c.core.HoldStart(false, c.now);
+  EXPECT_EQ(c.core.phase(), CoordinatorCore::Phase::kTraining);
+  EXPECT_GT(c.Want(&workers[0], 4).granted_size(), 0);
 }
 
 TEST(CoordinatorStartTest, WhoIsMissingIsNamedAndCounted) {
@@ -189,6 +360,27 @@ TEST(CoordinatorHeartbeatTest, NearTheEndEverybodyGetsLessButNeverLessThanAStep)
   }
   const HeartbeatReply reply = c.Want(&c.b0, 1000);
   EXPECT_TRUE(reply.exhausted());
+}
+
+TEST(CoordinatorHeartbeatTest, WhoAsksMoreOftenDoesNotGetMore) {
+  Cluster c;
+  c.Start();
+  const int64_t share = c.core.ledger().available() / 6;
+  int64_t in_hand = 0;
+  const auto ask = [&] {
+    HeartbeatRequest request;
+    request.set_want_samples(1000);
+    request.set_samples_in_hand(in_hand);
+    const HeartbeatReply reply = c.Beat(&c.b0, request);
+    EXPECT_FALSE(reply.exhausted());
+    for (const SampleRange& range : reply.granted()) in_hand += range.end() - range.begin();
+    return reply.granted_size() > 0;
+  };
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(ask(), i == 0) << i;
+  EXPECT_GE(in_hand, share - 1);
+  EXPECT_LE(in_hand, share);
+  in_hand = 1;  // Less than a step.
+  EXPECT_TRUE(ask()) << "nobody is left without a step while there are any";
 }
 
 TEST(CoordinatorEndTest, WhenAllIsCommittedEverybodyIsToldAndTheAccountAddsUp) {

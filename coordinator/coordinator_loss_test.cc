@@ -49,10 +49,15 @@ TEST(CoordinatorLossTest, ASilentWorkersDataGoesToOthersOnceItsAggregatorHasFenc
   EXPECT_EQ(c.core.ledger().leased(), left);
 }
 
-TEST(CoordinatorLossTest, AnAggregatorsDeathReleasesItsRegionAndItsWorkersMustJoinAgain) {
+TEST(CoordinatorLossTest, AnAggregatorsDeathLosesWhatOnlyItHadAndItsWorkersGoOn) {
   Cluster c;
   c.Start();
+  c.Want(&c.b0, 2);
+  ASSERT_GE(c.b0.held.size(), 2u);
   const Manifest late = c.ManifestOf(c.aggregator_b, c.b0);
+  // b0 has contributed its first range, and the aggregator owes it to the root.
+  const LeasedRange passed_on = c.b0.held[0];
+  c.b0.held.erase(c.b0.held.begin());
   for (int i = 0; i < 3; ++i) {
     c.now += absl::Seconds(5);
     c.BeatAllBut(&c.aggregator_b);
@@ -61,19 +66,99 @@ TEST(CoordinatorLossTest, AnAggregatorsDeathReleasesItsRegionAndItsWorkersMustJo
   const auto fences = c.Effects<CoordinatorCore::FenceChild>();
   ASSERT_EQ(fences.size(), 1u);
   EXPECT_EQ(fences[0].child, c.aggregator_b.key);
-  EXPECT_EQ(c.core.ledger().LeasedIn(0), 0);
-  EXPECT_GT(c.core.ledger().LeasedIn(1), 0);
-  EXPECT_EQ(c.TryBeat(&c.b1).status().code(), absl::StatusCode::kAborted);
   std::string detail;
-  EXPECT_EQ(c.core.Admit(late, &detail), VERDICT_FENCED);
+  EXPECT_EQ(c.core.Admit(late, LogRecord(), &detail), VERDICT_FENCED);
   EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "b1").status().code(), absl::StatusCode::kUnavailable);
+
+  HeartbeatReply reply = c.Want(&c.b0, 4);
+  EXPECT_TRUE(reply.assert_holdings());
+  EXPECT_EQ(reply.parent_incarnation(), 0) << "there is no aggregator";
+  EXPECT_EQ(reply.granted_size(), 0) << "not before it has said what it holds";
+  const int64_t leased = c.core.ledger().leased();
+  reply = c.Assert(&c.b0);
+  EXPECT_FALSE(reply.assert_holdings());
+  EXPECT_EQ(c.core.ledger().leased(), leased - passed_on.size()) << "what was passed on is lost";
 
   c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
   EXPECT_EQ(c.aggregator_b.key.incarnation, Incarnation(2));
-  c.b1 = c.Join(ROLE_WORKER, "beijing", "b1");
-  c.Want(&c.b1, 4);
+  reply = c.Want(&c.b1, 4);
+  EXPECT_EQ(reply.parent_address(), "beijing:1");
+  EXPECT_EQ(reply.parent_incarnation(), 2);
+  EXPECT_TRUE(reply.assert_holdings());
+  c.Assert(&c.b1);
+  c.Commit(c.aggregator_b, &c.b0);
   c.Commit(c.aggregator_b, &c.b1);
   EXPECT_GT(c.core.ledger().committed(), 0);
+}
+
+TEST(CoordinatorLossTest, HoldingsThatCountOnAFencedAggregatorDoNotCount) {
+  Cluster c;
+  c.Start();
+  const MemberKey old = c.aggregator_b.key;
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  ASSERT_TRUE(c.Beat(&c.b0).assert_holdings());
+  EXPECT_TRUE(c.Assert(&c.b0, old).assert_holdings()) << "it has not noticed yet: it may count on the one that is gone";
+  EXPECT_FALSE(c.Assert(&c.b0, c.aggregator_b.key).assert_holdings());
+}
+
+// Stopped, or on a machine that slept: what it did not hear while it was away nobody can be blamed for.
+TEST(CoordinatorLossTest, ACoordinatorThatWasAwayItselfTakesNobodyForDead) {
+  Cluster c;
+  c.Start();
+  c.core.Tick(c.now);
+  c.now += absl::Seconds(4);
+  c.BeatAllBut(&c.b0);
+  c.core.Tick(c.now);
+  c.now += absl::Hours(1);
+  c.Beat(&c.s0);  // It is heard before the coordinator looks at its clock.
+  c.core.Tick(c.now);
+  EXPECT_TRUE(c.Effects<CoordinatorCore::FenceChild>().empty());
+  for (int i = 0; i < 2; ++i) {
+    c.now += absl::Seconds(3);
+    c.BeatAllBut(&c.b0);
+    c.core.Tick(c.now);
+  }
+  EXPECT_TRUE(Fences(c.Beat(&c.aggregator_b)).empty()) << "silent for 4 + 3 + 3 seconds, and none more";
+  EXPECT_EQ(c.core.phase(), CoordinatorCore::Phase::kTraining);
+  c.now += absl::Seconds(3);
+  c.BeatAllBut(&c.b0);
+  c.core.Tick(c.now);
+  EXPECT_THAT(Fences(c.Beat(&c.aggregator_b)), ElementsAre(FenceOf(c.b0))) << "who is dead is still noticed";
+}
+
+TEST(CoordinatorLossTest, ACoordinatorThatWasAwayAtTheStartStillWaitsForItsMembers) {
+  Cluster c;
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  c.core.Tick(c.now);
+  c.now += absl::Hours(1);
+  c.core.Tick(c.now);
+  EXPECT_EQ(c.core.phase(), CoordinatorCore::Phase::kStarting) << c.core.failure();
+}
+
+TEST(CoordinatorLossTest, ARegionWhoseAggregatorStaysAwayIsGivenUp) {
+  Cluster c;
+  c.Start();
+  c.core.Tick(c.now);
+  for (int i = 0; i < 14; ++i) {
+    c.now += absl::Seconds(5);
+    for (Process* process : {&c.aggregator_s, &c.b0, &c.b1, &c.s0}) {
+      const auto reply = c.TryBeat(process);
+      if (reply.ok() && reply->assert_holdings()) c.Assert(process);
+    }
+    c.core.Tick(c.now);
+    if (i == 10) {
+      EXPECT_GT(c.core.ledger().LeasedIn(0), 0) << "it may still come back";
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    c.now += absl::Seconds(5);
+    c.Beat(&c.aggregator_s);
+    c.Beat(&c.s0);
+    c.core.Tick(c.now);
+  }
+  EXPECT_EQ(c.core.ledger().LeasedIn(0), 0);
+  EXPECT_EQ(c.TryBeat(&c.b0).status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(c.core.phase(), Phase::kTraining);
 }
 
 TEST(CoordinatorLossTest, AnotherAggregatorOfARegionReplacesTheFirst) {
@@ -81,7 +166,6 @@ TEST(CoordinatorLossTest, AnotherAggregatorOfARegionReplacesTheFirst) {
   c.Start();
   const Process other = c.Join(ROLE_AGGREGATOR, "beijing", "other");
   EXPECT_EQ(c.TryBeat(&c.aggregator_b).status().code(), absl::StatusCode::kAborted);
-  EXPECT_EQ(c.core.ledger().LeasedIn(0), 0);
   EXPECT_NE(other.key.member, c.aggregator_b.key.member);
 }
 
@@ -106,13 +190,14 @@ TEST(CoordinatorRootTest, AdmitsOnlyLiveAggregatorsAndOnlyWhatTheirRegionsHold) 
   Cluster c;
   c.Start();
   std::string detail;
-  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_s, c.b0), &detail), VERDICT_RANGES);
-  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.b0, c.b0), &detail), VERDICT_FENCED);
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_s, c.b0), LogRecord(), &detail), VERDICT_RANGES);
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.b0, c.b0), LogRecord(), &detail), VERDICT_FENCED);
   Process newer = c.aggregator_b;
   newer.key.incarnation = Incarnation(2);
-  EXPECT_EQ(c.core.Admit(c.ManifestOf(newer, c.b0), &detail), VERDICT_FENCED);
-  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_b, c.b0), &detail), VERDICT_ACCEPTED) << detail;
-  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_b, c.b0), &detail), VERDICT_RANGES) << "it is admitted once";
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(newer, c.b0), LogRecord(), &detail), VERDICT_FENCED);
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_b, c.b0), LogRecord(), &detail), VERDICT_ACCEPTED) << detail;
+  EXPECT_EQ(c.core.Admit(c.ManifestOf(c.aggregator_b, c.b0), LogRecord(), &detail), VERDICT_RANGES)
+      << "it is admitted once";
 }
 
 TEST(CoordinatorRootTest, WhatIsRefusedForGoodIsTrainedOnByOthers) {
@@ -168,10 +253,12 @@ TEST(CoordinatorIdleTest, AWorkerThatIsBeingFencedHoldsUpTheDrain) {
   c.BeIdle(&c.b1);
   const Process old = c.b0;
   c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
-  c.now += absl::Seconds(11);
-  c.BeatAllBut(&c.b0);
-  c.BeIdle(&c.b1);
-  c.core.Tick(c.now);
+  for (int i = 0; i < 3; ++i) {
+    c.now += absl::Seconds(5);
+    c.BeatAllBut(&c.b0);
+    c.BeIdle(&c.b1);
+    c.core.Tick(c.now);
+  }
   EXPECT_FALSE(c.Beat(&c.aggregator_b).drain()) << "its data may come free";
   HeartbeatRequest done = FenceDoneFor(old.key, old.held);
   *done.add_fence_done() = FenceDoneFor(c.b0.key, {}).fence_done(0);

@@ -7,7 +7,8 @@
 
 namespace wukong {
 
-ShardLedger::ShardLedger(int64_t total, int64_t range_samples) : total_(total), range_samples_(range_samples) {
+ShardLedger::ShardLedger(int64_t total, int64_t range_samples, int64_t first_token)
+    : total_(total), range_samples_(range_samples), first_token_(first_token), next_token_(first_token) {
   CHECK_GT(total, 0);
   CHECK_GT(range_samples, 0);
   Entry all;
@@ -42,8 +43,9 @@ void ShardLedger::MergeAvailable() {
   for (auto entry = entries_.begin(); entry != entries_.end();) {
     const auto next = std::next(entry);
     if (next == entries_.end()) return;
-    const bool same = entry->second.state == next->second.state &&
-                      (entry->second.state == kAvailable || entry->second.state == kCommitted);
+    const bool same =
+        entry->second.state == next->second.state &&
+        (entry->second.state == kAvailable || entry->second.state == kUnknown || entry->second.state == kCommitted);
     if (same) {
       entry->second.end = next->second.end;
       entries_.erase(next);
@@ -69,6 +71,7 @@ std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_
     entry->second.region = region;
     entry->second.token = next_token_++;
     entry->second.custody = false;
+    leased_end_ = std::max(leased_end_, entry->second.end);
     granted.push_back({begin, entry->second.end, entry->second.token});
     want -= granted.back().size();
     ++entry;
@@ -76,29 +79,94 @@ std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_
   return granted;
 }
 
+template <typename Use>
+void ShardLedger::ForEach(const LeasedRange& range, Use use) {
+  if (range.begin < 0 || range.end > total_ || range.begin >= range.end) return;
+  SplitAt(range.end);
+  for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) use(entry);
+}
+
+void ShardLedger::Restore(const std::vector<LeasedRange>& committed, const std::vector<LeasedRange>& admitted,
+                          int64_t ceiling) {
+  leased_end_ = std::min(ceiling, total_);
+  ForEach({0, leased_end_, 0}, [&](Entries::iterator entry) { SetState(entry, kUnknown); });
+  for (const LeasedRange& range : committed) {
+    ForEach(range, [&](Entries::iterator entry) { SetState(entry, kCommitted); });
+  }
+  for (const LeasedRange& range : admitted) {
+    ForEach(range, [&](Entries::iterator entry) { SetState(entry, kAdmitted); });
+  }
+  MergeAvailable();
+  for (const auto& [begin, entry] : entries_) {
+    if (entry.state == kCommitted) commits_.push_back({begin, entry.end, 0});
+  }
+}
+
+ShardLedger::Claim ShardLedger::Assert(MemberKey holder, int region, const std::vector<LeasedRange>& ranges,
+                                       bool custody) {
+  Claim claim;
+  std::set<int64_t> kept;  // By begin.
+  for (const LeasedRange& range : ranges) {
+    ForEach(range, [&](Entries::iterator at) {
+      Entry& entry = at->second;
+      const LeasedRange part{at->first, entry.end, range.token};
+      if (entry.state == kCommitted || entry.state == kAdmitted) {
+        claim.committed.push_back(part);
+      } else if (entry.state == kUnknown && range.token < first_token_) {
+        SetState(at, kLeased);
+        entry.holder = holder;
+        entry.region = region;
+        entry.token = range.token;
+        entry.custody = custody;
+        kept.insert(at->first);
+      } else if (entry.state == kLeased && entry.region == region && entry.token == range.token &&
+                 (custody || entry.holder == holder)) {
+        kept.insert(at->first);
+      } else {
+        claim.disowned.push_back(part);
+      }
+    });
+  }
+  if (!custody) {
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (entry->second.state == kLeased && entry->second.holder == holder && !entry->second.custody &&
+          kept.count(entry->first) == 0) {
+        MakeAvailable(entry);
+      }
+    }
+  }
+  MergeAvailable();
+  claim.committed = Coalesce(std::move(claim.committed));
+  claim.disowned = Coalesce(std::move(claim.disowned));
+  return claim;
+}
+
+void ShardLedger::EndRecovery() {
+  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+    if (entry->second.state == kUnknown) MakeAvailable(entry);
+  }
+  MergeAvailable();
+}
+
 void ShardLedger::Release(MemberKey holder, const std::vector<LeasedRange>& ranges) {
   for (const LeasedRange& range : ranges) {
-    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
-    SplitAt(range.end);
-    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+    ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token &&
           !entry->second.custody) {
         MakeAvailable(entry);
       }
-    }
+    });
   }
   MergeAvailable();
 }
 
 void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>& custody) {
   for (const LeasedRange& range : custody) {
-    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
-    SplitAt(range.end);
-    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+    ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token) {
         entry->second.custody = true;
       }
-    }
+    });
   }
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
     if (entry->second.state == kLeased && entry->second.holder == holder && !entry->second.custody) {
@@ -110,20 +178,21 @@ void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>
 
 void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ranges) {
   for (const LeasedRange& range : ranges) {
-    if (range.begin < 0 || range.end > total_ || range.begin >= range.end) continue;
-    SplitAt(range.end);
-    for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
+    ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.region == region && entry->second.token == range.token) {
         MakeAvailable(entry);
       }
-    }
+    });
   }
   MergeAvailable();
 }
 
-void ShardLedger::ReleaseRegion(int region) {
+void ShardLedger::ReleaseRegion(int region, const std::set<MemberKey>& speaking) {
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->second.state == kLeased && entry->second.region == region) MakeAvailable(entry);
+    if (entry->second.state == kLeased && entry->second.region == region &&
+        (entry->second.custody || speaking.count(entry->second.holder) == 0)) {
+      MakeAvailable(entry);
+    }
   }
   MergeAvailable();
 }
@@ -139,8 +208,11 @@ bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std:
     last_end = range.end;
     SplitAt(range.end);
     for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
-      if (entry->second.state != kLeased || entry->second.region != region || entry->second.token != range.token) {
-        static constexpr const char* kNames[] = {"available", "leased", "admitted", "committed"};
+      const bool held =
+          entry->second.state == kLeased && entry->second.region == region && entry->second.token == range.token;
+      const bool may_be_held = entry->second.state == kUnknown && range.token < first_token_;
+      if (!held && !may_be_held) {
+        static constexpr const char* kNames[] = {"available", "unknown", "leased", "admitted", "committed"};
         *detail = absl::StrFormat("samples [%d, %d) under token %d are %s under token %d", entry->first,
                                   entry->second.end, range.token, kNames[entry->second.state], entry->second.token);
         return false;

@@ -4,6 +4,10 @@
 //       ^                   |                  (a merge at the root)
 //       +-- Release, fence -+
 //
+// After the coordinator restarted it is unknown who holds what was leased before. Unknown samples are given to nobody
+// until their holders have said so (Assert) or can no longer speak (EndRecovery); a contribution that names them is
+// admitted, since whoever may send it held them.
+//
 // A worker's leased samples may be in the custody of its region's aggregator, which accepted them and owes them to the
 // root; they are then no longer released with the worker, only with the region.
 #ifndef WUKONG_COORDINATOR_SHARD_LEDGER_H_
@@ -11,6 +15,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -20,8 +25,23 @@ namespace wukong {
 
 class ShardLedger {
  public:
-  // Samples [0, total) of the run, accounted for in ranges of `range_samples`.
-  ShardLedger(int64_t total, int64_t range_samples);
+  // Samples [0, total) of the run, accounted for in ranges of `range_samples`. Tokens begin at `first_token`; those of
+  // earlier terms are below it.
+  ShardLedger(int64_t total, int64_t range_samples, int64_t first_token = 1);
+
+  // What the log says: `committed`, of which `admitted` are not merged yet; other samples below `ceiling` are unknown.
+  void Restore(const std::vector<LeasedRange>& committed, const std::vector<LeasedRange>& admitted, int64_t ceiling);
+
+  struct Claim {
+    std::vector<LeasedRange> committed;  // Admitted or committed already.
+    std::vector<LeasedRange> disowned;   // Another's, or nobody's any more.
+  };
+  // The holder says that it has `ranges` and nothing else: what is unknown becomes its own, and what it was thought to
+  // hold besides is available again. With `custody` the holder is an aggregator, which has them in place of whoever
+  // leased them, and says nothing of the leases of others.
+  Claim Assert(MemberKey holder, int region, const std::vector<LeasedRange>& ranges, bool custody);
+  // Everybody who may hold something has spoken: the rest is available.
+  void EndRecovery();
 
   // At most `want` samples, lowest first, none crossing a multiple of range_samples; fewer or none when there are no
   // more.
@@ -37,8 +57,9 @@ class ShardLedger {
   // available again, for nobody will send it a second time.
   void ReleaseRefused(int region, const std::vector<LeasedRange>& ranges);
 
-  // The region as a whole is fenced at the root: what it held and had not delivered is available again.
-  void ReleaseRegion(int region);
+  // The region's aggregator is fenced at the root: what it had accepted and not delivered is available again, and so is
+  // what was leased in the region to anybody but `speaking`, who will say what they hold.
+  void ReleaseRegion(int region, const std::set<MemberKey>& speaking = {});
 
   // Whether `region` holds every sample of `ranges` under their tokens; if so, all of them are admitted, else none, and
   // `detail` says which is not.
@@ -49,6 +70,9 @@ class ShardLedger {
 
   int64_t total() const { return total_; }
   int64_t available() const { return count_[kAvailable]; }
+  int64_t unknown() const { return count_[kUnknown]; }
+  // One past the last sample that was ever leased.
+  int64_t leased_end() const { return leased_end_; }
   int64_t leased() const { return count_[kLeased]; }
   int64_t committed() const { return count_[kCommitted]; }
   int64_t LeasedIn(int region) const;
@@ -65,7 +89,7 @@ class ShardLedger {
   Audit MakeAudit() const;
 
  private:
-  enum State { kAvailable, kLeased, kAdmitted, kCommitted, kStates };
+  enum State { kAvailable, kUnknown, kLeased, kAdmitted, kCommitted, kStates };
   struct Entry {
     int64_t end = 0;
     State state = kAvailable;
@@ -81,12 +105,17 @@ class ShardLedger {
   void SetState(Entries::iterator entry, State state);
   void MakeAvailable(Entries::iterator entry);
   void MergeAvailable();
+  // Calls use(entry) for every entry of [begin, end), cut to fit; nothing for a malformed range.
+  template <typename Use>
+  void ForEach(const LeasedRange& range, Use use);
 
   const int64_t total_;
   const int64_t range_samples_;
+  const int64_t first_token_;
+  int64_t leased_end_ = 0;
   Entries entries_;
   int64_t count_[kStates] = {};
-  int64_t next_token_ = 1;
+  int64_t next_token_;
   std::vector<LeasedRange> commits_;
 };
 

@@ -4,12 +4,14 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "coordinator/coordinator_core.h"
+#include "runtime/storage/root_history.h"
 
 namespace wukong {
 
@@ -41,11 +43,44 @@ struct Process {
 };
 
 struct Cluster {
-  explicit Cluster(const Job& job = MakeJob()) : core(job, "run-1", kDigest, 1000, now) {}
+  explicit Cluster(const Job& job = MakeJob(), const RootState& state = RootState(),
+                   absl::Time begin = absl::UnixEpoch() + absl::Hours(1))
+      : now(begin),
+        history(state),
+        records(state.index()),
+        core(job, "run-1", kDigest, 1000, now, Term(), [this](const LogRecord& r) {
+          if (r.kind_case() != LogRecord::KIND_NOT_SET) Journal(r);
+        }) {}
+
+  void Journal(LogRecord record) {
+    if (record.has_run_started()) record.mutable_run_started()->set_unix_ns(1);
+    const absl::Status status = history.Add(++records, record);
+    ASSERT_TRUE(status.ok()) << status << "; " << LogRecordToJson(records, record);
+  }
+  RootState Term() {
+    LogRecord record;
+    record.mutable_term_begun()->set_term(history.term() + 1);
+    Journal(record);
+    return history.state();
+  }
+  static LogRecord RecordOf(const Manifest& manifest) {
+    LogRecord record;
+    ManifestToProto(manifest, record.mutable_accepted()->mutable_header());
+    return record;
+  }
+  void NoteMerged(const Manifest& manifest) {
+    LogRecord record;
+    MergedPart* part = record.mutable_merged()->add_parts();
+    part->set_member(manifest.sender.member.value());
+    part->set_incarnation(manifest.sender.incarnation.value());
+    part->set_sequence(manifest.sequence.value());
+    Journal(record);
+  }
 
   absl::StatusOr<JoinReply> TryJoin(Role role, const std::string& region, const std::string& name,
-                                    const std::string& digest = kDigest) {
+                                    const std::string& digest = kDigest, bool new_region = false) {
     JoinRequest request;
+    request.set_new_region(new_region);
     request.set_role(role);
     request.set_region(region);
     request.set_name(name);
@@ -53,8 +88,8 @@ struct Cluster {
     request.set_schema_digest(digest);
     return core.Join(request, now);
   }
-  Process Join(Role role, const std::string& region, const std::string& name) {
-    const auto reply = TryJoin(role, region, name);
+  Process Join(Role role, const std::string& region, const std::string& name, bool new_region = false) {
+    const auto reply = TryJoin(role, region, name, kDigest, new_region);
     EXPECT_TRUE(reply.ok()) << reply.status();
     return {{MemberId(reply->member()), Incarnation(reply->incarnation())}, 0, {}};
   }
@@ -76,6 +111,15 @@ struct Cluster {
     HeartbeatRequest request;
     request.set_want_samples(samples);
     return Beat(worker, request);
+  }
+  // Says what it holds, attached to `parent` (a worker).
+  HeartbeatReply Assert(Process* process, MemberKey parent = {}) {
+    HeartbeatRequest request;
+    request.mutable_holdings()->set_term(history.term());
+    request.mutable_holdings()->set_parent_member(parent.member.value());
+    request.mutable_holdings()->set_parent_incarnation(parent.incarnation.value());
+    for (const LeasedRange& range : process->held) *request.mutable_holdings()->add_ranges() = RangeToProto(range);
+    return Beat(process, request);
   }
   HeartbeatReply BeIdle(Process* worker) {
     HeartbeatRequest request;
@@ -99,14 +143,15 @@ struct Cluster {
   Manifest ManifestOf(const Process& aggregator, const Process& worker) {
     Manifest manifest;
     manifest.sender = aggregator.key;
-    manifest.sequence = Sequence(++sequence);
+    manifest.sequence = Sequence(++sequences[aggregator.key]);
     manifest.ranges = worker.held;
     return manifest;
   }
   void Commit(const Process& aggregator, Process* worker) {
     const Manifest manifest = ManifestOf(aggregator, *worker);
     std::string detail;
-    ASSERT_EQ(core.Admit(manifest, &detail), VERDICT_ACCEPTED) << detail;
+    ASSERT_EQ(core.Admit(manifest, RecordOf(manifest), &detail), VERDICT_ACCEPTED) << detail;
+    NoteMerged(manifest);
     core.Merged({manifest}, now);
     worker->held.clear();
   }
@@ -128,10 +173,12 @@ struct Cluster {
     return found;
   }
 
-  absl::Time now = absl::UnixEpoch() + absl::Hours(1);
+  absl::Time now;
+  RootHistory history;  // Of what the core wrote down.
+  int64_t records = 0;
   CoordinatorCore core;
   Process aggregator_b, aggregator_s, b0, b1, s0;
-  int64_t sequence = 0;
+  std::map<MemberKey, int64_t> sequences;
 };
 
 inline HeartbeatRequest FenceDoneFor(MemberKey key, const std::vector<LeasedRange>& custody) {

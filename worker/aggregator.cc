@@ -11,6 +11,8 @@
 #include "glog/logging.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/random.h"
+#include "runtime/base/restart.h"
+#include "runtime/sync/node_options.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
 #include "runtime/transport/parent_link.h"
@@ -53,21 +55,11 @@ class NodeGate final : public ParameterNode::Service {
 
 ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentSpan>& fragments,
                                      const std::string& schema_digest) {
-  const Strategy& strategy = job.strategy();
   ParameterServer::Options options;
-  options.node.is_root = false;
-  options.node.level = strategy.region();
-  options.node.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
-  options.node.in_flight_max = strategy.in_flight_max();
-  options.progress = strategy.progress();
-  options.codec_up = strategy.region().codec_up();
-  options.codec_down = strategy.region().codec_down();
-  options.fragments = fragments;
+  static_cast<NodeEngine::Options&>(options) = NodeOptionsOf(job, /*is_root=*/false, fragments);
+  options.codec_up = job.strategy().region().codec_up();
   options.schema_digest = schema_digest;
   options.in_flight_bytes = job.limits().in_flight_bytes();
-  options.replica.codec = strategy.root().codec_up();
-  options.replica.mix = strategy.root().mix();
-  options.replica.progress = strategy.progress();
   return options;
 }
 
@@ -77,7 +69,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   const RealClock clock;
   const absl::Time started = clock.Now();
   Session session(options.coordinator, options.region);
-  const absl::StatusOr<GetJobReply> fetched = session.FetchJob(options.connect_timeout, stop);
+  const absl::StatusOr<GetJobReply> fetched = session.FetchJob(options.new_region, options.connect_timeout, stop);
   if (!fetched.ok()) return fetched.status();
   const Job& job = fetched->job();
 
@@ -102,6 +94,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   join.set_role(ROLE_AGGREGATOR);
   join.set_name("aggregator");
   join.set_address(address);
+  join.set_new_region(options.new_region);
   join.set_schema_digest(fetched->schema_digest());
   const absl::StatusOr<JoinReply> joined = session.Join(join, options.connect_timeout, stop);
   if (!joined.ok()) return joined.status();
@@ -111,7 +104,6 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   // What the threads below tell this one.
   struct Shared {
     Mutex mutex;
-    CondVar changed;
     bool version ABSL_GUARDED_BY(mutex) = false;
     bool over ABSL_GUARDED_BY(mutex) = false;
     absl::Status outcome ABSL_GUARDED_BY(mutex);
@@ -122,11 +114,12 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     MutexLock lock(shared.mutex);
     if (!shared.over) shared.outcome = status;
     shared.over = true;
-    shared.changed.NotifyAll();
+    stop.Wake();
   };
 
   const std::vector<FragmentSpan> fragments = CutFragments(fetched->parameters(), job.limits().fragment_bytes());
   std::atomic<ParameterServer*> node{nullptr};
+  int64_t asking_term = 0;  // The heartbeat thread's: to be told what this region owes the root; 0: nobody asks.
   ParentLink::Options link_options;
   link_options.address = options.coordinator;
   link_options.parent_name = "root";
@@ -139,8 +132,9 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   link_callbacks.on_version = [&] {
     if (ParameterServer* open = node; open != nullptr) open->OnParentVersion();
     MutexLock lock(shared.mutex);
+    if (shared.version) return;
     shared.version = true;
-    shared.changed.NotifyAll();
+    stop.Wake();
   };
   link_callbacks.on_answer = [&](Sequence sequence, Verdict verdict, const std::string&) {
     if (ParameterServer* open = node; open != nullptr) open->OnParentAnswer(sequence, verdict);
@@ -162,14 +156,36 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
         for (const auto& [verdict, count] : parent.stats().contributions) {
           (*usage->mutable_contributions_received())[VerdictName(verdict)] = count;
         }
+        for (const auto& [who, count] : parent.stats().refused) {
+          RefusedCount* refused = usage->add_refused();
+          refused->set_member(who.first.value());
+          refused->set_verdict(who.second);
+          refused->set_count(count);
+        }
+        for (const MemberId member : parent.Quarantined(clock.Now())) request->add_quarantined(member.value());
+        if (asking_term == 0) return;
+        for (const LeasedRange& range : parent.Custody()) {
+          *request->mutable_holdings()->add_ranges() = RangeToProto(range);
+        }
       });
     }
+    if (asking_term != 0) request->mutable_holdings()->set_term(asking_term);
+    asking_term = 0;
     MutexLock lock(shared.mutex);
-    for (FenceDone& done : shared.fence_done) *request->add_fence_done() = std::move(done);
+    for (FenceDone& done : shared.fence_done) {
+      // A coordinator that asks again after this is another one, and does not know the answer.
+      shared.fencing.erase({MemberId(done.member()), Incarnation(done.incarnation())});
+      *request->add_fence_done() = std::move(done);
+    }
     shared.fence_done.clear();
   };
   heartbeat.on_reply = [&](const HeartbeatReply& reply) {
     ParameterServer* open = node;
+    if (reply.assert_holdings()) {
+      // What the root has of it already, and what it will not take, it says when this node sends it (again).
+      asking_term = reply.term();
+      session.Kick();
+    }
     for (const Fence& fence : reply.fence()) {
       const MemberKey child{MemberId(fence.member()), Incarnation(fence.incarnation())};
       {
@@ -196,8 +212,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       std::set<MemberId> idle;
       for (const int64_t member : reply.idle_members()) idle.insert(MemberId(member));
       open->SetIdle(idle);
-      open->SetDraining(reply.drain());
-      open->Tick();
+      open->SetDraining(reply.drain());  // And looks at the time, whether or not anything changed.
     }
     if (reply.finish()) {
       end(reply.finish_reason().empty() ? absl::OkStatus()
@@ -212,8 +227,10 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   std::vector<float> theta;
   std::unique_ptr<ParameterServer> parameter_server;
   absl::Status outcome;
+  bool stopped = false;
   while (true) {
-    if (stop.received() != 0) break;
+    stopped = stop.WaitFor(absl::Seconds(1));
+    if (stopped) break;
     MutexLock lock(shared.mutex);
     if (shared.over) {
       outcome = shared.outcome;
@@ -235,9 +252,15 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       gate.Open(parameter_server.get());
       parameter_server->OnParentVersion();
     }
-    shared.changed.WaitFor(shared.mutex, absl::Milliseconds(100));
   }
   session.StopHeartbeats(absl::Milliseconds(200));
+  if (stopped && parameter_server != nullptr) {
+    parameter_server->RunExclusive([&](const ParentNode& parent) {
+      if (parent.Custody().empty()) return;
+      outcome = RestartSafe(absl::CancelledError(
+          absl::StrCat("preempted: what the workers of ", options.region, " had contributed was not all at the root")));
+    });
+  }
   link.Shutdown();
   if (parameter_server != nullptr) parameter_server->Shutdown();
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/restart.h"
 #include "worker/mailbox.h"
 #include "worker/region_group.h"
 #include "worker/training_step.h"
@@ -50,7 +51,7 @@ class GroupFollower {
         case GroupOrder::KIND_FINISH:
           group->Part();
           if (order->failure().empty()) return absl::OkStatus();
-          return absl::AbortedError(absl::StrFormat("rank 0 of the group left: %s", order->failure()));
+          return RestartSafe(absl::AbortedError(absl::StrFormat("rank 0 of the group left: %s", order->failure())));
         default:
           return absl::InternalError(absl::StrFormat("rank 0 gave an unknown order %d", order->kind()));
       }
@@ -110,8 +111,13 @@ absl::Status RunGroupFollower(const Job& job, const Region& region, const JoinRe
   Mailbox* const mail = follower.mail();
   Session::Callbacks callbacks;
   callbacks.fill = [mail](HeartbeatRequest* request) { mail->Fill(request); };
-  callbacks.on_reply = [mail](const HeartbeatReply& reply) {
-    if (reply.finish()) mail->TakeReply(reply);  // Nothing else concerns a rank that asks for nothing.
+  callbacks.on_reply = [mail, session](const HeartbeatReply& reply) {
+    mail->TakeReply(reply);
+    MutexLock lock(mail->mutex);
+    mail->replies.clear();  // What is granted and asked for concerns rank 0, but for this:
+    if (!reply.assert_holdings()) return;
+    mail->holdings.emplace().set_term(reply.term());
+    session->Kick();
   };
   callbacks.on_lost = [mail](const absl::Status& status) { mail->End(status); };
   session->StartHeartbeats({MemberId(joined.member()), Incarnation(joined.incarnation())},

@@ -2,6 +2,7 @@
 #ifndef WUKONG_WORKER_MAILBOX_H_
 #define WUKONG_WORKER_MAILBOX_H_
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,23 +20,39 @@
 namespace wukong {
 
 struct Mailbox {
+  struct Answer {
+    int64_t link;  // Which link it came by (worker/attachment.h).
+    Sequence sequence;
+    Verdict verdict;
+  };
+  struct Reply {
+    HeartbeatReply message;
+    bool answers_holdings;  // To a heartbeat that said what this worker holds.
+  };
+
   Mutex mutex;
   CondVar changed;
 
   // To the training thread.
   bool version ABSL_GUARDED_BY(mutex) = false;
-  std::vector<std::pair<Sequence, Verdict>> answers ABSL_GUARDED_BY(mutex);
-  std::vector<HeartbeatReply> replies ABSL_GUARDED_BY(mutex);
+  std::vector<Answer> answers ABSL_GUARDED_BY(mutex);
+  std::vector<Reply> replies ABSL_GUARDED_BY(mutex);
   bool over ABSL_GUARDED_BY(mutex) = false;
   absl::Status outcome ABSL_GUARDED_BY(mutex);
 
   // To the heartbeat thread.
   int64_t want_samples ABSL_GUARDED_BY(mutex) = 0;
+  int64_t samples_in_hand ABSL_GUARDED_BY(mutex) = 0;
+  bool starving ABSL_GUARDED_BY(mutex) = false;  // No step can begin with what is in hand.
   bool idle ABSL_GUARDED_BY(mutex) = false;
   double samples_per_second ABSL_GUARDED_BY(mutex) = 0;
   MemberUsage usage ABSL_GUARDED_BY(mutex);
   std::vector<LeasedRange> released ABSL_GUARDED_BY(mutex);
   std::vector<StepRecord> steps ABSL_GUARDED_BY(mutex);
+  std::optional<Holdings> holdings ABSL_GUARDED_BY(mutex);  // For the next heartbeat.
+  std::optional<int64_t> asserted_term
+      ABSL_GUARDED_BY(mutex);  // The heartbeat under way says what we hold, to this term.
+  std::optional<MemberKey> last_parent ABSL_GUARDED_BY(mutex);  // As the last reply named it.
 
   // The run is over for this worker; the first outcome counts.
   void End(const absl::Status& status) {
@@ -62,6 +79,7 @@ struct Mailbox {
   void Fill(HeartbeatRequest* request) {
     MutexLock lock(mutex);
     request->set_want_samples(want_samples);
+    request->set_samples_in_hand(samples_in_hand);
     request->set_idle(idle);
     request->set_samples_per_second(samples_per_second);
     *request->mutable_usage() = usage;
@@ -71,6 +89,12 @@ struct Mailbox {
     released.clear();
     for (StepRecord& step : steps) *request->add_steps() = std::move(step);
     steps.clear();
+    asserted_term.reset();
+    if (holdings.has_value()) {
+      asserted_term = holdings->term();
+      *request->mutable_holdings() = *std::move(holdings);
+      holdings.reset();
+    }
   }
 
   void TakeReply(const HeartbeatReply& reply) {
@@ -81,8 +105,18 @@ struct Mailbox {
     }
     MutexLock lock(mutex);
     if (reply.granted_size() > 0) want_samples = 0;
-    replies.push_back(reply);
+    last_parent = MemberKey{MemberId(reply.parent_member()), Incarnation(reply.parent_incarnation())};
+    // A coordinator that asks (again) has not taken what was said, and one of another term has not understood it.
+    const bool answers_holdings = asserted_term == reply.term() && !reply.assert_holdings();
+    asserted_term.reset();
+    replies.push_back({reply, answers_holdings});
     changed.NotifyAll();
+  }
+
+  // The coordinator names another aggregator than `parent` by now, or none.
+  bool ParentIsGone(MemberKey parent) {
+    MutexLock lock(mutex);
+    return last_parent.has_value() && !(*last_parent == parent);
   }
 };
 

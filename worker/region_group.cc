@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/restart.h"
 
 namespace wukong {
 namespace {
@@ -73,8 +74,8 @@ void RegionGroup::Watch() {
 absl::Status RegionGroup::Check(const absl::Status& status) {
   if (status.ok()) return status;
   broken_ = true;
-  return absl::AbortedError(absl::StrFormat("the group of region %s has lost a rank, and all its workers leave: %s",
-                                            region_, status.message()));
+  return RestartSafe(absl::AbortedError(absl::StrFormat(
+      "the group of region %s has lost a rank, and all its workers leave: %s", region_, status.message())));
 }
 
 absl::Status RegionGroup::Announce(const GroupOrder& order) {
@@ -134,19 +135,26 @@ absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, con
 
   const auto leaving = [stop] { return stop->received() != 0; };
   const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
+  const MemberKey parent{MemberId(joined.parent_member()), Incarnation(joined.parent_incarnation())};
   RpcStore store(joined.parent_address(), self, options.form_timeout,
-                 [mail, leaving] { return leaving() || mail->IsOver(); });
+                 [mail, leaving, parent] { return leaving() || mail->IsOver() || mail->ParentIsGone(parent); });
+  // What the ranks have told one another so far is gone with the aggregator; they begin anew at the next one.
+  const auto explain = [&](const absl::Status& status) {
+    if (leaving() || mail->IsOver() || !mail->ParentIsGone(parent)) return status;
+    return RestartSafe(absl::AbortedError(
+        absl::StrFormat("the aggregator of %s went away while its workers were forming their group", region.name())));
+  };
   absl::StatusOr<std::string> generation =
       AgreeOnGeneration(&store, options.rank, options.size,
                         absl::StrFormat("%d.%d", joined.member(), joined.incarnation()), options.form_timeout);
   if (!generation.ok()) {
-    return absl::Status(generation.status().code(),
-                        absl::StrFormat("%s, rank %d of %d, forming the group: %s", options.group, options.rank,
-                                        options.size, generation.status().message()));
+    return explain(absl::Status(generation.status().code(),
+                                absl::StrFormat("%s, rank %d of %d, forming the group: %s", options.group, options.rank,
+                                                options.size, generation.status().message())));
   }
   options.generation = absl::StrCat("group/", *generation);
   absl::StatusOr<std::unique_ptr<Communicator>> communicator = MakeCommunicator(options, &store);
-  if (!communicator.ok()) return communicator.status();
+  if (!communicator.ok()) return explain(communicator.status());
   LOG(INFO) << "rank " << options.rank << " of the " << options.size << " workers of " << region.name()
             << " that act as one (" << options.generation << ")";
   RegionGroup::Callbacks callbacks;

@@ -32,7 +32,8 @@
 
 namespace wukong {
 
-// Calls block until all ranks have made them; one thread. Errors are ABORTED and name region and rank.
+// Calls block until all ranks have made them; one thread. Errors are ABORTED, safe to start again
+// (runtime/base/restart.h), and name region and rank.
 class RegionGroup {
  public:
   struct Callbacks {
@@ -93,7 +94,8 @@ struct SampleShare {
 SampleShare ShareOf(int64_t samples, int rank, int size);
 
 // Forms the group of `region` at the aggregator of `joined`: blocks until all of its workers have joined, at most for
-// limits.start. CANCELLED when `stop` or the end of the run comes first. `mail` and `stop` outlive the group.
+// limits.start. CANCELLED when `stop` or the end of the run comes first; ABORTED, and safe to start again, when that
+// aggregator is gone meanwhile. `mail` and `stop` outlive the group.
 absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, const Region& region,
                                                              const JoinReply& joined, Mailbox* mail,
                                                              const StopSignal* stop);

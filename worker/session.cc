@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "glog/logging.h"
+#include "runtime/base/restart.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -46,13 +47,14 @@ Session::Session(std::string coordinator_address, std::string region)
 
 Session::~Session() { StopHeartbeats(absl::ZeroDuration()); }
 
-absl::StatusOr<GetJobReply> Session::FetchJob(absl::Duration timeout, const StopSignal& stop) {
+absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration timeout, const StopSignal& stop) {
   const absl::Time deadline = absl::Now() + timeout;
   while (true) {
     grpc::ClientContext context;
     SetDeadline(&context, std::min(kCallTimeout, std::max(deadline - absl::Now(), kRetry)));
     GetJobRequest request;
     request.set_region(region_);
+    request.set_new_region(new_region);
     GetJobReply reply;
     const absl::Status status =
         FromGrpc(stub_->GetJob(&context, request, &reply), absl::StrCat("coordinator at ", address_));
@@ -139,8 +141,8 @@ bool Session::Beat() {
   callbacks_.fill(&request);
   request.mutable_usage()->set_round_trip_seconds(absl::ToDoubleSeconds(round_trip()));
   const absl::Time first = absl::Now();
+  absl::Time sent = first;
   while (true) {
-    const absl::Time sent = absl::Now();
     grpc::ClientContext context;
     SetDeadline(&context, kCallTimeout);
     HeartbeatReply reply;
@@ -151,11 +153,14 @@ bool Session::Beat() {
         MutexLock lock(mutex_);
         round_trip_ = absl::Now() - sent;
       }
+      LOG_IF(INFO, sent != first) << "the coordinator at " << address_ << " answers again, after "
+                                  << absl::FormatDuration(absl::Now() - first);
       callbacks_.on_reply(reply);
       return true;
     }
     if (!IsTransient(status)) {
-      callbacks_.on_lost(status);
+      // Who is fenced has lost its place, and may take another.
+      callbacks_.on_lost(absl::IsAborted(status) ? RestartSafe(status) : status);
       return false;
     }
     LOG_IF(WARNING, sent == first) << status;
@@ -168,6 +173,7 @@ bool Session::Beat() {
     MutexLock lock(mutex_);
     if (stopping_ && absl::Now() >= stop_by_) return false;
     changed_.WaitFor(mutex_, kRetry);
+    sent = absl::Now();
   }
 }
 

@@ -26,14 +26,15 @@ class Session {
 
   // Both try again until `timeout`, or until `stop` has come (CANCELLED). UNAVAILABLE: nobody answered, or the
   // aggregator of the region did not come.
-  absl::StatusOr<GetJobReply> FetchJob(absl::Duration timeout, const StopSignal& stop);
+  absl::StatusOr<GetJobReply> FetchJob(bool new_region, absl::Duration timeout, const StopSignal& stop);
   absl::StatusOr<JoinReply> Join(JoinRequest request, absl::Duration timeout, const StopSignal& stop);
 
   struct Callbacks {  // From the heartbeat thread.
     // Fills everything but the member and the beat. What it hands over is delivered exactly once, whatever is lost.
     std::function<void(HeartbeatRequest*)> fill;
     std::function<void(const HeartbeatReply&)> on_reply;
-    // No heartbeat will come any more. ABORTED: fenced. UNAVAILABLE: the coordinator was away for `patience`.
+    // No heartbeat will come any more. ABORTED: fenced (runtime/base/restart.h). UNAVAILABLE: the coordinator was away
+    // for `patience`.
     std::function<void(const absl::Status&)> on_lost;
   };
   void StartHeartbeats(MemberKey self, absl::Duration period, absl::Duration patience, Callbacks callbacks);

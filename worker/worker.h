@@ -19,12 +19,15 @@ struct WorkerOptions {
   // What differs on this machine from the job that the coordinator hands out; unset parts are the job's.
   Job local;  // model.torchscript, data
   std::string device;
+  std::string fault;  // POINT[:N]: does there what a broken machine would (runtime/base/fault_point.h). Empty: nothing.
   absl::Duration connect_timeout = absl::Seconds(30);
 };
 
 // Trains until the run is over (OK), or until `stop` comes (OK after what was trained is contributed and the rest given
 // back). Errors: UNAVAILABLE (no coordinator, or away for too long), INVALID_ARGUMENT (region, data, another model),
-// FAILED_PRECONDITION (device), OUT_OF_RANGE (diverged), ABORTED (fenced, the job failed, or its group lost a rank).
+// FAILED_PRECONDITION (device), OUT_OF_RANGE (diverged), ABORTED (the job failed). Marked as safe to start again
+// (runtime/base/restart.h): ABORTED (fenced, or its group lost a rank), CANCELLED (there was no time to contribute
+// after `stop`).
 absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop);
 
 }  // namespace wukong

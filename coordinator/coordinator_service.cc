@@ -1,0 +1,114 @@
+#include "coordinator/coordinator_service.h"
+
+#include <cmath>
+
+#include "glog/logging.h"
+#include "runtime/transport/grpc_options.h"
+
+namespace wukong {
+
+CoordinatorService::CoordinatorService(const Job& job, const std::string& run, const std::string& schema_digest,
+                                       int64_t parameters, const RootState& state, RootLog* log, const Clock* clock,
+                                       JsonLinesWriter* events, JsonLinesWriter* metrics)
+    : clock_(clock),
+      started_(clock->Now()),
+      log_(log),
+      events_(events),
+      metrics_(metrics),
+      initial_loss_(state.validation_loss_initial()),
+      // The core is only called under the lock, and so is its journal.
+      core_(job, run, schema_digest, parameters, clock->Now(), state,
+            [this](const LogRecord& record) ABSL_NO_THREAD_SAFETY_ANALYSIS { Journal(record); }) {}
+
+void CoordinatorService::Journal(LogRecord record) {
+  if (record.has_run_started()) {
+    record.mutable_run_started()->set_unix_ns(absl::ToUnixNanos(clock_->WallNow()));
+    record.mutable_run_started()->set_validation_loss(initial_loss_);
+  }
+  ceiling_raised_ = ceiling_raised_ || record.has_lease_ceiling();
+  log_->Append(record);
+}
+
+template <typename Reply, typename Use>
+grpc::Status CoordinatorService::Call(Reply* reply, Use use) {
+  absl::Status status;
+  With([&](CoordinatorCore& core, absl::Time now) {
+    absl::StatusOr<Reply> result = use(core, now);
+    status = result.status();
+    if (result.ok()) *reply = *std::move(result);
+  });
+  return ToGrpc(status);
+}
+
+grpc::Status CoordinatorService::GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) {
+  return Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
+}
+
+grpc::Status CoordinatorService::Join(grpc::ServerContext*, const JoinRequest* request, JoinReply* reply) {
+  const grpc::Status status =
+      Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Join(*request, now); });
+  if (!status.ok()) return status;
+  // Nobody may be told an incarnation that another life of this coordinator could give away again.
+  const absl::Status durable = log_->MakeDurable();
+  return durable.ok() ? status : ToGrpc(absl::UnavailableError(durable.message()));
+}
+
+grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request,
+                                           HeartbeatReply* reply) {
+  const grpc::Status status =
+      Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Heartbeat(*request, now); });
+  bool raised = false;
+  {
+    MutexLock lock(mutex_);
+    std::swap(raised, ceiling_raised_);
+  }
+  // Without the ceiling another life of this coordinator would give away again what is leased beyond it: nothing would
+  // count twice, but work would be lost. Not worth a member that hears nothing while the disk is full.
+  if (raised) LOG_IF(WARNING, !log_->MakeDurableOnce().ok()) << "the ceiling of the leases is not on the disk";
+  return status;
+}
+
+grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) {
+  With([&](CoordinatorCore& core, absl::Time now) { core.FillStatus(reply, now); });
+  reply->set_durable_index(log_->durable_index());
+  reply->set_storage_trouble(log_->trouble());
+  const RootState root = log_->Summary();
+  for (const auto& [sender, count] : root.refused_by_sender()) (*reply->mutable_refused())[sender] += count;
+  return grpc::Status::OK;
+}
+
+void CoordinatorService::Keep(const absl::Status& status) {
+  if (status.ok()) return;
+  LOG_IF(WARNING, lines_dropped_ == 0) << "events and metrics are dropped: " << status;
+  ++lines_dropped_;
+}
+
+void CoordinatorService::Carry(const CoordinatorCore::Effect& effect, ParameterServer* root) {
+  if (const auto* fence = std::get_if<CoordinatorCore::FenceChild>(&effect)) {
+    if (root != nullptr) root->Fence(fence->child, [](const std::vector<LeasedRange>&) {});
+  } else if (const auto* idle = std::get_if<CoordinatorCore::SetIdle>(&effect)) {
+    if (root != nullptr) root->SetIdle(idle->idle);
+  } else if (const auto* record = std::get_if<CoordinatorCore::Record>(&effect)) {
+    nlohmann::ordered_json line = {
+        {"time", absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", clock_->WallNow(), absl::UTCTimeZone())},
+        {"seconds", std::round(Seconds() * 1e3) / 1e3}};
+    line.update(record->event);
+    Keep(events_->Write(line));
+  } else if (const auto* steps = std::get_if<CoordinatorCore::RecordSteps>(&effect)) {
+    for (const StepRecord& step : steps->steps) {
+      Keep(metrics_->Write({{"time", step.time_seconds()},
+                            {"region", steps->region},
+                            {"worker", steps->worker},
+                            {"step", step.step()},
+                            {"tokens", step.tokens()},
+                            {"loss", step.loss()},
+                            {"compute_seconds", step.compute_seconds()},
+                            {"wait_seconds", step.wait_seconds()},
+                            {"staleness", steps->root_version.value() - step.root_base_version()},
+                            {"learning_rate", step.learning_rate()},
+                            {"gradient_norm", step.gradient_norm()}}));
+    }
+  }
+}
+
+}  // namespace wukong

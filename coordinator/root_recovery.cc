@@ -1,0 +1,430 @@
+#include "coordinator/root_recovery.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "coordinator/coordinator_core.h"
+#include "coordinator/root_log.h"
+#include "glog/logging.h"
+#include "runtime/base/digest.h"
+#include "runtime/base/random.h"
+#include "runtime/sync/node_options.h"
+
+namespace wukong {
+namespace {
+
+constexpr char kPublic[] = "public";
+constexpr char kMomentum[] = "momentum";
+constexpr char kBuffer[] = "buffer";
+constexpr char kFirstMoment[] = "optimizer.first_moment";
+constexpr char kSecondMoment[] = "optimizer.second_moment";
+constexpr char kOptimizerSteps[] = "optimizer_steps";
+
+absl::StatusOr<LogRecord> ParseRecord(int64_t index, absl::string_view bytes) {
+  LogRecord record;
+  if (!record.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::DataLossError(absl::StrFormat("record %d is no log record; was it written by a newer wukong?", index));
+  }
+  return record;
+}
+
+const std::vector<float>* Extra(const Checkpoint& snapshot, const char* name) {
+  const auto found = snapshot.extra_vectors.find(name);
+  return found == snapshot.extra_vectors.end() ? nullptr : &found->second;
+}
+
+absl::Status CopyExtra(const Checkpoint& snapshot, const char* name, absl::Span<float> to) {
+  const std::vector<float>* values = Extra(snapshot, name);
+  if (values == nullptr || values->size() != to.size()) {
+    return absl::DataLossError(absl::StrFormat("the snapshot of version %d has no vector %s of %d values",
+                                               snapshot.state.version(), name, to.size()));
+  }
+  std::copy(values->begin(), values->end(), to.begin());
+  return absl::OkStatus();
+}
+
+absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const ParameterLayout& layout,
+                           const std::string& what) {
+  if (identity.schema_digest() != layout.schema_digest()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("%s belongs to another model: its parameters have schema digest %.12s, the job's have %.12s",
+                        what, identity.schema_digest(), layout.schema_digest()));
+  }
+  if (identity.job_digest() != JobDigest(job)) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("%s belongs to another job (digest %.12s, this one has %.12s): a run goes on with the job it "
+                        "began with; only stop.wall, report, limits and wan may change",
+                        what, identity.job_digest(), JobDigest(job)));
+  }
+  return absl::OkStatus();
+}
+
+std::string NewRunName(const Job& job, const Clock& clock) {
+  return absl::StrCat(job.name(), "-", absl::FormatTime("%Y%m%dT%H%M%S", clock.WallNow(), absl::UTCTimeZone()), "-",
+                      absl::Hex(DeriveSeed(static_cast<uint64_t>(absl::ToUnixNanos(clock.WallNow())), "run",
+                                           static_cast<uint64_t>(::getpid())) &
+                                    0xffff,
+                                absl::kZeroPad4));
+}
+
+}  // namespace
+
+ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layout) {
+  ParameterServer::Options options;
+  static_cast<NodeEngine::Options&>(options) =
+      NodeOptionsOf(job, /*is_root=*/true, CutFragments(layout.size(), job.limits().fragment_bytes()));
+  options.codec_up = job.strategy().root().codec_up();
+  options.schema_digest = layout.schema_digest();
+  options.in_flight_bytes = job.limits().in_flight_bytes();
+  return options;
+}
+
+std::string JobDigest(const Job& job) {
+  Job common = job;
+  common.mutable_stop()->clear_wall_ns();
+  common.clear_report();
+  common.clear_limits();
+  common.mutable_limits()->set_fragment_bytes(job.limits().fragment_bytes());  // How payloads are cut.
+  common.clear_wan();
+  return Sha256Hex(common.SerializeAsString());
+}
+
+RootReplay::RootReplay(const Job& job, Trainer* trainer, const RootState& state)
+    : job_(job),
+      trainer_(trainer),
+      options_(RootOptions(job, trainer->layout())),
+      history_(state),
+      outer_(trainer->parameters(), options_.fragments, options_.progress, options_.node.level.momentum() > 0) {}
+
+absl::StatusOr<std::unique_ptr<RootReplay>> RootReplay::Make(const Job& job, Trainer* trainer,
+                                                             const Checkpoint* snapshot) {
+  auto replay =
+      std::unique_ptr<RootReplay>(new RootReplay(job, trainer, snapshot == nullptr ? RootState() : snapshot->state));
+  const absl::Span<float> theta = trainer->parameters();
+  const ParameterServer::Options& options = replay->options_;
+  if (snapshot == nullptr) {
+    replay->public_ = std::make_unique<PublicParameters>(theta, options.fragments, options.codec_down, VersionNotes());
+    return replay;
+  }
+  if (snapshot->parameters.size() != theta.size()) {
+    return absl::DataLossError(absl::StrFormat("the snapshot of version %d has %d parameters, the model has %d",
+                                               snapshot->state.version(), snapshot->parameters.size(), theta.size()));
+  }
+  std::copy(snapshot->parameters.begin(), snapshot->parameters.end(), theta.begin());
+  if (absl::Status status = trainer->PushParameters(); !status.ok()) return status;
+  std::vector<float> public_values(theta.size());
+  absl::Status status = CopyExtra(*snapshot, kPublic, absl::MakeSpan(public_values));
+  if (status.ok() && !replay->outer_.momentum().empty()) {
+    status = CopyExtra(*snapshot, kMomentum, replay->outer_.momentum());
+    status.Update(CopyExtra(*snapshot, kBuffer, replay->outer_.buffer()));
+  }
+  if (!status.ok()) return status;
+  replay->public_ = std::make_unique<PublicParameters>(public_values, options.fragments, options.codec_down,
+                                                       VersionNotes(), Version(snapshot->state.version()));
+  if (options.progress == PROGRESS_GRADIENT) {
+    Trainer::OptimizerState optimizer;
+    const auto steps = snapshot->notes.find(kOptimizerSteps);
+    if (steps == snapshot->notes.end() || !absl::SimpleAtoi(steps->second, &optimizer.steps)) {
+      return absl::DataLossError("the snapshot does not say how many steps its optimizer has made");
+    }
+    if (const auto* moment = Extra(*snapshot, kFirstMoment); moment != nullptr) optimizer.first_moment = *moment;
+    if (const auto* moment = Extra(*snapshot, kSecondMoment); moment != nullptr) optimizer.second_moment = *moment;
+    if (status = trainer->LoadOptimizer(optimizer); !status.ok()) return absl::DataLossError(status.message());
+  }
+  return replay;
+}
+
+absl::Status RootReplay::Add(int64_t index, const LogRecord& record) {
+  std::vector<std::shared_ptr<const EncodedVector>> payloads;
+  Merge merge;
+  if (record.has_merged()) {
+    const Merged& merged = record.merged();
+    for (int i = 0; i < merged.parts_size() && i < history_.unmerged().size(); ++i) {
+      const ContributionAccepted& accepted = history_.unmerged()[i];
+      auto payload = std::make_shared<EncodedVector>();
+      payload->codec = accepted.header().codec();
+      payload->fragments.assign(accepted.fragments().begin(), accepted.fragments().end());
+      if (payload->checksum() != accepted.header().payload_checksum()) {
+        return absl::DataLossError(
+            absl::StrFormat("I12 is broken: the payload of contribution %d of member %d has "
+                            "another digest than its sender gave",
+                            accepted.header().sequence(), accepted.header().member()));
+      }
+      const absl::StatusOr<double> norm = CheckContribution(*payload, options_.fragments);
+      if (!norm.ok()) return absl::DataLossError(absl::StrCat("I12 is broken: ", norm.status().message()));
+      payloads.push_back(std::move(payload));
+      merge.parts.push_back({Handle(i + 1), merged.parts(i).weight()});
+    }
+    merge.learning_rate = merged.learning_rate();
+    merge.momentum = merged.momentum();
+    merge.momentum_step = merged.momentum_step();
+  }
+  if (absl::Status status = history_.Add(index, record); !status.ok()) return status;
+  if (record.has_merged()) {
+    if (absl::Status status = outer_.Apply(merge, payloads); !status.ok()) return status;
+    if (options_.progress == PROGRESS_GRADIENT) {
+      const absl::Span<float> gradient = outer_.gradient();
+      std::copy(gradient.begin(), gradient.end(), trainer_->gradient().begin());
+      std::fill(gradient.begin(), gradient.end(), 0.0f);
+      if (absl::Status status = trainer_->PushGradient(); !status.ok()) return status;
+      const absl::StatusOr<double> norm = trainer_->OptimizerStep(record.merged().inner_learning_rate());
+      if (!norm.ok()) return norm.status();
+      if (absl::Status status = trainer_->PullParameters(); !status.ok()) return status;
+    }
+  } else if (record.has_published()) {
+    if (record.published().previous_checksum() != public_->checksum()) {
+      return absl::DataLossError(absl::StrFormat(
+          "I9 is broken: record %d: version %d was told with checksum %016x, the replay has %016x", index,
+          record.published().version() - 1, record.published().previous_checksum(), public_->checksum()));
+    }
+    if (absl::Status status = public_->Publish(trainer_->parameters(), VersionNotes()); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+ParameterServer::Restored RootReplay::Restored() {
+  ParameterServer::Restored restored;
+  restored.state = history_.state();
+  uint64_t checksum = 0;
+  restored.public_values = public_->Copy(&checksum);
+  restored.momentum.assign(outer_.momentum().begin(), outer_.momentum().end());
+  restored.buffer.assign(outer_.buffer().begin(), outer_.buffer().end());
+  return restored;
+}
+
+absl::StatusOr<Checkpoint> RootReplay::Snapshot(const LogIdentity& identity) {
+  ParameterServer::Vectors vectors;
+  vectors.theta = trainer_->parameters();
+  vectors.public_values = public_->Copy(&vectors.public_checksum);
+  vectors.momentum = outer_.momentum();
+  vectors.buffer = outer_.buffer();
+  return MakeSnapshot(identity, history_.state(), job_.model().context(), trainer_, options_.progress, vectors);
+}
+
+absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState state, int64_t context, Trainer* trainer,
+                                        Progress progress, const ParameterServer::Vectors& vectors) {
+  Checkpoint snapshot;
+  snapshot.tensors = trainer->layout().tensors();
+  snapshot.parameters.assign(vectors.theta.begin(), vectors.theta.end());
+  snapshot.extra_vectors[kPublic] = vectors.public_values;
+  if (!vectors.momentum.empty()) {
+    snapshot.extra_vectors[kMomentum].assign(vectors.momentum.begin(), vectors.momentum.end());
+    snapshot.extra_vectors[kBuffer].assign(vectors.buffer.begin(), vectors.buffer.end());
+  }
+  if (progress == PROGRESS_GRADIENT) {
+    absl::StatusOr<Trainer::OptimizerState> optimizer = trainer->SaveOptimizer();
+    if (!optimizer.ok()) return optimizer.status();
+    snapshot.notes[kOptimizerSteps] = absl::StrCat(optimizer->steps);
+    if (optimizer->steps > 0) {
+      snapshot.extra_vectors[kFirstMoment] = std::move(optimizer->first_moment);
+      snapshot.extra_vectors[kSecondMoment] = std::move(optimizer->second_moment);
+    }
+  }
+  int64_t samples = 0;
+  for (const SampleRange& range : state.committed()) samples += range.end() - range.begin();
+  snapshot.notes["committed_tokens"] = absl::StrCat(samples * context);
+  state.set_public_checksum(vectors.public_checksum);
+  snapshot.identity = identity;
+  snapshot.state = std::move(state);
+  return snapshot;
+}
+
+absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,
+                                       const Clock& clock, Trainer* trainer) {
+  RecoveredRoot fresh;
+  fresh.identity.set_format(1);
+  fresh.identity.set_run(NewRunName(job, clock));
+  fresh.identity.set_job_digest(JobDigest(job));
+  fresh.identity.set_schema_digest(trainer->layout().schema_digest());
+  fresh.identity.set_parameters(trainer->layout().size());
+  if (!job.model().parameters().empty()) {
+    const absl::StatusOr<std::vector<float>> parameters =
+        ReadParametersFrom(files, job.model().parameters(), trainer->layout());
+    if (!parameters.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("model.parameters: ", parameters.status().message()));
+    }
+    std::copy(parameters->begin(), parameters->end(), trainer->parameters().begin());
+    if (absl::Status status = trainer->PushParameters(); !status.ok()) return status;
+  }
+  absl::StatusOr<std::unique_ptr<RootReplay>> replay = RootReplay::Make(job, trainer, nullptr);
+  if (!replay.ok()) return replay.status();
+  fresh.replay = *std::move(replay);
+  absl::Status status = files->MakeDirectories(CheckpointDirectory(run_dir));
+  if (!status.ok()) return status;
+  const absl::StatusOr<Checkpoint> first = fresh.replay->Snapshot(fresh.identity);
+  if (!first.ok()) return first.status();
+  status = WriteCheckpoint(files, CheckpointPath(CheckpointDirectory(run_dir), 1), *first);
+  if (!status.ok()) return status;
+  return fresh;
+}
+
+absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& run_dir, const Job& job,
+                                          Trainer* trainer) {
+  RecoveredRoot recovered;
+  absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files, CheckpointDirectory(run_dir));
+  if (!snapshots.ok()) return snapshots.status();
+  std::reverse(snapshots->begin(), snapshots->end());
+  absl::Status failure = absl::NotFoundError(
+      absl::StrCat(run_dir, " holds no run that could be resumed: there is no snapshot in ", run_dir, "/checkpoints"));
+  for (const CheckpointFile& file : *snapshots) {
+    const absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
+    if (!snapshot.ok()) {
+      failure = snapshot.status();
+      recovered.warnings.push_back(absl::StrCat("passed over a damaged snapshot: ", failure.message()));
+      continue;
+    }
+    if (absl::Status status = CheckIdentity(snapshot->identity, job, trainer->layout(), run_dir); !status.ok()) {
+      return status;
+    }
+    absl::StatusOr<std::unique_ptr<RootReplay>> replay = RootReplay::Make(job, trainer, &*snapshot);
+    if (!replay.ok()) return replay.status();
+    absl::StatusOr<LogSummary> log = ReadLog(files, LogDirectory(run_dir), snapshot->state.index() + 1,
+                                             [&](int64_t index, absl::string_view bytes) -> absl::Status {
+                                               const absl::StatusOr<LogRecord> record = ParseRecord(index, bytes);
+                                               if (!record.ok()) return record.status();
+                                               ++recovered.records_replayed;
+                                               return (*replay)->Add(index, *record);
+                                             });
+    if (absl::IsNotFound(log.status()) && snapshot->state.index() == 0) {
+      log = LogSummary();  // It died before the first record.
+      log->identity = snapshot->identity;
+    }
+    if (log.ok() && log->next_index <= snapshot->state.index()) {
+      return absl::DataLossError(absl::StrFormat(
+          "the log of %s ends with record %d, and the snapshot %s stands at record %d: segments are missing", run_dir,
+          log->next_index - 1, file.path, snapshot->state.index()));
+    }
+    if (!log.ok()) return log.status();
+    if (log->identity.format() != 0 && log->identity.run() != snapshot->identity.run()) {
+      return absl::FailedPreconditionError(absl::StrFormat("%s is of run %s, and its log of run %s", file.path,
+                                                           snapshot->identity.run(), log->identity.run()));
+    }
+    if (log->torn_bytes > 0) {
+      recovered.warnings.push_back(absl::StrFormat("cut %d bytes of records that were never acknowledged from %s",
+                                                   log->torn_bytes, log->last_segment));
+    }
+    recovered.replay = *std::move(replay);
+    recovered.identity = snapshot->identity;
+    recovered.log = *std::move(log);
+    recovered.snapshot = file.path;
+    return recovered;
+  }
+  return failure;
+}
+
+absl::Status VerifyRun(FileSystem* files, const std::string& run_dir, const Job& job, Trainer* trainer,
+                       nlohmann::ordered_json* report) {
+  absl::StatusOr<std::vector<CheckpointFile>> listed = ListCheckpoints(files, CheckpointDirectory(run_dir));
+  if (!listed.ok()) return listed.status();
+  if (listed->empty()) return absl::NotFoundError(absl::StrCat(run_dir, " holds no run: no snapshot"));
+  // I8: each is whole. The oldest is where the replay begins; the others are what it must arrive at.
+  std::vector<Checkpoint> snapshots;
+  for (const CheckpointFile& file : *listed) {
+    absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
+    if (!snapshot.ok()) return snapshot.status();
+    if (absl::Status status = CheckIdentity(snapshot->identity, job, trainer->layout(), file.path); !status.ok()) {
+      return status;
+    }
+    snapshots.push_back(*std::move(snapshot));
+  }
+  absl::StatusOr<std::unique_ptr<RootReplay>> made = RootReplay::Make(job, trainer, &snapshots.front());
+  if (!made.ok()) return made.status();
+  RootReplay& replay = **made;
+  int64_t versions_checked = 0, snapshots_checked = 0, records = 0;
+  const int64_t context = job.model().context();
+  const auto compare = [&]() -> absl::Status {
+    for (const Checkpoint& snapshot : snapshots) {
+      if (snapshot.state.index() != replay.history().index()) continue;
+      const absl::StatusOr<Checkpoint> own = replay.Snapshot(snapshot.identity);
+      if (!own.ok()) return own.status();
+      const bool same =
+          Sha256Hex(absl::MakeConstSpan(own->parameters)) == Sha256Hex(absl::MakeConstSpan(snapshot.parameters)) &&
+          own->extra_vectors.size() == snapshot.extra_vectors.size() &&
+          std::equal(own->extra_vectors.begin(), own->extra_vectors.end(), snapshot.extra_vectors.begin(),
+                     [](const auto& a, const auto& b) {
+                       return a.first == b.first &&
+                              Sha256Hex(absl::MakeConstSpan(a.second)) == Sha256Hex(absl::MakeConstSpan(b.second));
+                     });
+      if (!same) {
+        return absl::DataLossError(absl::StrFormat(
+            "I9 is broken: the snapshot of version %d is not what the log before it gives", snapshot.state.version()));
+      }
+      ++snapshots_checked;
+    }
+    return absl::OkStatus();
+  };
+  if (absl::Status status = compare(); !status.ok()) return status;
+  const absl::StatusOr<LogSummary> log =
+      ReadLog(files, LogDirectory(run_dir), snapshots.front().state.index() + 1,
+              [&](int64_t index, absl::string_view bytes) -> absl::Status {
+                const absl::StatusOr<LogRecord> record = ParseRecord(index, bytes);
+                if (!record.ok()) return record.status();
+                if (record->has_accepted()) {
+                  const ContributionHeader& header = record->accepted().header();
+                  int64_t samples = 0;
+                  for (const SampleRange& range : header.ranges()) samples += range.end() - range.begin();
+                  if (samples * context != header.tokens()) {
+                    return absl::DataLossError(
+                        absl::StrFormat("I10 is broken: record %d: %d tokens are claimed for %d samples of %d", index,
+                                        header.tokens(), samples, context));
+                  }
+                }
+                if (record->has_published()) ++versions_checked;
+                ++records;
+                if (absl::Status status = replay.Add(index, *record); !status.ok()) return status;
+                return compare();
+              });
+  if (!log.ok()) return log.status();
+  const RootState state = replay.history().Summary();
+  int64_t committed = 0;
+  for (const SampleRange& range : state.committed()) committed += range.end() - range.begin();
+  const int64_t total = TotalSamples(job);
+  nlohmann::ordered_json& json = *report;
+  json["run"] = log->identity.run();
+  json["records"] = records;
+  json["first_record"] = snapshots.front().state.index() + 1;
+  json["segments"] = log->segments;
+  json["log_bytes"] = log->bytes;
+  json["torn_bytes"] = log->torn_bytes;
+  json["terms"] = state.term();
+  json["version"] = state.version();
+  json["versions_checked"] = versions_checked;
+  json["snapshots_checked"] = snapshots_checked;
+  json["contributions_accepted"] = state.contributions_accepted();
+  json["contributions_merged"] = state.contributions_merged();
+  json["tokens_budget"] = total * context;
+  json["tokens_committed"] = committed * context;
+  nlohmann::ordered_json regions = nlohmann::ordered_json::object();
+  for (const Region& region : job.regions()) {
+    const auto tokens = state.tokens_by_region().find(region.name());
+    regions[region.name()] = tokens == state.tokens_by_region().end() ? 0 : tokens->second;
+  }
+  for (const RootMember& member : state.members()) {
+    if (regions.contains(member.region())) continue;  // Others came with --new-region.
+    const auto tokens = state.tokens_by_region().find(member.region());
+    regions[member.region()] = tokens == state.tokens_by_region().end() ? 0 : tokens->second;
+  }
+  json["tokens_committed_by_region"] = regions;
+  json["samples_committed_twice"] = state.samples_accepted() - committed;
+  json["complete"] = committed == total && state.unmerged_size() == 0;
+  json["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan(trainer->parameters()));
+  if (snapshots_checked != static_cast<int64_t>(snapshots.size())) {
+    return absl::DataLossError("I3 is broken: the log ends before the newest snapshot");
+  }
+  if (state.samples_accepted() != committed || state.tokens_accepted() != committed * context) {
+    return absl::DataLossError(
+        absl::StrFormat("I10 is broken: contributions claim %d samples and %d tokens, %d samples are committed",
+                        state.samples_accepted(), state.tokens_accepted(), committed));
+  }
+  if (committed > total) {
+    return absl::DataLossError(absl::StrFormat("I1 is broken: %d of %d samples are committed", committed, total));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace wukong
