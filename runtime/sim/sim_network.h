@@ -1,0 +1,141 @@
+// The simulated network: one link per region and direction with the arithmetic of the emulated WAN
+// (runtime/fault/link_model.h), shared turn by turn among the connections on it, and fast lines inside a region.
+#ifndef WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
+#define WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "runtime/base/random.h"
+#include "runtime/fault/link_model.h"
+#include "runtime/sim/event_queue.h"
+#include "runtime/sim/sim_process.h"
+
+namespace wukong {
+
+// One direction of a link. A cut link holds what is on it, as TCP does under a partition, and delivers when it heals.
+class SimLink {
+ public:
+  SimLink(EventQueue* queue, const LinkShape& shape, uint64_t seed, std::string name);
+
+  // Bytes of one connection arrive in the order in which they were sent.
+  int64_t Open();
+  // `departed` (may be null) when the last byte is on the wire; `arrived` at the other end.
+  void Send(int64_t connection, int64_t bytes, std::function<void()> departed, std::function<void()> arrived);
+
+  const LinkShape& shape() const { return model_.shape(); }
+  void SetShape(const LinkShape& shape);
+  void SetRoundTrip(absl::Duration rtt) { rtt_ = rtt; }
+  void SetCut(bool cut);
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Message {
+    int64_t left = 0;
+    std::function<void()> departed;
+    std::function<void()> arrived;
+  };
+  struct Connection {
+    explicit Connection(const StreamModel& stream) : model(stream) {}
+    StreamModel model;
+    std::deque<Message> messages;
+  };
+  void Pump();
+  void WakeAt(absl::Time time);
+  void Arrive(std::function<void()> arrived);
+
+  EventQueue* const queue_;
+  const uint64_t seed_;
+  const std::string name_;
+  LinkModel model_;
+  absl::Duration rtt_;
+  std::map<int64_t, Connection> connections_;
+  std::deque<int64_t> turns_;  // Connections that have something to send.
+  int64_t next_connection_ = 1;
+  bool cut_ = false;
+  std::deque<std::function<void()>> held_;
+  absl::Time wake_ = absl::InfiniteFuture();
+  int64_t bytes_ = 0;
+};
+
+class SimNetwork {
+ public:
+  // Of messages, both on the WAN and inside regions.
+  struct Faults {
+    double duplicate = 0;  // A call's request arrives twice.
+    double reorder = 0;    // A call's request is late by about a round trip, and others overtake it.
+    double corrupt = 0;    // Bytes of a payload change.
+  };
+
+  SimNetwork(EventQueue* queue, uint64_t seed) : queue_(queue), seed_(seed) {}
+
+  // Regions are numbered in the order of coming.
+  void AddRegion(const std::string& name, const LinkShape& up, const LinkShape& down);
+  SimLink& up(int region) { return *regions_[region].up; }
+  SimLink& down(int region) { return *regions_[region].down; }
+  Faults& faults(int region) { return regions_[region].faults; }
+  // From `from` to `to`; null inside a region, or at the root.
+  SimLink* LinkBetween(int from, int to);
+  Faults FaultsBetween(int from, int to);
+  absl::Duration RoundTrip(int from, int to);
+
+  // An ordered stream of messages. It ends with either process; after that nothing is delivered.
+  class Stream {
+   public:
+    // `receive` runs in the receiving process, `departed` in the sender's.
+    void Send(int64_t bytes, std::function<void()> departed, std::function<void()> receive);
+    SimProcess* receiver() const { return to_; }
+
+   private:
+    friend class SimNetwork;
+    EventQueue* queue_ = nullptr;
+    SimProcess* from_ = nullptr;
+    SimProcess* to_ = nullptr;
+    int64_t from_life_ = 0;
+    int64_t to_life_ = 0;
+    SimLink* link_ = nullptr;
+    int64_t connection_ = 0;
+    absl::Time last_ = absl::InfinitePast();  // Arrival of the last message, on a line inside a region.
+  };
+  std::shared_ptr<Stream> OpenStream(SimProcess* from, SimProcess* to);
+
+  // A call: `serve(respond)` runs at `to`, `respond(bytes, done)` runs `done` at `from` when the answer is there.
+  // `failed` runs at `from` when the answer does not come within `timeout`, or `to` is dead or dies. One of the two
+  // runs, once.
+  using Respond = std::function<void(int64_t bytes, std::function<void()> done)>;
+  void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout,
+            const std::function<void(const Respond&)>& serve, const std::function<void(absl::Status)>& failed);
+
+  // Draws whether something with this probability happens to a message.
+  bool Happens(double probability);
+  int64_t duplicated() const { return duplicated_; }
+  int64_t reordered() const { return reordered_; }
+  int64_t corrupted() const { return corrupted_; }
+  void NoteCorrupted() { ++corrupted_; }
+
+ private:
+  struct Region {
+    std::unique_ptr<SimLink> up, down;
+    Faults faults;
+  };
+  // A message on the connection that two processes have for their calls.
+  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, std::function<void()> arrived);
+
+  EventQueue* const queue_;
+  const uint64_t seed_;
+  Random random_{DeriveSeed(seed_, "sim.network")};
+  std::vector<Region> regions_;
+  std::map<std::pair<SimProcess*, SimProcess*>, int64_t> connections_;
+  int64_t duplicated_ = 0, reordered_ = 0, corrupted_ = 0;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SIM_SIM_NETWORK_H_

@@ -1,0 +1,265 @@
+#include "runtime/sim/sim_node.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "glog/logging.h"
+
+namespace wukong {
+namespace {
+
+// A copy with one bit changed.
+std::shared_ptr<const EncodedVector> Damaged(const EncodedVector& payload, uint64_t where) {
+  auto damaged = std::make_shared<EncodedVector>(payload);
+  std::string& fragment = damaged->fragments[where % damaged->fragments.size()];
+  if (!fragment.empty()) fragment[(where >> 16) % fragment.size()] ^= static_cast<char>(1 << ((where >> 8) % 8));
+  return damaged;
+}
+
+}  // namespace
+
+void SimNode::SetEngine(NodeEngine* engine) {
+  engine_ = engine;
+  engine_->public_parameters().OnTaken([this] {
+    process_->Deliver([this] {
+      engine_->Handle(ParentNode::FollowersReady{});
+      Pump();
+    });
+  });
+}
+
+void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
+                         std::function<void(absl::StatusOr<ContributeReply>)> respond) {
+  if (engine_ == nullptr) {
+    respond(absl::UnavailableError("the aggregator has no parameters yet"));
+    return;
+  }
+  if (payload->checksum() != header.payload_checksum()) {
+    respond(absl::UnavailableError("the payload was damaged on its way"));
+    return;
+  }
+  const Manifest manifest = ManifestFromProto(header);
+  int64_t samples = 0;
+  for (const LeasedRange& range : manifest.ranges) samples += range.size();
+  const std::array<int64_t, 4> id = {manifest.sender.member.value(), manifest.sender.incarnation.value(),
+                                     manifest.sequence.value(), samples};
+  world_->Note(TapeEvent::kOffered, process_->name(), id);
+  NodeEngine::Contribution contribution;
+  contribution.header = header;
+  contribution.payload = payload;
+  contribution.answer = [this, id, respond = std::move(respond)](Verdict verdict, const std::string& detail) {
+    if (verdict != VERDICT_OUT_OF_ORDER) {
+      world_->Note(TapeEvent::kAnswered, process_->name(), {id[0], id[1], id[2], verdict});
+    }
+    ContributeReply reply;
+    reply.set_verdict(verdict);
+    reply.set_detail(detail);
+    respond(reply);
+  };
+  engine_->Take(std::move(contribution));
+  engine_->Flush();
+  Pump();
+}
+
+bool SimNode::Follow(Follower follower) {
+  if (engine_ == nullptr) return false;
+  const FollowRequest& request = follower.request;
+  auto following = std::make_shared<Following>();
+  PublicParameters::Position have;
+  have.complete = Version(request.have_version());
+  for (const int64_t version : request.fragment_versions()) have.fragments.emplace_back(version);
+  engine_->Handle(ParentNode::ChildAttached{{MemberId(request.member()), Incarnation(request.incarnation())},
+                                            Sequence(std::max<int64_t>(1, request.next_sequence()))});
+  following->cursor = engine_->public_parameters().CursorAt(std::move(have));
+  following->follower = std::move(follower);
+  engine_->public_parameters().AddFollower();
+  followers_.push_back(std::move(following));
+  Pump();
+  return true;
+}
+
+void SimNode::Pump() {
+  if (engine_ == nullptr) return;
+  for (size_t i = 0; i < followers_.size();) {
+    if (followers_[i]->follower.closed()) {
+      followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
+      engine_->public_parameters().RemoveFollower();
+      continue;
+    }
+    PumpOne(followers_[i++]);
+  }
+}
+
+void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
+  if (following->busy) return;
+  const MemberId child(following->follower.request.member());
+  std::optional<FollowMessage> message =
+      engine_->public_parameters().Next(&following->cursor, child, absl::ZeroDuration());
+  if (!message.has_value()) return;
+  following->busy = true;
+  const auto bytes = static_cast<int64_t>(message->ByteSizeLong());
+  if (message->has_fragment() &&
+      world_->network.Happens(
+          world_->network.FaultsBetween(process_->site(), following->follower.stream->receiver()->site()).corrupt)) {
+    std::string* payload = message->mutable_fragment()->mutable_payload();
+    if (!payload->empty()) (*payload)[payload->size() / 2] ^= 1;
+    world_->network.NoteCorrupted();
+  }
+  following->follower.stream->Send(
+      bytes,
+      [this, following] {
+        following->busy = false;
+        if (following->follower.closed()) {
+          Pump();
+        } else {
+          PumpOne(following);
+        }
+      },
+      [take = following->follower.take, sent = *std::move(message)] { take(sent); });
+}
+
+SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent,
+                     Options options, Callbacks callbacks)
+    : world_(world),
+      self_(self),
+      process_(process),
+      parent_(std::move(parent)),
+      options_(std::move(options)),
+      callbacks_(std::move(callbacks)),
+      parameters_(options_.fragments),
+      next_sequence_(options_.first_sequence),
+      random_(DeriveSeed(world->seed, absl::StrCat("sim.uplink.", self->name()), static_cast<uint64_t>(self->life()))) {
+  Connect();
+}
+
+absl::Duration SimUplink::Backoff(int attempt) {
+  const double ceiling = std::min(1.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
+  return absl::Seconds(ceiling * (0.5 + 0.5 * random_.Uniform()));
+}
+
+void SimUplink::ConnectLater() {
+  ++connection_;
+  self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
+}
+
+void SimUplink::Connect() {
+  const int64_t connection = ++connection_;
+  FollowRequest request;
+  request.set_member(options_.self.member.value());
+  request.set_incarnation(options_.self.incarnation.value());
+  const PublicParameters::Position have = parameters_.Resume();
+  request.set_have_version(have.complete.value());
+  for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
+  request.set_next_sequence(next_sequence_.value());
+  const auto closed = [open = open_, this, connection] { return !*open || connection_ != connection; };
+  const auto failed = [this, closed](const absl::Status&) {
+    if (!closed()) ConnectLater();
+  };
+  world_->network.Call(
+      self_, process_, static_cast<int64_t>(request.ByteSizeLong()), absl::Seconds(10),
+      [this, request, closed, connection, self = self_, life = self_->life()](const SimNetwork::Respond& respond) {
+        // Runs at the parent; nothing of this object is read there but what says that it is still there.
+        if (closed()) return;
+        SimNode* node = parent_();
+        SimNode::Follower follower;
+        follower.request = request;
+        follower.stream = world_->network.OpenStream(process_, self);
+        follower.closed = [closed, self, life] { return !self->alive() || self->life() != life || closed(); };
+        follower.take = [this, closed, connection](const FollowMessage& message) {
+          if (!closed()) Take(connection, message);
+        };
+        const bool taken = node != nullptr && node->Follow(std::move(follower));
+        respond(16, [this, closed, taken] {
+          if (closed()) return;
+          if (!taken) ConnectLater();
+        });
+      },
+      failed);
+  // A parent that dies resets the connection.
+  process_->OnDeath([this, closed, self = self_, life = self_->life()] {
+    if (closed() || !self->alive() || self->life() != life) return;
+    world_->queue.After(world_->network.RoundTrip(process_->site(), self->site()) / 2, [this, closed, self, life] {
+      if (self->alive() && self->life() == life && !closed())
+        self->Deliver(Guard([this, closed] {
+          if (!closed()) ConnectLater();
+        }));
+    });
+  });
+}
+
+void SimUplink::Take(int64_t connection, const FollowMessage& message) {
+  if (connection != connection_) return;
+  const absl::StatusOr<bool> completed = parameters_.Take(message);
+  if (!completed.ok()) {
+    parameters_.Reset();
+    ConnectLater();
+    return;
+  }
+  follow_attempt_ = 0;
+  if (*completed) callbacks_.on_version();
+}
+
+void SimUplink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
+  Outgoing outgoing{manifest, std::move(payload)};
+  outgoing.manifest.sender = options_.self;
+  outgoing_.push_back(std::move(outgoing));
+  SendNext();
+}
+
+void SimUplink::SendLater() {
+  self_->After(Backoff(send_attempt_++), Guard([this] {
+                 sending_ = false;
+                 SendNext();
+               }));
+}
+
+void SimUplink::SendNext() {
+  if (sending_ || outgoing_.empty()) return;
+  sending_ = true;
+  const Outgoing& outgoing = outgoing_.front();
+  ContributionHeader header;
+  ManifestToProto(outgoing.manifest, &header);
+  header.set_codec(outgoing.payload->codec);
+  header.set_fragments(static_cast<int>(outgoing.payload->fragments.size()));
+  header.set_payload_checksum(outgoing.payload->checksum());
+  header.set_schema_digest(options_.schema_digest);
+  std::shared_ptr<const EncodedVector> payload = outgoing.payload;
+  if (world_->network.Happens(world_->network.FaultsBetween(self_->site(), process_->site()).corrupt)) {
+    payload = Damaged(*payload, random_());
+    world_->network.NoteCorrupted();
+  }
+  world_->network.Call(
+      self_, process_, static_cast<int64_t>(header.ByteSizeLong()) + payload->bytes(),
+      absl::Nanoseconds(world_->job.limits().rpc_ns()),
+      [this, open = open_, header, payload](const SimNetwork::Respond& respond) {
+        // The parent is the one that this child was attached to, whether the child is still there or not.
+        SimNode* node = *open ? parent_() : nullptr;
+        const auto answer = [this, open, respond](const absl::StatusOr<ContributeReply>& reply) {
+          respond(32, [this, open, reply] {
+            if (!*open) return;
+            if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
+              SendLater();
+              return;
+            }
+            send_attempt_ = 0;
+            sending_ = false;
+            const Sequence sequence = outgoing_.front().manifest.sequence;
+            outgoing_.pop_front();
+            next_sequence_ = Sequence(sequence.value() + 1);
+            callbacks_.on_answer(sequence, reply->verdict());
+            if (*open) SendNext();
+          });
+        };
+        if (node == nullptr) {
+          answer(absl::UnavailableError("no parent"));
+        } else {
+          node->Contribute(header, payload, answer);
+        }
+      },
+      [this, open = open_](const absl::Status&) {
+        if (*open) SendLater();
+      });
+}
+
+}  // namespace wukong

@@ -1,0 +1,129 @@
+// The network's side of nodes in the simulator: what gRPC carries between a parent and its children in production.
+#ifndef WUKONG_RUNTIME_SIM_SIM_NODE_H_
+#define WUKONG_RUNTIME_SIM_SIM_NODE_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "proto/job.pb.h"
+#include "runtime/base/random.h"
+#include "runtime/sim/sim_network.h"
+#include "runtime/sim/sim_process.h"
+#include "runtime/sim/tape.h"
+#include "runtime/sync/node_engine.h"
+
+namespace wukong {
+
+// What every simulated process can reach.
+struct SimWorld {
+  explicit SimWorld(const Job& the_job, uint64_t the_seed) : job(the_job), seed(the_seed), network(&queue, the_seed) {}
+  void Note(TapeEvent::Kind kind, const std::string& who, std::array<int64_t, 4> values = {}, std::string text = {}) {
+    tape.Add({queue.elapsed(), kind, who, values, std::move(text)});
+  }
+  const Job job;
+  const uint64_t seed;
+  bool counts = false;  // The model is a counter: contributions can be checked against their manifests.
+  EventQueue queue;
+  SimNetwork network;
+  Tape tape;
+};
+
+// The parent's side: contributions come in, versions go out. Lives as long as its process does.
+class SimNode {
+ public:
+  // `engine` may not be there yet: children are then told to come again.
+  SimNode(SimWorld* world, SimProcess* process) : world_(world), process_(process) {}
+
+  void SetEngine(NodeEngine* engine);
+  NodeEngine* engine() const { return engine_; }
+
+  void Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
+                  std::function<void(absl::StatusOr<ContributeReply>)> respond);
+  // Messages go to `child` until either dies or `closed()`; each is given to `take` there.
+  struct Follower {
+    FollowRequest request;
+    std::shared_ptr<SimNetwork::Stream> stream;
+    std::function<bool()> closed;
+    std::function<void(const FollowMessage&)> take;
+  };
+  bool Follow(Follower follower);
+  // Sends what there is to send. After everything that may have made a version.
+  void Pump();
+
+ private:
+  struct Following {
+    Follower follower;
+    PublicParameters::Cursor cursor;
+    bool busy = false;
+  };
+  void PumpOne(const std::shared_ptr<Following>& following);
+
+  SimWorld* const world_;
+  SimProcess* const process_;
+  NodeEngine* engine_ = nullptr;
+  std::vector<std::shared_ptr<Following>> followers_;
+};
+
+// The child's side, as ParentLink is in production.
+class SimUplink final : public ParentPort {
+ public:
+  struct Options {
+    MemberKey self;
+    std::vector<FragmentSpan> fragments;
+    std::string schema_digest;
+    Sequence first_sequence{1};
+  };
+  struct Callbacks {
+    std::function<void()> on_version;
+    std::function<void(Sequence, Verdict)> on_answer;
+  };
+  // `parent()` is the node at `process`, or null while it has none.
+  SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent, Options options,
+            Callbacks callbacks);
+  ~SimUplink() override { *open_ = false; }
+
+  const FollowedParameters& parameters() const override { return parameters_; }
+  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
+
+ private:
+  struct Outgoing {
+    Manifest manifest;
+    std::shared_ptr<const EncodedVector> payload;
+  };
+  void Connect();
+  void ConnectLater();
+  void Take(int64_t connection, const FollowMessage& message);
+  void SendNext();
+  void SendLater();
+  absl::Duration Backoff(int attempt);
+  // For callbacks that may come when this is gone.
+  std::function<void()> Guard(std::function<void()> work) {
+    return [open = open_, work = std::move(work)] {
+      if (*open) work();
+    };
+  }
+
+  SimWorld* const world_;
+  SimProcess* const self_;
+  SimProcess* const process_;
+  const std::function<SimNode*()> parent_;
+  const Options options_;
+  const Callbacks callbacks_;
+  FollowedParameters parameters_;
+  std::deque<Outgoing> outgoing_;
+  bool sending_ = false;
+  Sequence next_sequence_;
+  int64_t connection_ = 0;  // Messages of earlier ones are not taken.
+  int follow_attempt_ = 0;
+  int send_attempt_ = 0;
+  std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
+  Random random_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SIM_SIM_NODE_H_

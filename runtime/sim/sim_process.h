@@ -1,0 +1,117 @@
+// A simulated process: it can die, be started again, freeze, and have a clock that runs at its own pace.
+#ifndef WUKONG_RUNTIME_SIM_SIM_PROCESS_H_
+#define WUKONG_RUNTIME_SIM_SIM_PROCESS_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "runtime/base/clock.h"
+#include "runtime/sim/event_queue.h"
+
+namespace wukong {
+
+// What a process holds in memory dies with it: callbacks are for the life in which they were made, and messages that a
+// frozen process gets wait until it thaws.
+class SimProcess : public Clock {
+ public:
+  SimProcess(EventQueue* queue, std::string name, int site) : queue_(queue), name_(std::move(name)), site_(site) {}
+  ~SimProcess() override = default;
+  SimProcess(const SimProcess&) = delete;
+  SimProcess& operator=(const SimProcess&) = delete;
+
+  const std::string& name() const { return name_; }
+  // The region that it is in; -1 where the root is.
+  int site() const { return site_; }
+  bool alive() const { return alive_; }
+  bool frozen() const { return frozen_; }
+  int64_t life() const { return life_; }
+  EventQueue* queue() const { return queue_; }
+
+  // The process's own clock.
+  absl::Time Now() const override { return own_ + (queue_->Now() - since_) * rate_; }
+  absl::Time WallNow() const override { return Now(); }
+  // From now on its clock makes `rate` seconds a second.
+  void SetClockRate(double rate) {
+    own_ = Now();
+    since_ = queue_->Now();
+    rate_ = rate;
+  }
+
+  // In this life, or not at all.
+  void Deliver(std::function<void()> work) { After(absl::ZeroDuration(), std::move(work)); }
+  // By its own clock.
+  void After(absl::Duration delay, std::function<void()> work) { AfterWork(delay / rate_, std::move(work)); }
+  // What takes time whatever the clock says.
+  void AfterWork(absl::Duration time, std::function<void()> work) {
+    queue_->After(time, [this, life = life_, work = std::move(work)] {
+      if (life == life_ && alive_) Run(work);
+    });
+  }
+  // Called when this life ends; returns a number for Forget.
+  int64_t OnDeath(std::function<void()> hook) {
+    on_death_[++next_hook_] = std::move(hook);
+    return next_hook_;
+  }
+  void Forget(int64_t hook) { on_death_.erase(hook); }
+
+  // Begins a life.
+  void Start() {
+    alive_ = true;
+    frozen_ = false;
+    Begin();
+  }
+  // Ends it, whatever it does.
+  void Kill() {
+    if (!alive_) return;
+    alive_ = false;
+    ++life_;
+    backlog_.clear();
+    auto hooks = std::move(on_death_);
+    on_death_.clear();
+    for (auto& [number, hook] : hooks) hook();
+    End();
+  }
+  void SetFrozen(bool frozen) {
+    if (!alive_ || frozen_ == frozen) return;
+    frozen_ = frozen;
+    if (frozen) return;
+    std::deque<std::function<void()>> backlog = std::move(backlog_);
+    backlog_.clear();
+    for (auto& work : backlog) Deliver(std::move(work));
+  }
+
+ protected:
+  virtual void Begin() = 0;
+  virtual void End() = 0;
+
+ private:
+  void Run(const std::function<void()>& work) {
+    if (frozen_) {
+      backlog_.push_back(work);
+    } else {
+      work();
+    }
+  }
+
+  EventQueue* const queue_;
+  const std::string name_;
+  const int site_;
+  bool alive_ = false;
+  bool frozen_ = false;
+  int64_t life_ = 0;
+  double rate_ = 1;
+  absl::Time own_ = absl::UnixEpoch();
+  absl::Time since_ = absl::UnixEpoch();
+  std::deque<std::function<void()>> backlog_;
+  std::map<int64_t, std::function<void()>> on_death_;
+  int64_t next_hook_ = 0;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SIM_SIM_PROCESS_H_

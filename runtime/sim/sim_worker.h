@@ -1,0 +1,73 @@
+// A worker in the simulator, as worker/leaf.h has it in production: the same schedule and replica, a trainer that takes
+// virtual time.
+#ifndef WUKONG_RUNTIME_SIM_SIM_WORKER_H_
+#define WUKONG_RUNTIME_SIM_SIM_WORKER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/sim/sim_aggregator.h"
+#include "runtime/sync/leaf_schedule.h"
+
+namespace wukong {
+
+class SimWorker final : public SimProcess {
+ public:
+  // How its contributions are damaged, and how slow it is.
+  struct Faults {
+    bool nan = false;
+    bool sign_flip = false;
+    double scale = 1;
+    double slow = 1;
+    int64_t damaged = 0;  // Contributions so far.
+  };
+
+  SimWorker(SimWorld* world, const Workload& workload, SimCoordinator* root, SimAggregator* aggregator,
+            const ParameterLayout& layout, std::string name, double speed);
+  ~SimWorker() override;
+
+  Faults& faults() { return faults_; }
+  int64_t samples_trained() const { return samples_trained_; }
+  double compute_seconds() const { return compute_seconds_; }
+  bool finished() const { return finished_; }
+
+ private:
+  struct Life;
+  void Begin() override;
+  void End() override;
+  void Joined(const JoinReply& reply);
+  void Fill(HeartbeatRequest* request);
+  void TakeReply(const HeartbeatReply& reply);
+  void FollowParent(MemberKey parent);
+  // Does what the schedule says until it waits or trains.
+  void Turn();
+  void TurnSoon();
+  void Train(const LeafSchedule::Train& train);
+  void StepDone(const LeafSchedule::Train& train, absl::Duration time);
+  void Contribute(const LeafSchedule::Contribute& contribute);
+  void Rebase();
+  void TakeAnswers();
+  void Decide(const LeafSchedule::Decision& decision);
+  void ThrowProgressAway();
+  void Release(const std::vector<LeasedRange>& ranges);
+  void TellHeartbeat(bool idle);
+  void Die(const absl::Status& status);
+
+  SimWorld* const world_;
+  const Workload workload_;
+  SimCoordinator* const root_;
+  SimAggregator* const aggregator_;
+  const ParameterLayout& layout_;
+  const double speed_;
+  Faults faults_;
+  int64_t samples_trained_ = 0;
+  double compute_seconds_ = 0;
+  bool finished_ = false;
+  Random step_random_;
+  std::unique_ptr<Life> life_state_;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SIM_SIM_WORKER_H_

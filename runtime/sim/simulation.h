@@ -1,0 +1,57 @@
+// A scenario on the simulator: everything is made, faults happen, the run is watched and judged.
+#ifndef WUKONG_RUNTIME_SIM_SIMULATION_H_
+#define WUKONG_RUNTIME_SIM_SIMULATION_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/job.pb.h"
+#include "proto/scenario.pb.h"
+#include "runtime/sim/tape.h"
+
+namespace wukong {
+
+// The job that a scenario is about: one token a sample, no text.
+absl::StatusOr<Job> JobOfScenario(const Scenario& scenario);
+
+// What is wrong with a scenario beyond single values: the key ("timeline[2].target") and the reason. Empty when all is
+// well.
+struct ScenarioProblem {
+  std::string key;
+  std::string reason;
+};
+std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario);
+
+struct SimulationResult {
+  // Invariant or expectation ("I1", "completes", "fired", "goodput_min") -> what is wrong; empty when it holds.
+  std::map<std::string, std::string> verdicts;
+  bool passed() const;
+
+  absl::Duration virtual_time;  // Until the budget was committed, or the end.
+  int64_t events = 0;           // Of the queue.
+  uint64_t tape_hash = 0;
+  std::string parameters_sha256;
+  int64_t samples_committed = 0;
+  int64_t samples_trained = 0;
+  double goodput = 0;            // Committed over what workers could have made without faults in that time.
+  double compute_share = 0;      // Of the workers' time.
+  double loss = 0;               // toy: of the final parameters.
+  absl::Duration longest_pause;  // Between merges at the root.
+  int64_t versions = 0;
+  int64_t deaths = 0;
+  std::map<int64_t, int64_t> staleness;            // Of merges at the root: versions -> contributions.
+  std::map<std::string, int64_t> faults_observed;  // By kind.
+};
+
+// `watcher` (may be null) sees the tape as it is written. INVALID_ARGUMENT: the scenario has problems.
+absl::StatusOr<SimulationResult> RunSimulation(const Scenario& scenario, uint64_t seed, const Tape::Watcher& watcher);
+
+}  // namespace wukong
+
+#endif  // WUKONG_RUNTIME_SIM_SIMULATION_H_

@@ -1,0 +1,275 @@
+// Whole systems under faults, in virtual time.
+#include "runtime/sim/simulation.h"
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "proto/wire.pb.h"
+#include "runtime/sim/checkers.h"
+
+namespace wukong {
+namespace {
+
+Scenario MakeScenario() {
+  Scenario scenario;
+  scenario.set_name("test");
+  Workload* workload = scenario.mutable_workload();
+  workload->set_fidelity(FIDELITY_COUNTER);
+  workload->set_samples(20000);
+  workload->set_step_ns(100'000'000);
+  workload->set_step_jitter(0.05);
+  workload->set_micro_batch(4);
+  workload->set_range_steps(4);
+  workload->set_parameters(600);
+  workload->set_learning_rate(0.05);
+  workload->set_noise(1);
+  for (const char* name : {"beijing", "shenzhen", "guizhou"}) {
+    Region* region = scenario.add_regions();
+    region->set_name(name);
+    region->set_workers(2);
+  }
+  scenario.mutable_wan()->set_rtt_ns(150'000'000);
+  scenario.mutable_wan()->set_jitter_ns(10'000'000);
+  scenario.mutable_wan()->set_bandwidth_bps(100'000'000);
+  scenario.mutable_strategy()->set_preset(PRESET_ASYNC);
+  Limits* limits = scenario.mutable_limits();
+  limits->set_heartbeat_ns(500'000'000);
+  limits->set_lease_ns(10'000'000'000);
+  limits->set_start_ns(60'000'000'000);
+  limits->set_rpc_ns(60'000'000'000);
+  limits->set_fragment_bytes(1024);
+  limits->set_in_flight_bytes(64 << 20);
+  limits->set_snapshot_bytes(1 << 20);
+  limits->set_norm_ratio_max(20);
+  limits->set_quarantine_ns(30'000'000'000);
+  scenario.mutable_disk()->set_sync_ns(2'000'000);
+  scenario.mutable_restarts()->set_after_ns(1'000'000'000);
+  scenario.mutable_expect()->set_within_ns(int64_t{3'600'000'000'000});
+  return scenario;
+}
+
+std::string Failures(const SimulationResult& result) {
+  std::string text;
+  for (const auto& [name, reason] : result.verdicts) {
+    if (!reason.empty()) absl::StrAppend(&text, name, ": ", reason, "\n");
+  }
+  return text;
+}
+
+TEST(SimulationTest, WithoutFaultsEverySampleCountsOnce) {
+  const auto result = RunSimulation(MakeScenario(), 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->passed()) << Failures(*result);
+  EXPECT_EQ(result->samples_committed, 20000);
+  EXPECT_EQ(result->samples_trained, 20000) << "nothing is done twice";
+  EXPECT_GT(result->compute_share, 0.9);
+  EXPECT_GT(result->versions, 100);
+}
+
+Fault* Add(Scenario* scenario, FaultKind kind, const std::string& target) {
+  Fault* fault = scenario->add_timeline();
+  fault->set_fault(kind);
+  if (!target.empty()) fault->add_target(target);
+  fault->set_version(1);
+  return fault;
+}
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+struct FaultCase {
+  const char* name;
+  void (*faults)(Scenario*);
+};
+
+class SimulationFaultTest : public testing::TestWithParam<FaultCase> {};
+
+TEST_P(SimulationFaultTest, NothingIsLostAndNothingCountsTwice) {
+  Scenario scenario = MakeScenario();
+  GetParam().faults(&scenario);
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    const auto result = RunSimulation(scenario, seed, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << "seed " << seed << ": " << Failures(*result);
+    EXPECT_EQ(result->samples_committed, 20000);
+    if (HasFailure()) break;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Faults, SimulationFaultTest,
+    testing::Values(
+        FaultCase{"workers_die", [](Scenario* s) { Add(s, FAULT_KIND_KILL, "*/*")->set_every_ns(5 * kSecond); }},
+        FaultCase{"aggregators_die",
+                  [](Scenario* s) {
+                    Fault* fault = Add(s, FAULT_KIND_KILL, "beijing");
+                    fault->add_target("shenzhen");
+                    fault->set_every_ns(10 * kSecond);
+                  }},
+        FaultCase{"the_root_dies", [](Scenario* s) { Add(s, FAULT_KIND_KILL, "root")->set_every_ns(10 * kSecond); }},
+        FaultCase{"power_is_lost", [](Scenario* s) { Add(s, FAULT_KIND_POWER_LOSS, "")->set_every_ns(10 * kSecond); }},
+        FaultCase{"the_root_dies_before_it_acknowledges",
+                  [](Scenario* s) {
+                    for (const int version : {3, 10, 50}) {
+                      Fault* fault = Add(s, FAULT_KIND_POWER_LOSS, "");
+                      fault->set_on(FAULT_PLACE_AFTER_APPEND_BEFORE_ACK);
+                      fault->set_version(version);
+                    }
+                  }},
+        FaultCase{"everybody_dies",
+                  [](Scenario* s) {
+                    Add(s, FAULT_KIND_KILL, "*/**")->set_every_ns(3 * kSecond);
+                    Add(s, FAULT_KIND_POWER_LOSS, "")->set_every_ns(17 * kSecond);
+                  }},
+        FaultCase{"workers_freeze",
+                  [](Scenario* s) {
+                    Fault* fault = Add(s, FAULT_KIND_FREEZE, "*/**");
+                    fault->set_every_ns(10 * kSecond);
+                    fault->set_for_ns(13 * kSecond);
+                  }},
+        FaultCase{"the_root_freezes",
+                  [](Scenario* s) {
+                    Fault* fault = Add(s, FAULT_KIND_FREEZE, "root");
+                    fault->set_every_ns(20 * kSecond);
+                    fault->set_for_ns(15 * kSecond);
+                  }},
+        FaultCase{"a_link_is_cut",
+                  [](Scenario* s) {
+                    Fault* fault = Add(s, FAULT_KIND_CUT, "beijing");
+                    fault->set_every_ns(15 * kSecond);
+                    fault->set_for_ns(20 * kSecond);
+                    Fault* up = Add(s, FAULT_KIND_CUT, "guizhou");
+                    up->set_direction(DIRECTION_UP);
+                    up->set_every_ns(15 * kSecond);
+                    up->set_for_ns(8 * kSecond);
+                  }},
+        FaultCase{"messages_come_twice_and_late",
+                  [](Scenario* s) {
+                    for (const FaultKind kind : {FAULT_KIND_DUPLICATE, FAULT_KIND_REORDER, FAULT_KIND_CORRUPT}) {
+                      Fault* fault = Add(s, kind, "beijing");
+                      fault->add_target("shenzhen");
+                      fault->set_at_ns(0);
+                      fault->set_probability(kind == FAULT_KIND_CORRUPT ? 0.02 : 0.3);
+                    }
+                    Add(s, FAULT_KIND_KILL, "*/**")->set_every_ns(10 * kSecond);
+                  }},
+        FaultCase{"the_disk_is_full",
+                  [](Scenario* s) {
+                    for (const FaultKind kind : {FAULT_KIND_DISK_FULL, FAULT_KIND_DISK_ERROR}) {
+                      Fault* fault = Add(s, kind, "");
+                      fault->set_every_ns(20 * kSecond);
+                      fault->set_for_ns(5 * kSecond);
+                    }
+                    Add(s, FAULT_KIND_POWER_LOSS, "")->set_every_ns(20 * kSecond);
+                  }}),
+    [](const auto& parameter) { return std::string(parameter.param.name); });
+
+TEST(SimulationTest, TheSameSeedGivesTheSameBytes) {
+  Scenario scenario = MakeScenario();
+  Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(5 * kSecond);
+  const auto first = RunSimulation(scenario, 7, nullptr), again = RunSimulation(scenario, 7, nullptr);
+  const auto other = RunSimulation(scenario, 8, nullptr);
+  ASSERT_TRUE(first.ok() && again.ok() && other.ok());
+  EXPECT_EQ(first->tape_hash, again->tape_hash);
+  EXPECT_EQ(first->parameters_sha256, again->parameters_sha256);
+  EXPECT_NE(first->tape_hash, other->tape_hash);
+}
+
+// Numbers draw from streams of their own: a fault that changes nothing for a process leaves its numbers alone.
+TEST(SimulationTest, AnotherFaultDoesNotReshuffleTheRest) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_samples(4000);
+  Add(&scenario, FAULT_KIND_KILL, "*/*")->set_every_ns(7 * kSecond);
+  const auto times = [&] {
+    std::vector<std::string> strikes;
+    const auto result = RunSimulation(scenario, 3, [&](const TapeEvent& event) {
+      if (event.kind != TapeEvent::kFault || event.values[0] != 0) return;
+      strikes.push_back(absl::StrCat(absl::FormatDuration(event.time), " ", event.who));
+    });
+    EXPECT_TRUE(result.ok());
+    return strikes;
+  };
+  const std::vector<std::string> before = times();
+  Fault* late = Add(&scenario, FAULT_KIND_SLOW, "guizhou/worker-1");
+  late->set_factor(3);
+  late->set_at_ns(0);
+  const std::vector<std::string> after = times();
+  ASSERT_FALSE(before.empty());
+  ASSERT_GE(after.size(), before.size());
+  for (size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i], after[i]);
+}
+
+TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_samples(1000);
+  Add(&scenario, FAULT_KIND_KILL, "root")->set_at_ns(3000 * kSecond);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok());
+  EXPECT_FALSE(result->passed());
+  EXPECT_EQ(result->verdicts.at("fired"), "timeline[0] never happened: this run shows nothing");
+}
+
+TEST(SimulationTest, TheToyComesToItsOptimumWithEachPreset) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+    scenario.mutable_strategy()->set_preset(preset);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << Failures(*result);
+    EXPECT_LT(result->loss, 0.05) << Preset_Name(preset) << ": it began with 0.275";
+  }
+}
+
+TEST(SimulationTest, CountersCountWithEachPreset) {
+  for (const Preset preset : {PRESET_DILOCO, PRESET_DDP}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_samples(4000);
+    scenario.mutable_strategy()->set_preset(preset);
+    Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(10 * kSecond);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << Preset_Name(preset) << ": " << Failures(*result);
+  }
+}
+
+// A tape that breaks an invariant is noticed, by the checker whose it is.
+TEST(CheckersTest, EachNoticesItsOwn) {
+  struct Case {
+    const char* name;
+    std::vector<TapeEvent> events;
+  };
+  const auto event = [](TapeEvent::Kind kind, std::array<int64_t, 4> values) {
+    return TapeEvent{absl::Seconds(1), kind, "root", values, ""};
+  };
+  const Case cases[] = {
+      {"",
+       {event(TapeEvent::kCommitted, {0, 4}), event(TapeEvent::kCommitted, {8, 12}),
+        event(TapeEvent::kCommitted, {4, 8})}},
+      {"I1", {event(TapeEvent::kCommitted, {0, 4}), event(TapeEvent::kCommitted, {3, 8})}},
+      {"I1", {event(TapeEvent::kCommitted, {4, 8}), event(TapeEvent::kCommitted, {0, 5})}},
+      {"I4", {event(TapeEvent::kPublished, {2, 11}), event(TapeEvent::kPublished, {2, 12})}},
+      {"I4", {event(TapeEvent::kPublished, {3, 11}), event(TapeEvent::kPublished, {2, 12})}},
+      {"I5", {event(TapeEvent::kMerged, {1, 1, 65, 64})}},
+      {"", {event(TapeEvent::kMerged, {1, 1, 64, 64})}},
+      {"I7",
+       {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_STALE})}},
+      {"",
+       {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {1, 2, 5, VERDICT_STALE})}},
+      {"I10", {event(TapeEvent::kContent, {1, 1, 64, 60})}},
+  };
+  for (const Case& one : cases) {
+    SCOPED_TRACE(&one - cases);
+    for (const auto& checker : MakeCheckers()) {
+      for (const TapeEvent& seen : one.events) checker->See(seen);
+      EXPECT_EQ(!checker->violation().empty(), std::string(checker->name()) == one.name) << checker->violation();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wukong
