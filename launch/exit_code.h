@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "runtime/base/restart.h"
 
 namespace wukong {
 
@@ -16,9 +17,12 @@ enum ExitCode {
   kExitMachine = 3,      // This machine lacks something: a device, disk space, a permission.
   kExitUnreachable = 4,  // No coordinator answers.
   kExitDiverged = 6,     // Loss or parameters are not finite.
+  kExitCorrupt = 7,      // A log or a checkpoint is damaged.
+  kExitRestart = 75,     // Start this process again: it lost its place, and may take another (sysexits.h: EX_TEMPFAIL).
 };
 
 inline int ExitCodeOf(const absl::Status& status) {
+  if (IsRestartSafe(status)) return kExitRestart;
   switch (status.code()) {
     case absl::StatusCode::kOk:
       return kExitOk;
@@ -34,6 +38,8 @@ inline int ExitCodeOf(const absl::Status& status) {
       return kExitUnreachable;
     case absl::StatusCode::kOutOfRange:
       return kExitDiverged;
+    case absl::StatusCode::kDataLoss:
+      return kExitCorrupt;
     default:
       return kExitFailed;
   }

@@ -10,11 +10,12 @@ wukong_library(wukong_validate_command
 
 wukong_test(job_file_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/job_file_test.cc DEPS wukong_job_file)
 wukong_test(job_check_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/job_check_test.cc DEPS wukong_job_file)
+wukong_test(scenario_file_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/scenario_file_test.cc DEPS wukong_job_file wukong_sim)
 wukong_test(validate_command_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/validate_command_test.cc
   DEPS wukong_validate_command)
 if(WUKONG_BUILD_TESTS)
   # The examples and the documentation are read from the source tree: they must stay true.
-  foreach(test job_file_test job_check_test validate_command_test)
+  foreach(test job_file_test job_check_test scenario_file_test validate_command_test)
     target_compile_definitions(${test} PRIVATE WUKONG_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   endforeach()
 endif()

@@ -16,6 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "launch/job_units.h"
+#include "runtime/base/region_name.h"
 #include "runtime/codec/codec.h"
 #include "runtime/data/manifest.h"
 #include "runtime/data/token_dataset.h"
@@ -25,7 +26,6 @@ namespace wukong {
 namespace {
 
 constexpr size_t kJobNameMax = 100;
-constexpr size_t kRegionNameMax = 63;  // A label of a host name.
 // AdamW moves every weight by about this much per step, and weights begin near 0.02.
 constexpr double kLearningRateMax = 0.1;
 
@@ -132,6 +132,10 @@ class JobChecker {
     if (!path.empty() && !std::filesystem::is_regular_file(path, error)) {
       Add("model.torchscript", absl::StrCat("no such file (expected a TorchScript module, got ", path, ")"));
     }
+    const std::string& parameters = job_.model().parameters();
+    if (!parameters.empty() && !std::filesystem::is_regular_file(parameters, error)) {
+      Add("model.parameters", absl::StrCat("no such file (expected a safetensors file, got ", parameters, ")"));
+    }
   }
 
   void CheckOptimizer() {
@@ -153,7 +157,7 @@ class JobChecker {
     for (int i = 0; i < job_.regions_size(); ++i) {
       const Region& region = job_.regions(i);
       const std::string& name = region.name();
-      if (name.size() > kRegionNameMax || !OnlyHas(name, "-") || name[0] == '-') {
+      if (!IsRegionName(name)) {
         Add(RegionKey(i, "name"), absl::StrCat("not a region's name (expected at most ", kRegionNameMax,
                                                " letters, digits and '-', got \"", name, "\")"));
       }

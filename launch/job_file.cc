@@ -131,7 +131,8 @@ void MarkOverride(const std::string& text, YamlNode* node) {
 // Puts one --set into the tree of the file, before anything is read from it.
 class Override {
  public:
-  Override(const std::string& text, YamlNode* root, JobErrors* errors) : text_(text), root_(root), errors_(errors) {}
+  Override(const std::string& text, const Descriptor* type, YamlNode* root, JobErrors* errors)
+      : text_(text), type_(type), root_(root), errors_(errors) {}
 
   void Apply() {
     const size_t equals = text_.find('=');
@@ -162,7 +163,7 @@ class Override {
   // file will report.
   YamlNode* Walk(const std::vector<std::string>& parts) {
     YamlNode* node = root_;
-    const Descriptor* type = Job::descriptor();
+    const Descriptor* type = type_;
     const FieldDescriptor* list = nullptr;  // Set where `node` is a list's value.
     for (const std::string& part : parts) {
       if (list != nullptr) {
@@ -246,14 +247,15 @@ class Override {
   }
 
   const std::string& text_;
+  const Descriptor* const type_;
   YamlNode* const root_;
   JobErrors* const errors_;
   std::string key_;
 };
 
-class JobReader {
+class MessageReader {
  public:
-  JobReader(JobSource* source, JobErrors* errors) : source_(source), errors_(errors) {}
+  MessageReader(YamlSource* source, JobErrors* errors) : source_(source), errors_(errors) {}
 
   // Fills `message` from `node`, or from the defaults alone where the file has no such key (`node` is null).
   void ReadMessage(const YamlNode* node, const std::string& path, Message* message) {
@@ -367,8 +369,8 @@ class JobReader {
       Fail(value, path, absl::StrCat("wrong type (expected ", TypeWords(field), ", got ", KindWords(value), ")"));
       return;
     }
-    const bool is_path =
-        path == "data.directory" || path == "data.train" || path == "data.validation" || path == "model.torchscript";
+    const bool is_path = path == "data.directory" || path == "data.train" || path == "data.validation" ||
+                         path == "model.torchscript" || path == "model.parameters";
     const bool resolve = is_path && !value.scalar.empty();
     const absl::Status status = SetScalar(field, resolve ? Resolve(value) : value.scalar, message);
     if (!status.ok()) {
@@ -389,13 +391,13 @@ class JobReader {
     return text;
   }
 
-  JobSource* const source_;
+  YamlSource* const source_;
   JobErrors* const errors_;
 };
 
 }  // namespace
 
-std::string JobSource::Where(absl::string_view key) const {
+std::string YamlSource::Where(absl::string_view key) const {
   std::string at(key);
   while (true) {
     if (const auto found = overrides.find(at); found != overrides.end()) {
@@ -432,22 +434,26 @@ absl::Status JobErrors::ToStatus() const {
   return absl::InvalidArgumentError(absl::StrJoin(texts, "\n"));
 }
 
-absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector<std::string>& overrides) {
+namespace {
+
+// `what` names the kind of file, `expected` what the least of them holds.
+absl::Status LoadMessage(const std::string& path, const std::vector<std::string>& overrides, absl::string_view what,
+                         absl::string_view expected, YamlSource* source, Message* message) {
   std::error_code error;
   const auto kind = std::filesystem::status(path, error).type();
   if (kind == std::filesystem::file_type::directory) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": reading the job file: is a directory (expected a file)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": reading the ", what, " file: is a directory (expected a file)"));
   }
   const absl::StatusOr<std::string> text = ReadFile(path);
   if (!text.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("reading the job file: ", text.status().message()));
+    return absl::InvalidArgumentError(absl::StrCat("reading the ", what, " file: ", text.status().message()));
   }
   if (text->size() > kFileBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": reading the job file: too large (expected at most ",
+    return absl::InvalidArgumentError(absl::StrCat(path, ": reading the ", what, " file: too large (expected at most ",
                                                    kFileBytesMax, " bytes, got ", text->size(), ")"));
   }
-  JobSource source;
-  source.path = path;
+  source->path = path;
   JobErrors errors;
   YamlNode root;
   for (const YamlProblem& problem : ParseYaml(*text, &root)) {
@@ -458,19 +464,45 @@ absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector
   }
   if (root.kind == YamlNode::Kind::kNull) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ":1: the file is empty (expected a job with name, model, data, regions and stop)"));
+        absl::StrCat(path, ":1: the file is empty (expected a ", what, " with ", expected, ")"));
   }
   for (const std::string& text_of_override : overrides) {
-    Override(text_of_override, &root, &errors).Apply();
+    Override(text_of_override, message->GetDescriptor(), &root, &errors).Apply();
   }
-  JobReader(&source, &errors).ReadMessage(&root, "", &source.job);
-  if (!errors.empty()) {
-    return errors.ToStatus();
-  }
-  if (absl::Status status = ResolveStrategy(&source.job); !status.ok()) {
-    return status;
-  }
+  MessageReader(source, &errors).ReadMessage(&root, "", message);
+  return errors.ToStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector<std::string>& overrides) {
+  JobSource source;
+  absl::Status status =
+      LoadMessage(path, overrides, "job", "name, model, data, regions and stop", &source, &source.job);
+  if (status.ok()) status = ResolveStrategy(&source.job);
+  if (!status.ok()) return status;
   return source;
+}
+
+absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const std::vector<std::string>& overrides) {
+  ScenarioSource source;
+  const absl::Status status =
+      LoadMessage(path, overrides, "scenario", "name, workload and regions", &source, &source.scenario);
+  if (!status.ok()) return status;
+  return source;
+}
+
+absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir) {
+  std::error_code error;
+  if (!std::filesystem::exists(run_dir, error)) {
+    return absl::InvalidArgumentError(absl::StrCat("there is no run directory ", run_dir));
+  }
+  const std::string config = run_dir + "/config.resolved.yaml";
+  if (!std::filesystem::exists(config, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        run_dir, " is no run directory: it has no config.resolved.yaml, so there is nothing to go on with"));
+  }
+  return LoadJobFile(config, {});
 }
 
 }  // namespace wukong

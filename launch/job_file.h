@@ -11,12 +11,12 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "proto/job.pb.h"
+#include "proto/scenario.pb.h"
 
 namespace wukong {
 
-// A job, and where each of its values was written. Key paths look like "wan.rtt" and "regions[0].speed[1]".
-struct JobSource {
-  Job job;
+// Where each value was written. Key paths look like "wan.rtt" and "regions[0].speed[1]".
+struct YamlSource {
   std::map<std::string, int> lines;              // Key path -> line in the file, for what the file says.
   std::map<std::string, std::string> overrides;  // Key path -> "key.path=value", for what --set says.
   std::string path;
@@ -24,6 +24,14 @@ struct JobSource {
   // "FILE:LINE: key: " or, for a value from the command line, "--set key.path=value: key: ". A key that is not written
   // anywhere has the line of what it would stand in.
   std::string Where(absl::string_view key) const;
+};
+
+struct JobSource : YamlSource {
+  Job job;
+};
+
+struct ScenarioSource : YamlSource {
+  Scenario scenario;
 };
 
 // Everything that is wrong with a job, one per line, up to a limit; the rest is counted.
@@ -46,6 +54,12 @@ class JobErrors {
 // absolute. What needs more than one key is for CheckJob (launch/job_check.h).
 // INVALID_ARGUMENT holds all errors, one a line, as "FILE:LINE: key.path: what is wrong (expected ..., got ...)".
 absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector<std::string>& overrides);
+
+// The same for a scenario (docs/simulation.md); its strategy is not resolved.
+absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const std::vector<std::string>& overrides);
+
+// The job of a run that was begun, from its config.resolved.yaml. INVALID_ARGUMENT: that is no run directory.
+absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 
 // The whole job as a job file, with units for people: LoadJobFile makes the same job of it.
 std::string ResolvedYaml(const Job& job);

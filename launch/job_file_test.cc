@@ -422,6 +422,7 @@ TEST(ExamplesTest, AllLoadAndAreWhatTheirNamesSay) {
   const std::string folder = absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/");
   int files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
     const absl::StatusOr<JobSource> source = LoadJobFile(entry.path(), {});
     ASSERT_TRUE(source.ok()) << source.status();
     EXPECT_EQ(source->job.name(), entry.path().stem());

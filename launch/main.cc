@@ -7,9 +7,13 @@
 
 #include "CLI/CLI.hpp"
 #include "glog/logging.h"
+#include "launch/checkpoint_command.h"
 #include "launch/data_command.h"
 #include "launch/exit_code.h"
+#include "launch/log_command.h"
 #include "launch/role_commands.h"
+#include "launch/sim_command.h"
+#include "launch/status_command.h"
 #include "launch/up_command.h"
 #include "launch/validate_command.h"
 
@@ -22,11 +26,16 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("wukong 0.1.0"));
   app.footer(
       "Start with: wukong up launch/examples/three-regions.yaml\nExit codes: 0 done, 1 training failed, 2 usage or "
-      "job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged.");
+      "job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged, 7 log or checkpoint "
+      "damaged, 75 start it again.");
   std::function<int()> action;
   wukong::AddUpCommand(app, &action);
+  wukong::AddStatusCommand(app, &action);
   wukong::AddValidateCommand(app, &action);
   wukong::AddDataCommand(app, &action);
+  wukong::AddLogCommand(app, &action);
+  wukong::AddCheckpointCommand(app, &action);
+  wukong::AddSimCommand(app, &action);
   wukong::AddRoleCommands(app, &action);
   try {
     app.parse(argc, argv);

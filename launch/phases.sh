@@ -2,6 +2,9 @@
 # Sourced by quickstart, tests/run and .ci/run: runs one phase after the other, with its time and one log. The caller
 # sets `root` (the checkout) and `log` (a file), and works under `set -euo pipefail`.
 
+# ccache takes what another checkout has compiled: paths below the root count relative to it.
+export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1
+
 # Compilers that may run at once: one per core, but a file that includes libtorch takes 1.2 GB.
 build_jobs() {
   local jobs memory_kb limit

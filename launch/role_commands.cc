@@ -11,6 +11,7 @@
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "runtime/base/stop_signal.h"
+#include "runtime/model/compute_process.h"
 #include "worker/aggregator.h"
 #include "worker/worker.h"
 
@@ -20,12 +21,24 @@ namespace {
 struct CoordinatorFlags {
   std::string job;
   std::vector<std::string> set;
+  bool no_fsync = false;
   CoordinatorOptions options;
 };
 
+absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
+  if (!flags.job.empty()) return LoadJobFile(flags.job, flags.set);
+  if (!flags.options.resume) {
+    return absl::InvalidArgumentError("coordinator: --job is missing (only with --resume it may be omitted)");
+  }
+  if (!flags.set.empty()) {
+    return absl::InvalidArgumentError("coordinator: --set needs --job: a run goes on with the job that it began with");
+  }
+  return LoadRunJob(flags.options.run_dir);
+}
+
 int RunCoordinatorCommand(const CoordinatorFlags& flags) {
   MakeFileLimitAnError();
-  absl::StatusOr<JobSource> source = LoadJobFile(flags.job, flags.set);
+  absl::StatusOr<JobSource> source = LoadJobOf(flags);
   if (!source.ok()) return ReportStatus(source.status());
   CheckOptions check;
   check.check_data = true;
@@ -34,6 +47,7 @@ int RunCoordinatorCommand(const CoordinatorFlags& flags) {
   CoordinatorOptions options = flags.options;
   options.job = source->job;
   options.resolved_yaml = ResolvedYaml(source->job);
+  options.fsync = !flags.no_fsync;
   const StopSignal stop;
   return ReportStatus(RunCoordinator(options, stop));
 }
@@ -47,6 +61,7 @@ struct WorkerFlags {
 
 int RunWorkerCommand(const WorkerFlags& flags) {
   MakeFileLimitAnError();
+  TuneForComputing();
   WorkerOptions options = flags.options;
   options.connect_timeout = absl::Seconds(flags.connect_timeout);
   if (!flags.job.empty()) {
@@ -72,11 +87,17 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
     auto flags = std::make_shared<CoordinatorFlags>();
     CLI::App* verb = app.add_subcommand("coordinator", "Run a job's coordinator, with the root of its parameters");
-    verb->add_option("--job", flags->job, "The job file")->required();
+    verb->add_option("--job", flags->job, "The job file; with --resume, by default that of the run");
     verb->add_option("--set", flags->set, "Set one key of the job, as key.path=value; may be repeated")
         ->allow_extra_args(false);
     verb->add_option("--run-dir", flags->options.run_dir, "Where the run is recorded; must not hold another run")
         ->required();
+    verb->add_flag("--resume", flags->options.resume, "Go on with the run that is recorded there");
+    verb->add_flag("--no-fsync", flags->no_fsync, "Do not wait for the disk: for measuring what it costs");
+#ifdef WUKONG_FAULT_POINTS
+    verb->add_option("--crash-at", flags->options.crash_at,
+                     "POINT[:N]: die when this point is passed for the N-th time");
+#endif
     verb->add_option("--listen", flags->options.listen, "host:port for aggregators and workers")
         ->default_str("0.0.0.0:7700");
     verb->add_option("--threads", flags->options.threads, "Threads for validation")->capture_default_str();
@@ -88,6 +109,8 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     CLI::App* verb = app.add_subcommand("aggregator", "Run the aggregator of one region");
     verb->add_option("--coordinator", flags->options.coordinator, "host:port of the coordinator")->required();
     verb->add_option("--region", flags->options.region, "The region, as in the job file")->required();
+    verb->add_flag("--new-region", flags->options.new_region,
+                   "The run gets this region, if its job file has none such");
     verb->add_option("--listen", flags->options.listen, "host:port for the region's workers")->capture_default_str();
     verb->add_option("--advertise", flags->options.advertise, "host:port that the workers connect to, if not that");
     verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
@@ -114,6 +137,10 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--device", flags->options.device, "cpu, cuda or cuda:N, if not the region's");
     verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
         ->capture_default_str();
+#ifdef WUKONG_FAULT_POINTS
+    verb->add_option("--fault", flags->options.fault,
+                     "POINT[:N]: from the N-th time on do there what a broken machine would");
+#endif
     verb->callback([flags, action] { *action = [flags] { return RunWorkerCommand(*flags); }; });
   }
 }

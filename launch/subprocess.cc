@@ -12,7 +12,8 @@
 
 namespace wukong {
 
-absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arguments, const std::string& log) {
+absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arguments, const std::string& log,
+                                             int nicer) {
   const int file = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file < 0) return ErrnoToStatus(errno, "cannot open " + log);
   std::vector<char*> argv;
@@ -30,6 +31,9 @@ absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arg
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(127);
     ::setpgid(0, 0);
+    if (nicer > 0 && ::nice(nicer) < 0) {
+      // It runs as it is.
+    }
     const int null = ::open("/dev/null", O_RDONLY);
     ::dup2(null, STDIN_FILENO);
     ::dup2(file, STDOUT_FILENO);

@@ -1,0 +1,99 @@
+// Scenario files: the examples are good, and everything that can be wrong is named with its line.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "launch/job_file.h"
+#include "runtime/sim/simulation.h"
+
+namespace wukong {
+namespace {
+
+std::vector<std::string> Examples() {
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(WUKONG_SOURCE_DIR "/launch/examples/scenarios")) {
+    paths.push_back(entry.path().string());
+  }
+  return paths;
+}
+
+TEST(ScenarioFileTest, ThereAreEnoughExamplesAndAllAreGood) {
+  const std::vector<std::string> examples = Examples();
+  EXPECT_GE(examples.size(), 12u);
+  for (const std::string& path : examples) {
+    const auto source = LoadScenarioFile(path, {});
+    ASSERT_TRUE(source.ok()) << source.status();
+    for (const ScenarioProblem& problem : FindScenarioProblems(source->scenario)) {
+      ADD_FAILURE() << source->Where(problem.key) << problem.reason;
+    }
+    EXPECT_EQ(absl::StrCat(source->scenario.name(), ".yaml"), std::filesystem::path(path).filename());
+  }
+}
+
+TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
+  const struct {
+    const char* timeline;  // From line 4 on.
+    const char* message;
+  } cases[] = {
+      {"timeline: [{fault: explode, at: 1s, target: [a]}]", "timeline[0].fault"},
+      {"timeline:\n  - {fault: kill, at: 1s, target: [c/worker-0]}", ":5: timeline[0].target[0]: there is no region c"},
+      {"timeline:\n  - {fault: kill, at: 1s, target: [a/worker-9]}", "names no worker (a has worker-0 to worker-1)"},
+      {"timeline: [{fault: kill, at: -1s, target: [a]}]", "timeline[0].at"},
+      {"timeline: [{fault: loss, at: 1s, target: [a], probability: 1.5}]", "timeline[0].probability"},
+      {"timeline: [{fault: loss, at: 1s, target: [a]}]", "probability: is missing"},
+      {"timeline: [{fault: loss, at: 1s, target: [a/worker-0], probability: 1%}]", "happens to a region's link"},
+      {"timeline: [{fault: slow, at: 1s, target: [a], factor: 2}]", "happens to workers"},
+      {"timeline: [{fault: kill, target: [a]}]", "says when"},
+      {"timeline: [{fault: kill, at: 1s, every: 2s, target: [a]}]", "says when"},
+      {"timeline: [{fault: cut, at: 1s, target: [a]}]", "for: is missing"},
+      {"timeline: [{fault: disk_full, at: 1s, for: 1s, target: [a]}]", "only the root has a disk"},
+      {"timeline: [{fault: kill, at: 1s, target: [a], factr: 2}]", "did you mean factor?"},
+      {"expect: {invariants: [I99]}", ":4: expect.invariants[0]: cannot be checked"},
+      {"expect: {gap_max: 0.1}", "fidelity toy"},
+      {"strategy: {root: {momentum: 0.9}}", "a counter needs"},
+      {"wan: {links: [{region: c, rtt: 1s}]}", "there is no such region"},
+  };
+  const std::string path = absl::StrCat(testing::TempDir(), "/scenario_file_test.", getpid(), ".yaml");
+  for (const auto& one : cases) {
+    SCOPED_TRACE(one.timeline);
+    std::ofstream(path) << "name: bad\nworkload: {samples: 100}\nregions: [{name: a, workers: 2}]\n"
+                        << one.timeline << "\n";
+    const auto source = LoadScenarioFile(path, {});
+    std::string text(source.status().message());
+    if (source.ok()) {
+      for (const ScenarioProblem& problem : FindScenarioProblems(source->scenario)) {
+        absl::StrAppend(&text, source->Where(problem.key), problem.reason, "\n");
+      }
+    }
+    EXPECT_TRUE(absl::StrContains(text, one.message)) << text;
+    EXPECT_TRUE(absl::StrContains(text, path)) << text;
+  }
+  std::filesystem::remove(path);
+}
+
+class ScenarioExampleTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(ScenarioExampleTest, Passes) {
+  const auto source = LoadScenarioFile(GetParam(), {});
+  ASSERT_TRUE(source.ok()) << source.status();
+  const auto result = RunSimulation(source->scenario, source->scenario.seed(), nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  for (const auto& [name, violation] : result->verdicts) {
+    EXPECT_EQ(violation, "") << name << "; again with: wukong sim " << GetParam();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Examples, ScenarioExampleTest, testing::ValuesIn(Examples()), [](const auto& parameter) {
+  std::string name = std::filesystem::path(parameter.param).stem().string();
+  for (char& c : name) c = c == '-' ? '_' : c;
+  return name;
+});
+
+}  // namespace
+}  // namespace wukong

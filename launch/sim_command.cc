@@ -1,0 +1,257 @@
+#include "launch/sim_command.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "glog/logging.h"
+#include "launch/exit_code.h"
+#include "launch/job_file.h"
+#include "nlohmann/json.hpp"
+#include "runtime/base/clock.h"
+#include "runtime/sim/simulation.h"
+
+namespace wukong {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct SimFlags {
+  std::string scenario;
+  std::vector<std::string> overrides;
+  std::string seed;
+  std::string seeds;
+  std::string tape;
+  int jobs = 0;
+  bool json = false;
+};
+
+Json ToJson(uint64_t seed, const SimulationResult& result, double wall_seconds) {
+  Json verdicts = Json::object();
+  for (const auto& [name, violation] : result.verdicts) verdicts[name] = violation.empty() ? "holds" : violation;
+  Json staleness = Json::object();
+  for (const auto& [versions, count] : result.staleness) staleness[std::to_string(versions)] = count;
+  return {{"seed", seed},
+          {"passed", result.passed()},
+          {"verdicts", verdicts},
+          {"virtual_seconds", absl::ToDoubleSeconds(result.virtual_time)},
+          {"wall_seconds", wall_seconds},
+          {"events", result.events},
+          {"events_per_second", static_cast<double>(result.events) / std::max(1e-9, wall_seconds)},
+          {"samples_committed", result.samples_committed},
+          {"samples_trained", result.samples_trained},
+          {"goodput", result.goodput},
+          {"compute_share", result.compute_share},
+          {"loss", result.loss},
+          {"longest_pause_seconds", absl::ToDoubleSeconds(result.longest_pause)},
+          {"versions", result.versions},
+          {"deaths", result.deaths},
+          {"staleness", staleness},
+          {"faults_observed", result.faults_observed},
+          {"tape_hash", absl::StrFormat("%016x", result.tape_hash)},
+          {"parameters_sha256", result.parameters_sha256}};
+}
+
+absl::StatusOr<Json> RunSeed(const Scenario& scenario, uint64_t seed, const std::string& tape_path) {
+  std::ofstream tape;
+  Tape::Watcher watcher;
+  if (!tape_path.empty()) {
+    tape.open(tape_path);
+    if (!tape) return absl::InvalidArgumentError(absl::StrCat("cannot write the tape to ", tape_path));
+    watcher = [&tape](const TapeEvent& event) { tape << TapeEventToJson(event) << "\n"; };
+  }
+  const RealClock clock;
+  const absl::Time begin = clock.Now();
+  const absl::StatusOr<SimulationResult> result = RunSimulation(scenario, seed, watcher);
+  if (!result.ok()) return result.status();
+  if (tape.is_open() && !tape.flush()) return absl::ResourceExhaustedError(absl::StrCat("cannot write ", tape_path));
+  return ToJson(seed, *result, absl::ToDoubleSeconds(clock.Now() - begin));
+}
+
+void PrintOne(const Scenario& scenario, const Json& run) {
+  const auto number = [&](const char* key) { return run[key].get<double>(); };
+  std::printf("%s, seed %llu: %s\n", scenario.name().c_str(), run["seed"].get<unsigned long long>(),
+              run["passed"].get<bool>() ? "passed" : "FAILED");
+  std::printf("  virtual time         %.1f s, in %.2f s (%.0f events, %.0f a second)\n", number("virtual_seconds"),
+              number("wall_seconds"), number("events"), number("events_per_second"));
+  std::printf("  samples              %.0f committed, %.0f trained\n", number("samples_committed"),
+              number("samples_trained"));
+  std::printf("  goodput              %.3f of what the workers could have made; computing %.1f%% of the time\n",
+              number("goodput"), 100 * number("compute_share"));
+  std::printf("  root                 %.0f versions, longest pause between merges %.2f s\n", number("versions"),
+              number("longest_pause_seconds"));
+  if (scenario.workload().fidelity() == FIDELITY_TOY) std::printf("  loss                 %.6g\n", number("loss"));
+  std::string faults;
+  for (const auto& [kind, count] : run["faults_observed"].items()) {
+    absl::StrAppend(&faults, faults.empty() ? "" : ", ", kind, " ", count.get<int64_t>());
+  }
+  std::printf("  faults               %s; %.0f processes died\n", faults.empty() ? "none" : faults.c_str(),
+              number("deaths"));
+  for (const auto& [name, verdict] : run["verdicts"].items()) {
+    std::printf("  %-20s %s\n", name.c_str(), verdict.get<std::string>().c_str());
+  }
+  std::printf("  tape                 %s\n", run["tape_hash"].get<std::string>().c_str());
+  std::printf("  parameters SHA-256   %s\n", run["parameters_sha256"].get<std::string>().c_str());
+}
+
+// Each seed in a process of its own, a few at a time: one that crashes is a failing seed like others.
+int RunSeeds(const SimFlags& flags, const Scenario& scenario, uint64_t from, uint64_t to) {
+  struct Child {
+    pid_t pid = 0;
+    uint64_t seed = 0;
+    int pipe = -1;
+    std::string text;
+  };
+  std::vector<Child> running;
+  std::vector<uint64_t> failing;
+  Json runs = Json::array();
+  const int jobs = flags.jobs > 0 ? flags.jobs : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  uint64_t next = from;
+  uint64_t done = 0;
+  const unsigned long long count = to - from + 1;
+  const auto finish = [&](Child& child) {
+    int status = 0;
+    ::waitpid(child.pid, &status, 0);
+    ::close(child.pipe);
+    Json run = Json::parse(child.text, nullptr, /*allow_exceptions=*/false);
+    if (!run.is_object()) {
+      run = {{"seed", child.seed}, {"passed", false}, {"verdicts", {{"crash", "the simulator died"}}}};
+    }
+    if (!run["passed"].get<bool>()) {
+      failing.push_back(child.seed);
+      for (const auto& [name, verdict] : run["verdicts"].items()) {
+        if (verdict != "holds") {
+          std::fprintf(stderr, "seed %llu: %s: %s\n", static_cast<unsigned long long>(child.seed), name.c_str(),
+                       verdict.get<std::string>().c_str());
+        }
+      }
+    }
+    ++done;
+    if (::isatty(STDERR_FILENO) != 0) {
+      std::fprintf(stderr, "\r%llu of %llu seeds", static_cast<unsigned long long>(done), count);
+    }
+    if (flags.json) runs.push_back(std::move(run));
+  };
+  while (next <= to || !running.empty()) {
+    while (next <= to && static_cast<int>(running.size()) < jobs) {
+      int ends[2];
+      if (::pipe(ends) != 0) return ReportStatus(absl::ResourceExhaustedError("cannot make a pipe"));
+      std::fflush(nullptr);
+      const pid_t pid = ::fork();
+      if (pid < 0) return ReportStatus(absl::ResourceExhaustedError("cannot start a process"));
+      if (pid == 0) {
+        ::close(ends[0]);
+        const absl::StatusOr<Json> run = RunSeed(scenario, next, "");
+        const std::string text = run.ok() ? run->dump() : std::string();
+        for (size_t at = 0; at < text.size();) {
+          const ssize_t written = ::write(ends[1], text.data() + at, text.size() - at);
+          if (written <= 0) break;
+          at += static_cast<size_t>(written);
+        }
+        ::_exit(0);
+      }
+      ::close(ends[1]);
+      running.push_back({pid, next++, ends[0], ""});
+    }
+    std::vector<pollfd> polls;
+    for (const Child& child : running) polls.push_back({child.pipe, POLLIN, 0});
+    ::poll(polls.data(), polls.size(), -1);
+    for (size_t i = running.size(); i-- > 0;) {
+      if (polls[i].revents == 0) continue;
+      char buffer[65536];
+      const ssize_t got = ::read(running[i].pipe, buffer, sizeof buffer);
+      if (got > 0) {
+        running[i].text.append(buffer, static_cast<size_t>(got));
+        continue;
+      }
+      finish(running[i]);
+      running.erase(running.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+  if (::isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\n");
+  std::sort(failing.begin(), failing.end());
+  if (flags.json) {
+    std::sort(runs.begin(), runs.end(), [](const Json& a, const Json& b) { return a["seed"] < b["seed"]; });
+    std::printf("%s\n",
+                Json({{"scenario", scenario.name()}, {"failing_seeds", failing}, {"runs", runs}}).dump(2).c_str());
+  } else {
+    std::printf("%s: %llu seeds, %zu failed\n", scenario.name().c_str(), count, failing.size());
+    for (const uint64_t seed : failing) {
+      std::string sets;
+      for (const std::string& text : flags.overrides) absl::StrAppend(&sets, " --set '", text, "'");
+      std::printf("  wukong sim %s --seed %llu%s\n", flags.scenario.c_str(), static_cast<unsigned long long>(seed),
+                  sets.c_str());
+    }
+  }
+  return failing.empty() ? kExitOk : kExitFailed;
+}
+
+int Sim(const SimFlags& flags) {
+  const absl::StatusOr<ScenarioSource> source = LoadScenarioFile(flags.scenario, flags.overrides);
+  if (!source.ok()) return ReportStatus(source.status());
+  const Scenario& scenario = source->scenario;
+  JobErrors errors;
+  for (const ScenarioProblem& problem : FindScenarioProblems(scenario)) {
+    errors.Add(source->Where(problem.key), problem.reason);
+  }
+  if (!errors.empty()) return ReportStatus(errors.ToStatus());
+  FLAGS_minloglevel = google::GLOG_FATAL;  // What nodes say to their logs is on the tape.
+  if (!flags.seeds.empty()) {
+    const std::vector<std::string> ends = absl::StrSplit(flags.seeds, "..");
+    uint64_t from = 0, to = 0;
+    if (ends.size() != 2 || !absl::SimpleAtoi(ends[0], &from) || !absl::SimpleAtoi(ends[1], &to) || from > to) {
+      return ReportStatus(
+          absl::InvalidArgumentError(absl::StrCat("--seeds ", flags.seeds, ": expected FIRST..LAST, such as 1..100")));
+    }
+    if (!flags.tape.empty() || !flags.seed.empty()) {
+      return ReportStatus(absl::InvalidArgumentError("--seeds goes without --seed and --tape"));
+    }
+    return RunSeeds(flags, scenario, from, to);
+  }
+  uint64_t seed = scenario.seed();
+  if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
+    return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
+  }
+  const absl::StatusOr<Json> run = RunSeed(scenario, seed, flags.tape);
+  if (!run.ok()) return ReportStatus(run.status());
+  if (flags.json) {
+    std::printf("%s\n", run->dump(2).c_str());
+  } else {
+    PrintOne(scenario, *run);
+  }
+  return (*run)["passed"].get<bool>() ? kExitOk : kExitFailed;
+}
+
+}  // namespace
+
+void AddSimCommand(CLI::App& app, std::function<int()>* action) {
+  auto flags = std::make_shared<SimFlags>();
+  CLI::App* command = app.add_subcommand("sim", "Run a scenario with faults on the simulator, in virtual time");
+  command->add_option("SCENARIO", flags->scenario, "The scenario file (docs/simulation.md)")->required();
+  command->add_option("--set", flags->overrides, "key.path=value in place of what the file says; may be repeated")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
+  command->add_option("--seed", flags->seed, "Seed in place of the scenario's");
+  command->add_option("--seeds", flags->seeds, "FIRST..LAST: run all of them, and name those that fail");
+  command->add_option("--jobs", flags->jobs, "With --seeds: processes at a time (default: one per core)");
+  command->add_option("--tape", flags->tape, "Write what happens to this file, as JSON lines");
+  command->add_flag("--json", flags->json, "Print the result as JSON");
+  command->callback([flags, action] { *action = [flags] { return Sim(*flags); }; });
+}
+
+}  // namespace wukong

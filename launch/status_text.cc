@@ -1,0 +1,209 @@
+#include "launch/status_text.h"
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace wukong {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr char kTrouble[] = "NOT ACKNOWLEDGING: ";
+
+double Percent(int64_t part, int64_t whole) {
+  return whole > 0 ? 100.0 * static_cast<double>(part) / static_cast<double>(whole) : 0.0;
+}
+
+double ComputeShare(const MemberUsage& usage) {
+  return usage.wall_seconds() > 0 ? usage.compute_seconds() / usage.wall_seconds() : 0.0;
+}
+
+const char* RoleWord(Role role) { return role == ROLE_AGGREGATOR ? "aggregator" : "worker"; }
+
+// Sorted by name, for the map of a message is in no order.
+std::map<std::string, int64_t> Refused(const StatusReply& status) {
+  return {status.refused().begin(), status.refused().end()};
+}
+
+std::vector<const MemberStatus*> SortedMembers(const StatusReply& status) {
+  std::vector<const MemberStatus*> members;
+  for (const MemberStatus& member : status.members()) members.push_back(&member);
+  std::stable_sort(members.begin(), members.end(), [](const MemberStatus* a, const MemberStatus* b) {
+    if (a->region() != b->region()) return a->region() < b->region();
+    if (a->role() != b->role()) return a->role() == ROLE_AGGREGATOR;
+    return a->name() < b->name();
+  });
+  return members;
+}
+
+// Appends a line "  name      value".
+void Line(const char* name, const std::string& value, std::string* text) {
+  absl::StrAppend(text, absl::StrFormat("  %-20s %s\n", name, value));
+}
+
+// The member of an object, or null; also where there is no object. A report may be of another version, or be damaged.
+const Json& At(const Json& object, const std::string& key) {
+  static const Json* const nothing = new Json();
+  const auto found = object.find(key);
+  return found == object.end() ? *nothing : *found;
+}
+
+double Number(const Json& object, const std::string& key) {
+  const Json& value = At(object, key);
+  return value.is_number() ? value.get<double>() : 0.0;
+}
+
+int64_t Count(const Json& object, const std::string& key) { return static_cast<int64_t>(Number(object, key)); }
+
+std::string Words(const Json& object, const std::string& key) {
+  const Json& value = At(object, key);
+  return value.is_string() ? value.get<std::string>() : std::string();
+}
+
+}  // namespace
+
+std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down) {
+  if (status.phase() == "starting" && status.tokens_committed() == 0) {
+    return absl::StrFormat("  starting: %d processes have joined", status.members_size());
+  }
+  const std::string head = absl::StrFormat("%6.1fs %-8s %5.1f%% of %.2fM tokens  ", status.seconds(), status.phase(),
+                                           Percent(status.tokens_committed(), status.tokens_budget()),
+                                           static_cast<double>(status.tokens_budget()) / 1e6);
+  if (!status.storage_trouble().empty()) return absl::StrCat(head, kTrouble, status.storage_trouble());
+  return absl::StrCat(
+      head,
+      absl::StrFormat("loss %.3f  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
+                      status.loss(), status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
+                      static_cast<double>(bytes_up) / 1e6, static_cast<double>(bytes_down) / 1e6));
+}
+
+std::string StatusText(const StatusReply& status) {
+  std::string text =
+      absl::StrFormat("%s: %s, %.1f s since training began\n", status.run(), status.phase(), status.seconds());
+  if (!status.storage_trouble().empty()) absl::StrAppend(&text, kTrouble, status.storage_trouble(), "\n");
+  if (!status.detail().empty()) Line("because", status.detail(), &text);
+  Line("tokens committed",
+       absl::StrFormat("%d of %d (%.1f%%)", status.tokens_committed(), status.tokens_budget(),
+                       Percent(status.tokens_committed(), status.tokens_budget())),
+       &text);
+  Line("loss", absl::StrFormat("%.4f nats/token, mean of the last steps", status.loss()), &text);
+  Line("tokens per second", absl::StrFormat("%.0f", status.tokens_per_second()), &text);
+  Line("workers computing", absl::StrFormat("%.1f%% of their time", 100 * status.compute_share()), &text);
+  Line("staleness", absl::StrFormat("%.1f versions, mean of the last steps", status.staleness_mean()), &text);
+  Line("version", absl::StrCat(status.version()), &text);
+  Line("term", absl::StrCat(status.term()), &text);
+  Line("records on the disk", absl::StrCat(status.durable_index()), &text);
+  std::vector<std::string> refused;
+  for (const auto& [verdict, count] : Refused(status)) refused.push_back(absl::StrCat(verdict, " ", count));
+  Line("refused", refused.empty() ? "none" : absl::StrJoin(refused, ", "), &text);
+
+  size_t region_width = 6, name_width = 4;
+  for (const MemberStatus& member : status.members()) {
+    region_width = std::max(region_width, member.region().size());
+    name_width = std::max(name_width, member.name().size());
+  }
+  const int region = static_cast<int>(region_width), name = static_cast<int>(name_width);
+  absl::StrAppend(&text, "\n",
+                  absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4s  %9s  %12s  %11s\n", region, "region", name, "name",
+                                  "role", "state", "life", "computing", "tokens", "peak memory"));
+  for (const MemberStatus* member : SortedMembers(status)) {
+    const bool worker = member->role() == ROLE_WORKER;
+    const MemberUsage& usage = member->usage();
+    absl::StrAppend(
+        &text, absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4d  %9s  %12s  %8.0f MB\n", region, member->region(), name,
+                               member->name(), RoleWord(member->role()), member->state(), member->incarnation(),
+                               worker ? absl::StrFormat("%.1f%%", 100 * ComputeShare(usage)) : "",
+                               worker ? absl::StrCat(usage.tokens_computed()) : "",
+                               static_cast<double>(usage.peak_memory_bytes()) / 1e6));
+  }
+  return text;
+}
+
+Json StatusJson(const StatusReply& status) {
+  Json members = Json::array();
+  for (const MemberStatus* member : SortedMembers(status)) {
+    members.push_back({{"region", member->region()},
+                       {"name", member->name()},
+                       {"role", RoleWord(member->role())},
+                       {"state", member->state()},
+                       {"incarnation", member->incarnation()},
+                       {"pid", member->pid()},
+                       {"compute_share", ComputeShare(member->usage())},
+                       {"tokens_computed", member->usage().tokens_computed()},
+                       {"peak_memory_bytes", member->usage().peak_memory_bytes()}});
+  }
+  Json refused = Json::object();
+  for (const auto& [verdict, count] : Refused(status)) refused[verdict] = count;
+  return {{"run", status.run()},
+          {"phase", status.phase()},
+          {"detail", status.detail()},
+          {"seconds", status.seconds()},
+          {"tokens_budget", status.tokens_budget()},
+          {"tokens_committed", status.tokens_committed()},
+          {"tokens_computed", status.tokens_computed()},
+          {"version", status.version()},
+          {"loss", status.loss()},
+          {"tokens_per_second", status.tokens_per_second()},
+          {"compute_share", status.compute_share()},
+          {"staleness_mean", status.staleness_mean()},
+          {"term", status.term()},
+          {"durable_index", status.durable_index()},
+          {"storage_trouble", status.storage_trouble()},
+          {"refused", refused},
+          {"members", members}};
+}
+
+bool ReportCompleted(const Json& report) {
+  const Json& completed = At(report, "completed");
+  return completed.is_boolean() && completed.get<bool>();
+}
+
+std::string ReportRun(const Json& report) { return Words(report, "run"); }
+
+std::string ReportSummary(const Json& report) {
+  std::string text =
+      absl::StrFormat("%s: %s\n", Words(report, "job"),
+                      ReportCompleted(report) ? "the token budget is committed" : Words(report, "failure"));
+  Line("tokens committed",
+       absl::StrFormat("%d in %.1f s (%.0f tokens/s)", Count(report, "tokens_committed"),
+                       Number(report, "wall_seconds"), Number(report, "tokens_per_second")),
+       &text);
+  if (At(report, "validation_loss_final").is_number()) {
+    Line("validation loss",
+         absl::StrFormat("%.4f nats/token (began at %.4f; unigram model %.4f)", Number(report, "validation_loss_final"),
+                         Number(report, "validation_loss_initial"), Number(report, "validation_loss_unigram")),
+         &text);
+  }
+  Line("workers computing", absl::StrFormat("%.1f%% of their time", 100 * Number(report, "compute_share")), &text);
+  const Json& ranges = At(report, "ranges");
+  Line("data ranges",
+       absl::StrFormat("%d, committed once %d, more than once %d, lost %d", Count(ranges, "total"),
+                       Count(ranges, "committed_once"), Count(ranges, "committed_more_than_once"),
+                       Count(ranges, "lost")),
+       &text);
+  const Json& restarts = At(report, "restarts");
+  if (Count(restarts, "total") > 0) {
+    std::vector<std::string> processes;
+    for (const auto& [process, count] : At(restarts, "by_process").items()) {
+      if (count.is_number()) processes.push_back(absl::StrCat(process, " ", count.get<int64_t>()));
+    }
+    Line("started again", absl::StrFormat("%d times (%s)", Count(restarts, "total"), absl::StrJoin(processes, ", ")),
+         &text);
+  }
+  for (const auto& [region, link] : At(report, "wan").items()) {
+    absl::StrAppend(
+        &text, absl::StrFormat("  link %-15s round trip p50 %.0f ms, p99 %.0f ms; payload up %.1f MB, down %.1f MB\n",
+                               region, Number(link, "round_trip_ms_p50"), Number(link, "round_trip_ms_p99"),
+                               Number(link, "payload_bytes_up") / 1e6, Number(link, "payload_bytes_down") / 1e6));
+  }
+  return text;
+}
+
+std::string JsonText(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace); }
+
+}  // namespace wukong

@@ -1,0 +1,31 @@
+// What `wukong up` and `wukong status` show of a run.
+#ifndef WUKONG_LAUNCH_STATUS_TEXT_H_
+#define WUKONG_LAUNCH_STATUS_TEXT_H_
+
+#include <cstdint>
+#include <string>
+
+#include "nlohmann/json.hpp"
+#include "proto/wire.pb.h"
+
+namespace wukong {
+
+// One line, without its end. Bytes over all wide-area links. While the root acknowledges nothing, that is what the line
+// says in place of how well the run does.
+std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down);
+
+// A table of the run and its members, with its last line end.
+std::string StatusText(const StatusReply& status);
+nlohmann::ordered_json StatusJson(const StatusReply& status);
+
+// A run's report.json, in whole or what there is of it: nothing in it can be wrong enough for a crash.
+bool ReportCompleted(const nlohmann::ordered_json& report);
+std::string ReportRun(const nlohmann::ordered_json& report);
+// With its last line end.
+std::string ReportSummary(const nlohmann::ordered_json& report);
+// As people and programs read it, indented; bytes that are not UTF-8, as a path may hold them, are replaced.
+std::string JsonText(const nlohmann::ordered_json& json);
+
+}  // namespace wukong
+
+#endif  // WUKONG_LAUNCH_STATUS_TEXT_H_

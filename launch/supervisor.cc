@@ -1,0 +1,232 @@
+#include "launch/supervisor.h"
+
+#include <signal.h>
+#include <string.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "launch/exit_code.h"
+
+namespace wukong {
+namespace {
+
+// Doubled for each life in a row that was shorter than kYoung; the fifth such life is the last.
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
+constexpr absl::Duration kYoung = absl::Seconds(5);
+constexpr int kDiedYoungMax = 5;
+
+constexpr absl::Duration kPoll = absl::Milliseconds(50);
+constexpr absl::Duration kLeave = absl::Seconds(15);  // For processes to end by themselves once the run is over.
+// Once the coordinator is gone: who has not heard by now will not hear, and would look for it for limits.start.
+constexpr absl::Duration kOrphaned = absl::Seconds(3);
+constexpr uint64_t kDiskFullBytes = 4096;
+constexpr size_t kTailLines = 5;
+
+bool WasKilled(int code) { return code > 128; }
+
+// Where all share a machine, what everybody waits for goes before what computes: a coordinator that starts again has
+// the core for the moment that it needs.
+int NicenessOf(ProcessKind kind) { return kind == ProcessKind::kWorker ? 10 : 0; }
+
+}  // namespace
+
+// ---------------------------------------------------------------- the policy
+
+RestartPolicy::Decision RestartPolicy::Ended(const std::string& name, ProcessKind kind, int code, absl::Duration lived,
+                                             RunStage stage) {
+  const bool did_not_mean_to = WasKilled(code) || code == kExitRestart;
+  const auto give_up = [](std::string reason) { return Decision{Decision::Kind::kGiveUp, {}, std::move(reason)}; };
+  if (stage == RunStage::kOver || code == kExitOk) return Decision();
+  if (!did_not_mean_to) {
+    if (kind == ProcessKind::kCoordinator) return Decision();
+    if (code == kExitUsage || code == kExitMachine) return give_up("the next one would find the same");
+    if (stage == RunStage::kFirstStart) return give_up("nobody has trained yet");
+  }
+
+  History& history = histories_[name];
+  history.died_young = lived < kYoung ? history.died_young + 1 : 0;
+  if (budget_ == 0) return give_up("restarts are off");
+  if (history.died_young >= kDiedYoungMax) {
+    return give_up(
+        absl::StrFormat("%d times in a row it did not live for %s", kDiedYoungMax, absl::FormatDuration(kYoung)));
+  }
+  if (used_ >= budget_)
+    return give_up(absl::StrFormat("all %d restarts of this run (--restarts) are used up", budget_));
+  ++used_;
+  Decision restart;
+  restart.kind = Decision::Kind::kRestart;
+  restart.backoff = kFirstBackoff * (1 << std::max(0, history.died_young - 1));
+  return restart;
+}
+
+// ---------------------------------------------------------------- words
+
+std::string EndedHow(int code) {
+  if (WasKilled(code)) return absl::StrFormat("was killed by signal %d (%s)", code - 128, strsignal(code - 128));
+  return absl::StrFormat("ended with exit code %d", code);
+}
+
+std::string LogTail(const std::string& path, size_t lines) {
+  std::ifstream file(path);
+  std::vector<std::string> all;
+  for (std::string line; std::getline(file, line);) all.push_back(line);
+  std::string tail;
+  for (size_t i = all.size() > lines ? all.size() - lines : 0; i < all.size(); ++i)
+    absl::StrAppend(&tail, "    ", all[i], "\n");
+  // Then the reason could not be logged, and is this.
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(path, error);
+  if (!error && space.available < kDiskFullBytes) {
+    absl::StrAppend(&tail, "    no space is left on the file system of ", path, "\n");
+  }
+  return tail;
+}
+
+// ---------------------------------------------------------------- the supervisor
+
+absl::Status Supervisor::Start(const std::string& name, ProcessKind kind, Command command, absl::Time now) {
+  std::string file = name;
+  std::replace(file.begin(), file.end(), ' ', '-');
+  const std::string log = absl::StrCat(options_.log_directory, "/", file, ".log");
+  absl::StatusOr<Subprocess> child = Subprocess::Start(command(0), log, NicenessOf(kind));
+  if (!child.ok()) return child.status();
+  Process process{name, kind, std::move(command), log, *std::move(child)};
+  process.started = now;
+  processes_.push_back(std::move(process));
+  return absl::OkStatus();
+}
+
+absl::Status Supervisor::Poll(absl::Time now) {
+  // Asked at most once for all members: a coordinator that does not answer costs time.
+  std::optional<RunStage> stage_for_members;
+  bool asked = false;
+  const auto stage_for = [&](ProcessKind kind) {
+    if (kind == ProcessKind::kCoordinator) return options_.stage(kind);
+    if (!asked) stage_for_members = options_.stage(kind);
+    asked = true;
+    return stage_for_members;
+  };
+  for (Process& process : processes_) {
+    if (coordinator_ending_.has_value()) return absl::OkStatus();
+    if (process.state == State::kRunning) {
+      const std::optional<int> code = process.child.Poll();
+      if (!code.has_value()) continue;
+      process.state = State::kToBeDecided;
+      process.ended = now;
+      process.code = *code;
+      asked = false;  // What was known before it ended may not be what it ended from.
+    }
+    if (process.state == State::kToBeDecided) {
+      const bool as_meant = process.code == kExitOk && process.kind != ProcessKind::kCoordinator;
+      const std::optional<RunStage> stage = as_meant ? RunStage::kUnderWay : stage_for(process.kind);
+      if (!stage.has_value()) continue;
+      if (absl::Status status = Decide(&process, *stage); !status.ok()) return status;
+    }
+    if (process.state == State::kWaiting && now >= process.restart_at) {
+      // Members that come when the run is over would wait for a run to join.
+      const std::optional<RunStage> stage =
+          process.kind == ProcessKind::kCoordinator ? RunStage::kUnderWay : stage_for(process.kind);
+      if (stage == RunStage::kOver) process.state = State::kGone;
+      if (stage.has_value() && stage != RunStage::kOver) Restart(&process, now);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Supervisor::Decide(Process* process, RunStage stage) {
+  const RestartPolicy::Decision decision =
+      policy_.Ended(process->name, process->kind, process->code, process->ended - process->started, stage);
+  switch (decision.kind) {
+    case RestartPolicy::Decision::Kind::kLeave:
+      process->state = State::kGone;
+      if (process->kind == ProcessKind::kCoordinator) coordinator_ending_ = Ending{process->code, ""};
+      return absl::OkStatus();
+    case RestartPolicy::Decision::Kind::kRestart:
+      process->state = State::kWaiting;
+      process->restart_at = process->ended + decision.backoff;
+      options_.say(absl::StrFormat("%s %s; it is started again in %s (restart %d of at most %d)", process->name,
+                                   EndedHow(process->code), absl::FormatDuration(decision.backoff), policy_.used(),
+                                   policy_.budget()));
+      return absl::OkStatus();
+    case RestartPolicy::Decision::Kind::kGiveUp:
+      process->state = State::kGone;
+      return GiveUp(process, stage, decision.reason);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Supervisor::GiveUp(Process* process, RunStage stage, const std::string& reason) {
+  if (process->kind == ProcessKind::kCoordinator) {
+    coordinator_ending_ = Ending{process->code, reason};
+    return absl::OkStatus();
+  }
+  const std::string what = absl::StrCat(process->name, " ", EndedHow(process->code));
+  const std::string tail = absl::StrCat("; its log ", process->log, " ends with\n", LogTail(process->log, kTailLines));
+  if (stage == RunStage::kFirstStart) {
+    return absl::AbortedError(absl::StrCat(what, " before training began", tail));
+  }
+  const bool restarts_are_off = policy_.budget() == 0;
+  if (process->kind == ProcessKind::kWorker || restarts_are_off) {
+    std::string warning = absl::StrCat("warning: ", what, " and is not started again (", reason,
+                                       "); its data goes to others and the run goes on");
+    absl::StrAppend(&warning, restarts_are_off ? absl::StrCat(" (log: ", process->log, ")") : tail);
+    options_.say(warning);
+    return absl::OkStatus();
+  }
+  return absl::AbortedError(
+      absl::StrCat(what, " and is not started again (", reason, "): the run cannot go on without it", tail));
+}
+
+void Supervisor::Restart(Process* process, absl::Time now) {
+  ++restarts_[process->name];
+  absl::StatusOr<Subprocess> child =
+      Subprocess::Start(process->command(process->starts), process->log, NicenessOf(process->kind));
+  ++process->starts;
+  process->started = now;
+  if (child.ok()) {
+    process->child = *std::move(child);
+    process->state = State::kRunning;
+    return;
+  }
+  // No memory, no process left: as if it had died at once, and so tried again for a while.
+  options_.say(absl::StrCat("warning: ", process->name, " could not be started: ", child.status().message()));
+  process->state = State::kToBeDecided;
+  process->ended = now;
+  process->code = kExitRestart;
+}
+
+void Supervisor::Stop(int coordinator_signal) {
+  if (processes_.empty()) return;
+  Subprocess& coordinator = processes_[0].child;
+  if (coordinator_signal != 0) coordinator.Signal(coordinator_signal);
+  absl::Time deadline = absl::Now() + kLeave;
+  for (const int signal_number : {0, SIGTERM, SIGKILL}) {
+    if (signal_number != 0) {
+      for (Process& process : processes_) process.child.Signal(signal_number);
+      deadline = absl::Now() + kLeave;
+    }
+    bool orphaned = false;
+    while (absl::Now() < deadline) {
+      const bool all = std::all_of(processes_.begin(), processes_.end(),
+                                   [](Process& process) { return process.child.Poll().has_value(); });
+      if (all) break;
+      if (signal_number == 0 && !orphaned && coordinator.Poll().has_value()) {
+        orphaned = true;
+        deadline = std::min(deadline, absl::Now() + kOrphaned);
+      }
+      absl::SleepFor(kPoll);
+    }
+  }
+  // A coordinator that was asked to end says how it did, unless it was gone before.
+  const std::optional<int> code = coordinator.Poll();
+  if (code.has_value() && !coordinator_ending_.has_value()) coordinator_ending_ = Ending{*code, ""};
+  for (Process& process : processes_) process.state = State::kGone;
+}
+
+}  // namespace wukong
