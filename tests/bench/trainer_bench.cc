@@ -12,6 +12,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/base/random.h"
+#include "runtime/model/compute_process.h"
 #include "runtime/model/trainer.h"
 
 namespace wukong {
@@ -175,6 +176,7 @@ int Main(int argc, char** argv) {
       return 1;
     }
     if (child == 0) {
+      TuneForComputing();
       const absl::StatusOr<Result> result = Measure(options, i);
       if (!result.ok()) {
         std::fprintf(stderr, "trainer_bench: process %d: %s\n", i, result.status().ToString().c_str());

@@ -95,8 +95,19 @@ TEST(UsageTest, AWrongCommandLineIsAUsageError) {
       {{"trian"}, "A subcommand is required"},
       {{"up"}, "job"},
       {{"up", "job.yaml", "--frobnicate"}, "--frobnicate"},
+      {{"up", "job.yaml", "--restarts", "-1"}, "--restarts"},
+      {{"up", "job.yaml", "--resume", "runs/first"}, "a job file"},
+      {{"up", "--resume", "runs/first", "--set", "seed=2"}, "--set"},
+      {{"up", "--resume", "runs/first", "--run-dir", "runs/second"}, "--run-dir"},
+#ifndef WUKONG_FAULT_POINTS
+      {{"up", "job.yaml", "--crash-at", "root.before_append"}, "--crash-at"},
+#endif
       {{"worker", "--region", "beijing"}, "--join"},
       {{"coordinator", "--job", "job.yaml"}, "--run-dir"},
+      {{"coordinator", "--run-dir", "runs/first"}, "--job"},
+      {{"coordinator", "--run-dir", "runs/first", "--resume", "--set", "seed=2"}, "--job"},
+      {{"status"}, "run"},
+      {{"status", "nonsense"}, "nonsense"},
       {{"up", "no-such-job.yaml"}, "no-such-job.yaml"},
   };
   for (const auto& [arguments, says] : cases) {
@@ -235,7 +246,7 @@ TEST(MachineTest, ARunDirectoryIsUsedOnce) {
   ASSERT_EQ(first->Wait(), 0) << first->err();
   const std::string report = RunRecord(workspace.Path("run")).Report().dump();
   const auto again = workspace.Start({"up", job, "--run-dir", workspace.Path("run")});
-  ExpectEnds(*again, 2, {workspace.Path("run"), "another run"});
+  ExpectEnds(*again, 2, {workspace.Path("run"), "another run", "--resume"});
   const auto coordinator =
       workspace.Start({"coordinator", "--job", job, "--run-dir", workspace.Path("run"), "--listen", "127.0.0.1:0"});
   ExpectEnds(*coordinator, 2, {workspace.Path("run"), "another run"});
@@ -275,17 +286,21 @@ TEST(MachineTest, AnUnknownRegionIsAnsweredWithTheKnownOnes) {
   const Workspace workspace;
   Cluster cluster(workspace, OneRegion());
   Process& worker = cluster.StartWorker("peking");
-  ExpectEnds(worker, 2, {"peking", "beijing"});
+  ExpectEnds(worker, 2, {"peking", "beijing", "--new-region"});
+  Process& aggregator = cluster.StartAggregator("peking");
+  ExpectEnds(aggregator, 2, {"peking", "beijing", "--new-region"});
+  Process& misnamed = cluster.StartAggregator("pe king", {"--new-region"});
+  ExpectEnds(misnamed, 2, {"pe king", "letters, digits and '-'"});
 }
 
-// ENOSPC without being root: what is written there is refused as on a full disk.
-TEST(MachineTest, AFullDiskEndsTheRun) {
+// ENOSPC without being root: what is written there is refused as on a full disk. The log is what counts.
+TEST(MachineTest, AFullDiskUnderTheMetricsCostsTheMetrics) {
   const Workspace workspace;
   std::filesystem::create_directories(workspace.Path("run"));
   std::filesystem::create_symlink("/dev/full", workspace.Path("run/metrics.jsonl"));
   const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", workspace.Path("run")});
-  ExpectEnds(*up, 3, {"run/metrics.jsonl", "No space left"});
-  EXPECT_EQ(RunRecord(workspace.Path("run")).Report()["completed"], false);
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+  ExpectBudgetCommittedOnce(RunRecord(workspace.Path("run")).Report(), Budget(OneRegion()));
 }
 
 TEST(MachineTest, ALimitOnFileSizesEndsTheRun) {
@@ -294,7 +309,7 @@ TEST(MachineTest, ALimitOnFileSizesEndsTheRun) {
     const rlimit limit = {16384, 16384};
     if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(99);
   });
-  ExpectEnds(*up, 3, {"metrics.jsonl", "File too large"});
+  ExpectEnds(*up, 3, {workspace.Path("run"), "File too large"});
 }
 
 // A real file system that fills up, in a mount namespace of the process's own. Where that may not be made, /dev/full
@@ -391,7 +406,8 @@ TEST(MemberTest, AWorkerThatDiesBeforeTrainingFailsUpByName) {
   const Workspace workspace;
   TinyJob job;
   job.regions = {{"beijing", 2}};
-  const auto up = workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")});
+  const auto up =
+      workspace.Start({"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run"), "--restarts", "0"});
   pid_t victim = -1;
   ASSERT_TRUE(Await([&] {
     for (const pid_t child : ChildrenOf(up->pid())) {

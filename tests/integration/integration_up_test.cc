@@ -160,6 +160,10 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
 
 INSTANTIATE_TEST_SUITE_P(Presets, UpTest,
                          ::testing::Values(Case{"async", Preset("async", 80000), {}, true},
+                                           // Two regions whose workers act as one leaf, and one of two leaves.
+                                           Case{"async_gloo",
+                                                Preset("async", 60000),
+                                                {"regions.beijing.collective=gloo", "regions.guizhou.collective=gloo"}},
                                            Case{"diloco", Preset("diloco", 30000), {}},
                                            Case{"ddp", Preset("ddp", 15000), {}},
                                            Case{"ddp_bf16",

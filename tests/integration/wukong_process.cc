@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -147,6 +148,29 @@ std::optional<int> Process::Wait(absl::Duration patience) {
 std::string Process::out() const { return Slurp(out_path_); }
 std::string Process::err() const { return Slurp(err_path_); }
 
+std::set<pid_t> Descendants(const Process& up, size_t expected) {
+  std::set<pid_t> children;
+  EXPECT_TRUE(Await([&] {
+    for (const pid_t child : ChildrenOf(up.pid())) children.insert(child);
+    return children.size() >= expected;
+  }));
+  return children;
+}
+
+std::set<pid_t> ChildrenWith(const Process& up, absl::string_view text) {
+  std::set<pid_t> children;
+  for (const pid_t child : ChildrenOf(up.pid())) {
+    if (absl::StrContains(CommandLine(child), text)) children.insert(child);
+  }
+  return children;
+}
+
+void ExpectAllGone(const std::set<pid_t>& processes) {
+  EXPECT_FALSE(processes.empty());
+  Await([&] { return std::none_of(processes.begin(), processes.end(), IsRunning); }, absl::Seconds(20));
+  for (const pid_t pid : processes) EXPECT_FALSE(IsRunning(pid)) << pid << ": " << CommandLine(pid);
+}
+
 Workspace::Workspace(bool prepare_data) : path_(::testing::TempDir() + "/wukong_integration_XXXXXX") {
   PCHECK(::mkdtemp(path_.data()) != nullptr) << path_;
   if (!prepare_data) return;
@@ -212,6 +236,13 @@ std::vector<Json> RunRecord::Events(absl::string_view kind) const {
   return events;
 }
 
+Json RunRecord::EventAbout(absl::string_view kind, absl::string_view name) const {
+  for (const Json& event : Events(kind)) {
+    if (absl::StrContains(event.value("name", ""), name)) return event;
+  }
+  return Json();
+}
+
 Json RunRecord::Report() const {
   Json report = Json::parse(Slurp(directory_ + "/report.json"), nullptr, /*allow_exceptions=*/false);
   return report.is_discarded() ? Json() : report;
@@ -250,8 +281,10 @@ void Cluster::StartAll() {
   }
 }
 
-Process& Cluster::StartAggregator(const std::string& region) {
-  members_.push_back(workspace_.Start({"aggregator", "--coordinator", address_, "--region", region}));
+Process& Cluster::StartAggregator(const std::string& region, std::vector<std::string> more) {
+  std::vector<std::string> arguments = {"aggregator", "--coordinator", address_, "--region", region};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  members_.push_back(workspace_.Start(std::move(arguments)));
   return *members_.back();
 }
 

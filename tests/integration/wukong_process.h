@@ -8,7 +8,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -56,6 +58,12 @@ class Process {
   std::optional<int> ended_;
 };
 
+// Everything that `up` has started and not yet ended, once that is as many as `expected`.
+std::set<pid_t> Descendants(const Process& up, size_t expected);
+// Those of its children whose command line holds `text`.
+std::set<pid_t> ChildrenWith(const Process& up, absl::string_view text);
+void ExpectAllGone(const std::set<pid_t>& processes);
+
 // A job that trains in a second or two.
 struct TinyJob {
   std::string preset = "async";
@@ -95,6 +103,8 @@ class RunRecord {
   const std::string& directory() const { return directory_; }
   std::vector<Json> Events() const { return Lines("events.jsonl"); }
   std::vector<Json> Events(absl::string_view kind) const;  // Whose "event" is `kind`.
+  // The first event of `kind` whose name holds `name`, or null.
+  Json EventAbout(absl::string_view kind, absl::string_view name) const;
   std::vector<Json> Metrics() const { return Lines("metrics.jsonl"); }
   size_t Merged() const { return Events("merged").size(); }
   // Null when there is none, or it does not parse.
@@ -115,7 +125,7 @@ class Cluster {
   Cluster(const Workspace& workspace, const TinyJob& job, std::vector<std::string> coordinator_flags = {});
   // Every aggregator and every worker of the job.
   void StartAll();
-  Process& StartAggregator(const std::string& region);
+  Process& StartAggregator(const std::string& region, std::vector<std::string> more = {});
   Process& StartWorker(const std::string& region, std::vector<std::string> more = {});
 
   const RunRecord& record() const { return record_; }

@@ -1,0 +1,189 @@
+// Parameters that are taken away and brought along, damaged files, and a disk that is full for a while.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "tests/integration/wukong_process.h"
+
+namespace wukong::integration {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+TinyJob OneRegion(int64_t tokens = 20000, double speed = 1) {
+  TinyJob job;
+  job.regions = {{"beijing", 2}};
+  job.tokens = tokens;
+  job.speed = speed;
+  return job;
+}
+
+// Of a finished command.
+struct Result {
+  int code;
+  std::string out, err;
+};
+Result RunToEnd(const Workspace& workspace, std::vector<std::string> arguments) {
+  const auto process = workspace.Start(std::move(arguments));
+  return {process->Wait().value_or(-1), process->out(), process->err()};
+}
+
+std::string Newest(const std::string& directory) {
+  std::string newest;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    newest = std::max(newest, entry.path().string());
+  }
+  return newest;
+}
+
+void FlipByte(const std::string& path, int64_t at) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(at);
+  const char old = static_cast<char>(file.get());
+  file.seekp(at);
+  file.put(static_cast<char>(old ^ 0x10));
+  ASSERT_TRUE(file.good()) << path;
+}
+
+// After the "parameters SHA-256" of what was exported.
+std::string Sha(const std::string& out) {
+  const size_t at = out.find("SHA-256 ");
+  return at == std::string::npos ? "" : out.substr(at + 8, 64);
+}
+
+class CheckpointCommandTest : public testing::Test {
+ protected:
+  void Train(const TinyJob& job) {
+    const Result up = RunToEnd(workspace_, {"up", workspace_.WriteJob(job), "--run-dir", run_});
+    ASSERT_EQ(up.code, 0) << up.err;
+  }
+  const Workspace workspace_;
+  const std::string run_ = workspace_.Path("run");
+};
+
+TEST_F(CheckpointCommandTest, AnExportedFileBeginsAnotherRun) {
+  Train(OneRegion());
+  const std::string file = workspace_.Path("model.safetensors");
+  const Result exported = RunToEnd(workspace_, {"checkpoint", "export", run_, "--output", file});
+  ASSERT_EQ(exported.code, 0) << exported.err;
+  const Json report = RunRecord(run_).Report();
+  EXPECT_EQ(Sha(exported.out), report["parameters_sha256"]);
+  EXPECT_EQ(RunToEnd(workspace_, {"checkpoint", "verify", file}).code, 0);
+  const Result listed = RunToEnd(workspace_, {"checkpoint", "list", run_});
+  EXPECT_THAT(listed.out, HasSubstr(absl::StrCat(report["tokens_committed"].get<int64_t>())));
+
+  const std::string next = workspace_.Path("next");
+  const Result imported =
+      RunToEnd(workspace_, {"checkpoint", "import", next, "--from", file, "--job", workspace_.Path("job.yaml")});
+  ASSERT_EQ(imported.code, 0) << imported.err;
+  const Result again =
+      RunToEnd(workspace_, {"checkpoint", "import", next, "--from", file, "--job", workspace_.Path("job.yaml")});
+  EXPECT_EQ(again.code, 2);
+  EXPECT_THAT(again.err, HasSubstr("is not empty"));
+  const Result up = RunToEnd(workspace_, {"up", "--resume", next});
+  ASSERT_EQ(up.code, 0) << up.err;
+  const Json second = RunRecord(next).Report();
+  EXPECT_NEAR(second["validation_loss_initial"].get<double>(), report["validation_loss_final"].get<double>(), 1e-6)
+      << "it began where the first one ended";
+  EXPECT_LT(second["validation_loss_final"].get<double>(), second["validation_loss_initial"].get<double>());
+  EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", next}).code, 0);
+}
+
+TEST_F(CheckpointCommandTest, AFileOfAnotherModelIsRefusedByItsTensors) {
+  Train(OneRegion());
+  const std::string file = workspace_.Path("model.safetensors");
+  ASSERT_EQ(RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file}).code, 0);
+  const Result imported = RunToEnd(workspace_, {"checkpoint", "import", workspace_.Path("next"), "--from", file,
+                                                "--job", workspace_.Path("job.yaml"), "--set", "model.width=16"});
+  EXPECT_EQ(imported.code, 2);
+  EXPECT_THAT(imported.err, HasSubstr("model.parameters")) << imported.err;
+}
+
+TEST_F(CheckpointCommandTest, DamageIsNamedAndWhatIsWholeIsUsed) {
+  Train(OneRegion());
+  const std::string file = workspace_.Path("model.safetensors");
+  const Result before = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file});
+  ASSERT_EQ(before.code, 0) << before.err;
+  ASSERT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0);
+
+  const std::string snapshot = Newest(run_ + "/checkpoints");
+  FlipByte(snapshot, static_cast<int64_t>(std::filesystem::file_size(snapshot)) / 2);
+  const Result verified = RunToEnd(workspace_, {"checkpoint", "verify", run_});
+  EXPECT_EQ(verified.code, 7);
+  EXPECT_THAT(verified.out, HasSubstr(absl::StrCat(snapshot, ": DAMAGED")));
+  EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 7);
+  const Result after = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file});
+  EXPECT_EQ(after.code, 0) << "the one before it and the log are whole: " << after.err;
+  EXPECT_EQ(Sha(after.out), Sha(before.out));
+
+  std::filesystem::remove(snapshot);
+  ASSERT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0);
+  std::string segment;  // The largest has the records.
+  for (const auto& entry : std::filesystem::directory_iterator(run_ + "/log")) {
+    if (segment.empty() || entry.file_size() > std::filesystem::file_size(segment)) segment = entry.path().string();
+  }
+  FlipByte(segment, static_cast<int64_t>(std::filesystem::file_size(segment)) / 3);
+  const Result log = RunToEnd(workspace_, {"log", "verify", run_});
+  EXPECT_EQ(log.code, 7);
+  EXPECT_THAT(log.err, AllOf(HasSubstr(segment), HasSubstr("byte")));
+  const Result resumed =
+      RunToEnd(workspace_, {"coordinator", "--resume", "--run-dir", run_, "--listen", "127.0.0.1:0"});
+  EXPECT_EQ(resumed.code, 7) << "a damaged log stops the start";
+  EXPECT_THAT(resumed.err, HasSubstr(segment));
+}
+
+TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheJobThatItBeganWith) {
+  Train(OneRegion());
+  TinyJob other = OneRegion();
+  other.tokens = 40000;
+  const std::string job = workspace_.Write("other.yaml", workspace_.Yaml(other));
+  const Result resumed =
+      RunToEnd(workspace_, {"coordinator", "--resume", "--run-dir", run_, "--job", job, "--listen", "127.0.0.1:0"});
+  EXPECT_EQ(resumed.code, 2) << resumed.err;
+  EXPECT_THAT(resumed.err, AllOf(HasSubstr(run_), HasSubstr("belongs to another job")));
+  EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0) << "nothing is damaged";
+}
+
+// A file system of its own that the test fills up and empties again, from outside of its mount namespace.
+TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
+  std::filesystem::create_directories(run_);
+  const auto up = workspace_.Start(
+      {"up", workspace_.WriteJob(OneRegion(60000, 0.3)), "--run-dir", run_, "--set", "report.progress_every=200ms"},
+      [path = run_.c_str()] {
+        const bool mounted = ::unshare(CLONE_NEWNS) == 0 &&
+                             ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                             ::mount("tmpfs", path, "tmpfs", 0, "size=64m") == 0;
+        if (!mounted) ::_exit(99);
+      });
+  const std::string seen = absl::StrCat("/proc/", up->pid(), "/root", run_);
+  const RunRecord record(seen);
+  ASSERT_TRUE(Await([&] { return up->ended() || record.Merged() >= 2; })) << up->err();
+  if (up->Wait(absl::ZeroDuration()) == 99) GTEST_SKIP() << "no file system may be mounted here";
+  ASSERT_FALSE(up->ended()) << up->err();
+  const std::string filler = seen + "/filler";
+  {
+    std::ofstream file(filler, std::ios::binary);
+    const std::string block(4096, 'x');
+    while (file.write(block.data(), static_cast<std::streamsize>(block.size())) && file.flush()) {
+    }
+  }
+  EXPECT_TRUE(Await([&] { return up->ended() || absl::StrContains(up->err(), "NOT ACKNOWLEDGING"); })) << up->err();
+  ASSERT_FALSE(up->ended()) << up->err();
+  ASSERT_TRUE(std::filesystem::remove(filler));
+  // Its file system goes with the last of its processes: what it said must do.
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_THAT(up->out(), HasSubstr("more than once 0, lost 0")) << up->err();
+}
+
+}  // namespace
+}  // namespace wukong::integration
