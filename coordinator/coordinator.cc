@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -91,11 +92,20 @@ struct ValidationData {
   std::shared_ptr<const TokenFile> validation;
   int vocabulary = 0;
   // Of the validation split, by a model that knows only how often each token comes. Reads both files.
-  double UnigramLoss() const { return wukong::UnigramLoss(train->tokens(), validation->tokens(), vocabulary); }
+  // NaN where there is no text.
+  double UnigramLoss() const {
+    if (train == nullptr) return std::numeric_limits<double>::quiet_NaN();
+    return wukong::UnigramLoss(train->tokens(), validation->tokens(), vocabulary);
+  }
   std::unique_ptr<SampleReader> reader;
 };
 
 absl::StatusOr<ValidationData> OpenData(const Job& job) {
+  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
+    ValidationData data;
+    data.reader = std::make_unique<SampleReader>(SampleReader::Numbers());
+    return data;
+  }
   const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
   if (!files.ok()) return files.status();
   absl::StatusOr<std::unique_ptr<TokenFile>> validation = TokenFile::Open(files->validation);

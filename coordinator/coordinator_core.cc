@@ -189,6 +189,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
 
   member->must_assert = false;
   member->quarantined = false;
+  member->faults.clear();
 
   LogRecord record;
   MemberJoined* noted = record.mutable_member_joined();
@@ -331,6 +332,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
     reply.set_drain(phase_ == Phase::kTraining && ledger_.available() == 0 && !recovering() &&
                     RegionIdle(member.region));
   }
+  TellFaults(&member, request.fault_heard(), &reply);
   UpdateRootIdle();
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) {
     reply.set_finish(true);

@@ -79,6 +79,9 @@ class CoordinatorCore {
   void Refused(const Manifest& manifest);
   void SetRootVersion(Version version) { root_version_ = version; }
 
+  // As Coordinator.InjectFault of wire.proto. For "root" it only says whether it may be: the process is the driver's.
+  absl::StatusOr<InjectFaultReply> InjectFault(const InjectFaultRequest& request);
+
   // Training began before this life of the coordinator.
   void BackdateStart(absl::Time started) { training_started_ = started; }
   void Fail(const std::string& reason, absl::Time now);
@@ -124,8 +127,9 @@ class CoordinatorCore {
     MemberUsage usage_of_earlier_lives;
     int64_t beat = 0;
     HeartbeatReply last_reply;
-    bool quarantined = false;  // Its aggregator takes nothing from it for a while.
-    bool must_assert = false;  // It gets no data before it has said what it holds.
+    bool quarantined = false;        // Its aggregator takes nothing from it for a while.
+    bool must_assert = false;        // It gets no data before it has said what it holds.
+    std::vector<FaultOrder> faults;  // Of this life; those that it has not heard.
   };
 
   std::string Describe(const Member& member) const;
@@ -144,6 +148,8 @@ class CoordinatorCore {
   void TakeHoldings(Member* member, const Holdings& holdings, HeartbeatReply* reply);
   // Whether its workers have all spoken, so that what they passed on to it is in its own account.
   bool AggregatorMaySpeak(int region) const;
+  // Drops the orders that `member` has heard, and passes on the others.
+  void TellFaults(Member* member, int64_t heard, HeartbeatReply* reply);
   void MaybeEndRecovery();
   void RaiseCeiling();
   void Excuse(absl::Time now);
@@ -182,6 +188,7 @@ class CoordinatorCore {
 
   std::map<MemberId, Member> members_;
   int64_t next_member_ = 1;
+  int64_t fault_orders_ = 0;
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.
   std::map<int, absl::Time> aggregator_seen_;   // Per region: when it last had one.
   std::set<MemberId> root_idle_;

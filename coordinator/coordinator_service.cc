@@ -1,8 +1,11 @@
 #include "coordinator/coordinator_service.h"
 
 #include <cmath>
+#include <thread>
 
+#include "absl/time/clock.h"
 #include "glog/logging.h"
+#include "runtime/fault/active_faults.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -75,6 +78,19 @@ grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusReq
   const RootState root = log_->Summary();
   for (const auto& [sender, count] : root.refused_by_sender()) (*reply->mutable_refused())[sender] += count;
   return grpc::Status::OK;
+}
+
+grpc::Status CoordinatorService::InjectFault(grpc::ServerContext*, const InjectFaultRequest* request,
+                                             InjectFaultReply* reply) {
+  const grpc::Status status =
+      Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.InjectFault(*request); });
+  if (status.ok() && request->target() == "root") {
+    std::thread([order = request->order()] {
+      absl::SleepFor(absl::Milliseconds(100));  // For the answer to go out.
+      CarryOutOnThisProcess(order);
+    }).detach();
+  }
+  return status;
 }
 
 void CoordinatorService::Keep(const absl::Status& status) {

@@ -44,6 +44,9 @@ class CoordinatorService final : public Coordinator::Service {
   grpc::Status Heartbeat(grpc::ServerContext* context, const HeartbeatRequest* request, HeartbeatReply* reply) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const StatusRequest* request, StatusReply* reply) override;
 
+  grpc::Status InjectFault(grpc::ServerContext* context, const InjectFaultRequest* request,
+                           InjectFaultReply* reply) override;
+
   // Runs `use(core, now)` alone, then the effects. `use` must not call the root.
   template <typename Use>
   void With(Use use) {

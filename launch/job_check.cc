@@ -110,6 +110,16 @@ class JobChecker {
     const Model& model = job_.model();
     const std::pair<const char*, int32_t> sizes[] = {
         {"layers", model.layers()}, {"heads", model.heads()}, {"width", model.width()}};
+    if (model.synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
+      for (const auto& [key, value] : sizes) {
+        if (value != 0) Add(absl::StrCat("model.", key), "means nothing beside synthetic (expected size and step)");
+      }
+      if (!model.torchscript().empty()) Add("model.torchscript", "another model is given as synthetic (expected one)");
+      if (model.size() == 0) Add("model.size", "is missing (expected the number of parameters of the synthetic model)");
+      if (model.context() != 1) Add("model.context", "a synthetic model has no text (expected 1)");
+      return;
+    }
+    if (model.size() != 0) Add("model.size", "is of synthetic models only (expected no size, or synthetic beside it)");
     for (const auto& [key, value] : sizes) {
       if (model.torchscript().empty() && value == 0) {
         Add(absl::StrCat("model.", key),
@@ -226,6 +236,11 @@ class JobChecker {
   void CheckDataKeys() {
     const Data& data = job_.data();
     const bool files = !data.train().empty() || !data.validation().empty();
+    if (job_.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
+      if (files || !data.directory().empty())
+        Add("data", "a synthetic model takes no text (expected range_steps at most)");
+      return;
+    }
     if (!data.directory().empty() && files) {
       Add(data.train().empty() ? "data.validation" : "data.train",
           "given beside data.directory (expected data.directory, or data.train with data.validation)");
@@ -308,9 +323,8 @@ class JobChecker {
 absl::Status CheckJob(const JobSource& source, const CheckOptions& options) { return JobChecker(source).Run(options); }
 
 int64_t GptParameters(const Model& model) {
-  if (!model.torchscript().empty()) {
-    return 0;
-  }
+  if (model.synthetic() != SYNTHETIC_KIND_UNSPECIFIED) return model.size();
+  if (!model.torchscript().empty()) return 0;
   // Per block: attention 4 d^2 + 4 d, MLP 8 d^2 + 5 d, two layer norms 4 d. Then the embeddings and the last norm.
   const int64_t d = model.width();
   return model.layers() * (12 * d * d + 13 * d) + (int64_t{model.vocabulary()} + model.context()) * d + 2 * d;

@@ -147,13 +147,15 @@ absl::Status Supervisor::Decide(Process* process, RunStage stage) {
       process->state = State::kGone;
       if (process->kind == ProcessKind::kCoordinator) coordinator_ending_ = Ending{process->code, ""};
       return absl::OkStatus();
-    case RestartPolicy::Decision::Kind::kRestart:
+    case RestartPolicy::Decision::Kind::kRestart: {
       process->state = State::kWaiting;
-      process->restart_at = process->ended + decision.backoff;
+      const absl::Duration away = std::max(decision.backoff, options_.restart_after);
+      process->restart_at = process->ended + away;
       options_.say(absl::StrFormat("%s %s; it is started again in %s (restart %d of at most %d)", process->name,
-                                   EndedHow(process->code), absl::FormatDuration(decision.backoff), policy_.used(),
+                                   EndedHow(process->code), absl::FormatDuration(away), policy_.used(),
                                    policy_.budget()));
       return absl::OkStatus();
+    }
     case RestartPolicy::Decision::Kind::kGiveUp:
       process->state = State::kGone;
       return GiveUp(process, stage, decision.reason);
@@ -201,6 +203,15 @@ void Supervisor::Restart(Process* process, absl::Time now) {
   process->code = kExitRestart;
 }
 
+bool Supervisor::Signal(const std::string& name, int signal_number) {
+  for (Process& process : processes_) {
+    if (process.name != name || process.state != State::kRunning || process.child.Poll().has_value()) continue;
+    process.child.Signal(signal_number);
+    return true;
+  }
+  return false;
+}
+
 void Supervisor::Stop(int coordinator_signal) {
   if (processes_.empty()) return;
   Subprocess& coordinator = processes_[0].child;
@@ -208,7 +219,10 @@ void Supervisor::Stop(int coordinator_signal) {
   absl::Time deadline = absl::Now() + kLeave;
   for (const int signal_number : {0, SIGTERM, SIGKILL}) {
     if (signal_number != 0) {
-      for (Process& process : processes_) process.child.Signal(signal_number);
+      for (Process& process : processes_) {
+        process.child.Signal(signal_number);
+        process.child.Signal(SIGCONT);  // Whoever is stopped would not hear of it.
+      }
       deadline = absl::Now() + kLeave;
     }
     bool orphaned = false;

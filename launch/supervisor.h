@@ -86,6 +86,8 @@ class Supervisor {
     std::function<std::optional<RunStage>(ProcessKind)> stage;
     // What people should read, one line or more.
     std::function<void(const std::string&)> say;
+    // Between a death and the next start there is at least this.
+    absl::Duration restart_after = absl::ZeroDuration();
   };
   explicit Supervisor(Options options) : options_(std::move(options)), policy_(options_.restarts) {}
 
@@ -107,6 +109,9 @@ class Supervisor {
   };
   // How the coordinator ended for good; nothing while it runs or is to be started again.
   const std::optional<Ending>& coordinator_ending() const { return coordinator_ending_; }
+
+  // False: no such process runs now.
+  bool Signal(const std::string& name, int signal_number);
 
   // Ends everything and waits for it. Before anybody is asked to end (SIGTERM, at last SIGKILL), they get some time to
   // do it by themselves, the coordinator after `coordinator_signal` if that is not 0.

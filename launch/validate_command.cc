@@ -73,7 +73,10 @@ nlohmann::ordered_json Summary(const JobSource& source) {
 void PrintSummary(const JobSource& source, const nlohmann::ordered_json& summary) {
   const Job& job = source.job;
   std::cout << source.path << ": ok\n";
-  if (job.model().torchscript().empty()) {
+  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
+    std::cout << "  model     " << Word(job.model(), "synthetic") << ", " << Grouped(job.model().size())
+              << " parameters\n";
+  } else if (job.model().torchscript().empty()) {
     std::cout << "  model     GPT, " << Grouped(summary["parameters"].get<int64_t>()) << " parameters ("
               << job.model().layers() << " layers, " << job.model().heads() << " heads, width " << job.model().width()
               << ", context " << job.model().context() << ")\n";

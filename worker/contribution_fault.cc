@@ -14,14 +14,14 @@ std::shared_ptr<const EncodedVector> WithNan(const EncodedVector& payload) {
   return damaged;
 }
 
-std::shared_ptr<const EncodedVector> Scaled(const EncodedVector& payload, absl::Span<const FragmentSpan> fragments) {
-  constexpr float kFactor = 1e6f;
+std::shared_ptr<const EncodedVector> Scaled(const EncodedVector& payload, absl::Span<const FragmentSpan> fragments,
+                                            float factor) {
   auto damaged = std::make_shared<EncodedVector>(payload);
   const auto codec = MakeCodec(payload.codec);
   for (size_t f = 0; f < fragments.size(); ++f) {
     std::vector<float> values(fragments[f].size());
     absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values));
-    for (float& value : values) value *= kFactor;
+    for (float& value : values) value *= factor;
     if (status.ok()) status = codec->Encode(values, &damaged->fragments[f]);
     CHECK(status.ok()) << status;
   }

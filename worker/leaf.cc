@@ -108,6 +108,7 @@ absl::Status Leaf::Train(const LeafSchedule::Train& train) {
     order.set_root_base_version(schedule_.base_root_version().value());
     if (absl::Status status = group_->Announce(order); !status.ok()) return status;
   }
+  step_.set_slowness(session_->damage().slow);
   const absl::StatusOr<TrainingStep::Result> result = step_.Run(train.samples, rate);
   if (!result.ok()) return result.status();
   if (!result->finite) {
@@ -147,7 +148,7 @@ absl::Status Leaf::Contribute(const LeafSchedule::Contribute& contribute) {
     return absl::OutOfRangeError(absl::StrCat("diverged: the progress is not finite: ", payload.status().message()));
   }
   if (gradient_progress_) trainer_->ZeroGradient();
-  parent_.Send(contribute.manifest, AsSent(*payload, Fragments()));
+  parent_.Send(contribute.manifest, AsSent(*payload, Fragments(), session_->damage()));
   return absl::OkStatus();
 }
 

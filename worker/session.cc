@@ -118,6 +118,22 @@ absl::Duration Session::round_trip() const {
   return round_trip_;
 }
 
+Damage Session::damage() const {
+  MutexLock lock(mutex_);
+  return faults_.At(absl::Now());
+}
+
+void Session::TakeFaults(const HeartbeatReply& reply) {
+  for (const FaultOrder& order : reply.faults()) {
+    bool at_once = false;
+    {
+      MutexLock lock(mutex_);
+      at_once = faults_.Take(order, absl::Now());
+    }
+    if (at_once) CarryOutOnThisProcess(order);
+  }
+}
+
 void Session::Loop() {
   while (true) {
     bool last = false;
@@ -140,6 +156,10 @@ bool Session::Beat() {
   request.set_beat(++beat_);
   callbacks_.fill(&request);
   request.mutable_usage()->set_round_trip_seconds(absl::ToDoubleSeconds(round_trip()));
+  {
+    MutexLock lock(mutex_);
+    request.set_fault_heard(faults_.heard());
+  }
   const absl::Time first = absl::Now();
   absl::Time sent = first;
   while (true) {
@@ -155,6 +175,7 @@ bool Session::Beat() {
       }
       LOG_IF(INFO, sent != first) << "the coordinator at " << address_ << " answers again, after "
                                   << absl::FormatDuration(absl::Now() - first);
+      TakeFaults(reply);
       callbacks_.on_reply(reply);
       return true;
     }

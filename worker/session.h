@@ -15,6 +15,7 @@
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/mutex.h"
 #include "runtime/base/stop_signal.h"
+#include "runtime/fault/active_faults.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
@@ -45,11 +46,14 @@ class Session {
 
   // Between a heartbeat and its answer, most recently.
   absl::Duration round_trip() const;
+  // What is wrong with this member, because it was ordered (docs/chaos.md).
+  Damage damage() const;
 
  private:
   void Loop();
   // One beat, repeated until it is answered. False when the loop must end.
   bool Beat();
+  void TakeFaults(const HeartbeatReply& reply);
 
   const std::string address_;
   const std::string region_;
@@ -66,6 +70,7 @@ class Session {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time stop_by_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Duration round_trip_ ABSL_GUARDED_BY(mutex_);
+  ActiveFaults faults_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
 };
 

@@ -14,7 +14,8 @@ double EmulatedSpeed(const Region& region, int rank) {
 
 double TrainingStep::SlowDown(absl::Time begin) {
   const absl::Duration computed = clock_.Now() - begin;
-  if (options_.speed < 1) wait_(computed * (1 / options_.speed - 1));
+  const double longer = slowness_ / options_.speed;
+  if (longer > 1) wait_(computed * (longer - 1));
   return absl::ToDoubleSeconds(clock_.Now() - begin);
 }
 

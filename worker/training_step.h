@@ -41,6 +41,8 @@ class TrainingStep {
                std::function<void(absl::Duration)> wait)
       : options_(options), trainer_(trainer), reader_(reader), wait_(std::move(wait)) {}
   void set_group(RegionGroup* group) { group_ = group; }
+  // Steps take so many times longer than the emulated speed makes them; at least 1.
+  void set_slowness(double times) { slowness_ = times; }
 
   // All ranks are given the same samples, of which each computes its share. Errors: the trainer's and the group's;
   // OUT_OF_RANGE: the gradient is not finite.
@@ -58,6 +60,7 @@ class TrainingStep {
   const SampleReader* const reader_;
   const std::function<void(absl::Duration)> wait_;
   RegionGroup* group_ = nullptr;
+  double slowness_ = 1;
 };
 
 }  // namespace wukong

@@ -15,6 +15,18 @@
 #include "worker/session.h"
 
 namespace wukong {
+namespace {
+
+absl::StatusOr<SampleReader> OpenSamples(const Job& job) {
+  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) return SampleReader::Numbers();
+  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
+  if (!files.ok()) return files.status();
+  absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(files->train);
+  if (!file.ok()) return file.status();
+  return SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(file)), job.model().context(), job.seed());
+}
+
+}  // namespace
 
 absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop) {
   if (!options.fault.empty()) {
@@ -35,12 +47,7 @@ absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop) {
   if (region == job.regions().end()) {
     return absl::InternalError(absl::StrCat("the coordinator's job does not hold region ", options.region));
   }
-  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
-  if (!files.ok()) return files.status();
-  absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(files->train);
-  if (!file.ok()) return file.status();
-  absl::StatusOr<SampleReader> reader =
-      SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(file)), job.model().context(), job.seed());
+  absl::StatusOr<SampleReader> reader = OpenSamples(job);
   if (!reader.ok()) return reader.status();
 
   TrainerOptions trainer_options;

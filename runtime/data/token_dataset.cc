@@ -144,8 +144,19 @@ absl::StatusOr<SampleReader> SampleReader::Make(std::shared_ptr<const TokenFile>
   return reader;
 }
 
+SampleReader SampleReader::Numbers() {
+  SampleReader reader;
+  reader.context_ = 1;
+  reader.samples_per_epoch_ = int64_t{1} << 40;
+  return reader;
+}
+
 void SampleReader::Append(int64_t index, std::vector<int64_t>* tokens, std::vector<int64_t>* targets) const {
   CHECK_GE(index, 0);
+  if (file_ == nullptr) {
+    AppendInOrder(index, tokens, targets);
+    return;
+  }
   const int64_t epoch = index / samples_per_epoch_;
   const Permutation order(DeriveSeed(seed_, "epoch", static_cast<uint64_t>(epoch)),
                           static_cast<uint64_t>(samples_per_epoch_));
@@ -155,6 +166,11 @@ void SampleReader::Append(int64_t index, std::vector<int64_t>* tokens, std::vect
 void SampleReader::AppendInOrder(int64_t sample, std::vector<int64_t>* tokens, std::vector<int64_t>* targets) const {
   CHECK_GE(sample, 0);
   CHECK_LT(sample, samples_per_epoch_);
+  if (file_ == nullptr) {
+    tokens->push_back(sample);
+    targets->push_back(sample);
+    return;
+  }
   const absl::Span<const uint16_t> window =
       file_->tokens().subspan(static_cast<size_t>(sample * context_), static_cast<size_t>(context_) + 1);
   tokens->insert(tokens->end(), window.begin(), window.end() - 1);

@@ -47,6 +47,8 @@ class SampleReader {
  public:
   // INVALID_ARGUMENT when the file is too short for one sample.
   static absl::StatusOr<SampleReader> Make(std::shared_ptr<const TokenFile> file, int64_t context, uint64_t seed);
+  // Of no text: sample i is the token i. For synthetic models.
+  static SampleReader Numbers();
 
   int64_t samples_per_epoch() const { return samples_per_epoch_; }
   int64_t context() const { return context_; }

@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "runtime/base/random.h"
+#include "runtime/model/synthetic_trainer.h"
 #include "torch/script.h"
 #include "torch/torch.h"
 
@@ -626,6 +627,7 @@ void UseOneInteropThread() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const Job& job, const TrainerOptions& options) {
+  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) return MakeSyntheticTrainer(job.model(), job.seed());
   if (absl::Status status = CheckJob(job, options); !status.ok()) return status;
   return CatchTorch("making the model", [&]() -> absl::StatusOr<std::unique_ptr<Trainer>> {
     const absl::StatusOr<torch::Device> device = ParseDevice(options.device);

@@ -19,7 +19,7 @@ constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
 }  // namespace
 
 struct SimCoordinator::Life {
-  std::unique_ptr<SimTrainer> trainer;
+  std::unique_ptr<SyntheticTrainer> trainer;
   std::unique_ptr<RootLog> log;
   std::unique_ptr<CoordinatorCore> core;
   std::unique_ptr<NodeEngine> engine;
@@ -150,7 +150,7 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
 }
 
 void SimCoordinator::Begin() {
-  auto trainer = MakeSimTrainer(workload_, world_->seed);
+  auto trainer = MakeSyntheticTrainer(world_->job.model(), world_->seed);
   const bool holds_a_run = disk_.List(LogDirectory(kRunDir)).ok();
   absl::StatusOr<RecoveredRoot> begun = absl::NotFoundError("");
   if (holds_a_run) begun = RecoverRoot(&disk_, kRunDir, world_->job, trainer.get());

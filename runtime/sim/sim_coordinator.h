@@ -12,7 +12,7 @@
 #include "coordinator/root_log.h"
 #include "runtime/sim/sim_node.h"
 #include "runtime/sim/sim_session.h"
-#include "runtime/sim/sim_trainer.h"
+#include "runtime/model/synthetic_trainer.h"
 #include "runtime/storage/fault_file_system.h"
 
 namespace wukong {

@@ -46,7 +46,7 @@ std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const
 }  // namespace
 
 struct SimWorker::Life {
-  Life(const Job& job, std::unique_ptr<SimTrainer> own, std::vector<FragmentSpan> cut)
+  Life(const Job& job, std::unique_ptr<SyntheticTrainer> own, std::vector<FragmentSpan> cut)
       : fragments(std::move(cut)),
         trainer(std::move(own)),
         schedule(ScheduleOptions(job)),
@@ -61,7 +61,7 @@ struct SimWorker::Life {
 
   const std::vector<FragmentSpan> fragments;
   std::unique_ptr<SimSession> session;
-  std::unique_ptr<SimTrainer> trainer;
+  std::unique_ptr<SyntheticTrainer> trainer;
   LeafSchedule schedule;
   Replica replica;
   MemberKey self;
@@ -104,7 +104,7 @@ SimWorker::SimWorker(SimWorld* world, const Workload& workload, SimCoordinator* 
 SimWorker::~SimWorker() = default;
 
 void SimWorker::Begin() {
-  life_state_ = std::make_unique<Life>(world_->job, MakeSimTrainer(workload_, world_->seed),
+  life_state_ = std::make_unique<Life>(world_->job, MakeSyntheticTrainer(world_->job.model(), world_->seed),
                                        CutFragments(layout_.size(), world_->job.limits().fragment_bytes()));
   finished_ = false;
   SimSession::Callbacks callbacks;
@@ -338,7 +338,12 @@ void SimWorker::StepDone(const LeafSchedule::Train& train, absl::Duration time) 
   Life* life = life_state_.get();
   life->training = false;
   const bool gradient = world_->job.strategy().progress() == PROGRESS_GRADIENT;
-  (void)life->trainer->AccumulateSamples(train.samples, 1.0);
+  int64_t count = 0;
+  for (const LeasedRange& range : train.samples) count += range.size();
+  for (const LeasedRange& range : train.samples) {
+    (void)life->trainer->AccumulateSamples(range.begin, range.end,
+                                           static_cast<double>(range.size()) / static_cast<double>(count));
+  }
   int64_t samples = 0;
   for (const LeasedRange& range : train.samples) {
     samples += range.size();

@@ -13,8 +13,8 @@
 #include "coordinator/root_recovery.h"
 #include "runtime/base/digest.h"
 #include "runtime/fault/link_shape.h"
+#include "runtime/model/synthetic_trainer.h"
 #include "runtime/sim/checkers.h"
-#include "runtime/sim/sim_trainer.h"
 #include "runtime/sim/timeline.h"
 #include "runtime/sync/presets.h"
 
@@ -68,7 +68,7 @@ double SpeedOf(const Region& region, int worker) {
 class Simulation {
  public:
   Simulation(const Scenario& scenario, const Job& job, uint64_t seed)
-      : scenario_(scenario), world_(job, seed), model_(MakeSimTrainer(scenario.workload(), seed)) {
+      : scenario_(scenario), world_(job, seed), model_(MakeSyntheticTrainer(job.model(), seed)) {
     world_.counts = scenario.workload().fidelity() == FIDELITY_COUNTER;
     root_ =
         std::make_unique<SimCoordinator>(&world_, scenario.workload(), absl::Nanoseconds(scenario.disk().sync_ns()));
@@ -148,7 +148,7 @@ class Simulation {
 
   // What is on the disk at the end, read as a stranger reads it.
   void JudgeLog(const Account& account, SimulationResult* result) {
-    const auto replayed = MakeSimTrainer(scenario_.workload(), world_.seed);
+    const auto replayed = MakeSyntheticTrainer(world_.job.model(), world_.seed);
     nlohmann::ordered_json report;
     const absl::Status verified = VerifyRun(&root_->disk(), "/run", world_.job, replayed.get(), &report);
     for (const char* invariant : {"I3", "I8", "I9", "I12"}) result->verdicts[invariant];
@@ -227,7 +227,7 @@ class Simulation {
 
   const Scenario& scenario_;
   SimWorld world_;
-  const std::unique_ptr<SimTrainer> model_;  // For its layout.
+  const std::unique_ptr<SyntheticTrainer> model_;  // For its layout.
   std::unique_ptr<SimCoordinator> root_;
   std::vector<std::unique_ptr<SimAggregator>> aggregators_;
   std::vector<std::unique_ptr<SimWorker>> workers_;
@@ -249,6 +249,11 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
   job.mutable_model()->set_context(1);
   job.mutable_model()->set_vocabulary(2);
   const Workload& workload = scenario.workload();
+  job.mutable_model()->set_synthetic(workload.fidelity() == FIDELITY_TOY ? SYNTHETIC_KIND_TOY : SYNTHETIC_KIND_COUNTER);
+  job.mutable_model()->set_size(workload.parameters());
+  job.mutable_model()->set_step_ns(workload.step_ns());
+  job.mutable_model()->set_step_jitter(workload.step_jitter());
+  if (workload.fidelity() == FIDELITY_TOY) job.mutable_model()->set_noise(workload.noise());
   job.mutable_data()->set_range_steps(workload.range_steps());
   Optimizer* optimizer = job.mutable_optimizer();
   optimizer->set_learning_rate(workload.learning_rate());
@@ -256,6 +261,7 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
   optimizer->set_decay(DECAY_CONSTANT);
   optimizer->set_micro_batch(workload.micro_batch());
   optimizer->set_accumulation(1);
+  optimizer->set_epsilon(1e-8);  // Nobody uses it; a job file must have one.
   *job.mutable_strategy() = scenario.strategy();
   if (workload.fidelity() == FIDELITY_COUNTER) {
     for (Level* level : {job.mutable_strategy()->mutable_region(), job.mutable_strategy()->mutable_root()}) {

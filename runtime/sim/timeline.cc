@@ -3,44 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
-
 namespace wukong {
-namespace {}  // namespace
-
-absl::StatusOr<std::vector<FaultTarget>> ResolveTarget(const Scenario& scenario, const std::string& text) {
-  std::vector<FaultTarget> targets;
-  if (text == "root") return std::vector<FaultTarget>{FaultTarget()};
-  const size_t slash = text.find('/');
-  const std::string region = text.substr(0, slash);
-  const std::string rest = slash == std::string::npos ? "" : text.substr(slash + 1);
-  bool known = false;
-  for (int r = 0; r < scenario.regions_size(); ++r) {
-    if (region != "*" && scenario.regions(r).name() != region) continue;
-    known = true;
-    const int workers = scenario.regions(r).workers();
-    if (rest.empty() || rest == "**") targets.push_back({r, -1});
-    if (rest == "*" || rest == "**") {
-      for (int w = 0; w < workers; ++w) targets.push_back({r, w});
-      continue;
-    }
-    int worker = 0;
-    absl::string_view number = rest;
-    if (rest.empty()) continue;
-    if (!absl::ConsumePrefix(&number, "worker-") || !absl::SimpleAtoi(number, &worker) || worker < 0 ||
-        worker >= workers) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(text, " names no worker (", region, " has worker-0 to worker-", workers - 1, ")"));
-    }
-    targets.push_back({r, worker});
-  }
-  if (!known) {
-    return absl::InvalidArgumentError(absl::StrCat("there is no region ", region, " (expected root, or a region)"));
-  }
-  return targets;
-}
 
 Timeline::Timeline(const Scenario& scenario, uint64_t seed, SimWorld* world, const SimCast& cast)
     : scenario_(scenario),

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "proto/scenario.pb.h"
+#include "runtime/fault/fault_schedule.h"
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sim/sim_coordinator.h"
 #include "runtime/sim/sim_worker.h"
@@ -22,15 +22,6 @@ struct SimCast {
   std::vector<SimAggregator*> aggregators;       // By region.
   std::vector<std::vector<SimWorker*>> workers;  // By region.
 };
-
-// What a target names in a scenario: the root (region -1), or in a region its aggregator (worker -1) or a worker.
-struct FaultTarget {
-  int region = -1;
-  int worker = -1;
-  bool root() const { return region < 0; }
-};
-// INVALID_ARGUMENT says why `text` names nothing.
-absl::StatusOr<std::vector<FaultTarget>> ResolveTarget(const Scenario& scenario, const std::string& text);
 
 class Timeline {
  public:

@@ -1,0 +1,101 @@
+// Faults that are ordered on members that live (docs/chaos.md).
+#include <set>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "coordinator/coordinator_core.h"
+
+namespace wukong {
+namespace {
+
+std::string KindName(FaultKind kind) { return absl::AsciiStrToLower(FaultKind_Name(kind).substr(11)); }
+
+absl::Status CheckOrder(const FaultOrder& order, bool on_workers) {
+  const FaultKind kind = order.fault();
+  const bool on_process = kind == FAULT_KIND_KILL || kind == FAULT_KIND_FREEZE;
+  const bool on_work =
+      kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
+  const std::string name = KindName(kind);
+  if (!on_process && !on_work) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " cannot be ordered (expected kill, freeze, slow, nan, sign_flip or scale)"));
+  }
+  if (on_work && !on_workers) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " happens to workers (expected REGION/NAME or REGION/*)"));
+  }
+  const bool needs_factor = kind == FAULT_KIND_SLOW || kind == FAULT_KIND_SCALE;
+  if (needs_factor && !(order.factor() > 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " needs a factor above 0"));
+  }
+  if (kind == FAULT_KIND_SLOW && order.factor() < 1) {
+    return absl::InvalidArgumentError("slow needs a factor of at least 1: times that a step takes longer");
+  }
+  if (kind == FAULT_KIND_FREEZE && order.for_ns() <= 0) {
+    return absl::InvalidArgumentError("freeze needs a time: nobody else would end it");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<InjectFaultReply> CoordinatorCore::InjectFault(const InjectFaultRequest& request) {
+  if (job_.fault_injection() != FAULT_INJECTION_ALLOWED) {
+    return absl::FailedPreconditionError(
+        "the job does not allow it (its file says nothing of fault_injection: allowed)");
+  }
+  InjectFaultReply reply;
+  const std::string& target = request.target();
+  const size_t slash = target.find('/');
+  const std::string region = target.substr(0, slash);
+  const std::string name = slash == std::string::npos ? "" : target.substr(slash + 1);
+  const bool on_workers = !name.empty() && name != "**";
+  if (absl::Status status = CheckOrder(request.order(), on_workers); !status.ok()) return status;
+  FaultOrder order = request.order();
+  order.set_number(fault_orders_ + 1);
+  reply.set_number(order.number());
+  std::set<std::string> live = {"root"};
+  if (target == "root") {
+    reply.add_members("root");
+  } else {
+    for (auto& [id, member] : members_) {
+      if (member.state != State::kLive) continue;
+      const bool worker = member.role == ROLE_WORKER;
+      live.insert(worker ? absl::StrCat(RegionOf(member), "/", member.name) : RegionOf(member));
+      if (region != "*" && region != RegionOf(member)) continue;
+      const bool meant = name == "**" || (worker ? name == "*" || name == member.name : name.empty());
+      if (!meant) continue;
+      member.faults.push_back(order);
+      reply.add_members(Describe(member));
+    }
+  }
+  if (reply.members().empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("nobody called ", target, " lives (there are ", absl::StrJoin(live, ", "), ")"));
+  }
+  fault_orders_ = order.number();
+  Log({{"event", "fault_ordered"},
+       {"number", order.number()},
+       {"fault", KindName(order.fault())},
+       {"target", target},
+       {"members", std::vector<std::string>(reply.members().begin(), reply.members().end())}});
+  return reply;
+}
+
+void CoordinatorCore::TellFaults(Member* member, int64_t heard, HeartbeatReply* reply) {
+  std::vector<FaultOrder> left;
+  for (const FaultOrder& order : member->faults) {
+    if (order.number() > heard) {
+      left.push_back(order);
+      *reply->add_faults() = order;
+    } else {
+      Log({{"event", "fault_heard"},
+           {"number", order.number()},
+           {"fault", KindName(order.fault())},
+           {"name", Describe(*member)}});
+    }
+  }
+  member->faults = std::move(left);
+}
+
+}  // namespace wukong

@@ -1,0 +1,108 @@
+// `wukong chaos inject`: one fault at members of a running job.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/time.h"
+#include "launch/chaos_command.h"
+#include "launch/exit_code.h"
+#include "nlohmann/json.hpp"
+#include "proto/wire.grpc.pb.h"
+#include "runtime/base/file.h"
+#include "runtime/transport/grpc_options.h"
+
+namespace wukong {
+namespace {
+
+struct InjectFlags {
+  std::string fault;
+  std::string target;
+  std::string coordinator;
+  std::string run_dir;
+  std::string time;
+  double factor = 0;
+  bool json = false;
+};
+
+absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
+  FaultOrder order;
+  FaultKind kind = FAULT_KIND_UNSPECIFIED;
+  if (!FaultKind_Parse(absl::StrCat("FAULT_KIND_", absl::AsciiStrToUpper(flags.fault)), &kind) ||
+      kind == FAULT_KIND_UNSPECIFIED) {
+    return absl::InvalidArgumentError(absl::StrCat("chaos inject: no fault is called ", flags.fault,
+                                                   " (expected kill, freeze, slow, nan, sign_flip or scale)"));
+  }
+  order.set_fault(kind);
+  order.set_factor(flags.factor);
+  if (!flags.time.empty()) {
+    absl::Duration time;
+    if (!absl::ParseDuration(flags.time, &time) || time <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("chaos inject: --for ", flags.time, " is no time (expected one such as 15s or 500ms)"));
+    }
+    order.set_for_ns(absl::ToInt64Nanoseconds(time));
+  }
+  return order;
+}
+
+int Inject(const InjectFlags& flags) {
+  const absl::StatusOr<FaultOrder> order = OrderOf(flags);
+  if (!order.ok()) return ReportStatus(order.status());
+  std::string address = flags.coordinator;
+  if (address.empty() == flags.run_dir.empty()) {
+    return ReportStatus(absl::InvalidArgumentError(
+        "chaos inject: say which run is meant (expected --run-dir DIR, or --coordinator HOST:PORT)"));
+  }
+  if (address.empty()) {
+    const absl::StatusOr<std::string> written = ReadFile(flags.run_dir + "/coordinator.address");
+    if (!written.ok()) {
+      return ReportStatus(absl::InvalidArgumentError(
+          absl::StrCat(flags.run_dir, " is no directory of a run: ", written.status().message())));
+    }
+    address = *written;
+  }
+  InjectFaultRequest request;
+  *request.mutable_order() = *order;
+  request.set_target(flags.target);
+  grpc::ClientContext context;
+  SetDeadline(&context, absl::Seconds(5));
+  InjectFaultReply reply;
+  absl::Status status = FromGrpc(Coordinator::NewStub(MakeChannel(address))->InjectFault(&context, request, &reply),
+                                 absl::StrCat("coordinator at ", address));
+  // What is wrong is the command, and not this machine.
+  if (status.code() == absl::StatusCode::kFailedPrecondition) status = absl::InvalidArgumentError(status.message());
+  if (status.code() == absl::StatusCode::kDeadlineExceeded) status = absl::UnavailableError(status.message());
+  if (!status.ok()) return ReportStatus(status);
+  const std::vector<std::string> members(reply.members().begin(), reply.members().end());
+  if (flags.json) {
+    std::printf("%s\n", nlohmann::ordered_json({{"number", reply.number()}, {"members", members}}).dump(2).c_str());
+  } else {
+    std::printf("%s ordered (number %lld) for %s; events.jsonl says fault_heard when it is carried out\n",
+                flags.fault.c_str(), static_cast<long long>(reply.number()), absl::StrJoin(members, ", ").c_str());
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddChaosInject(CLI::App* chaos, std::function<int()>* action) {
+  auto flags = std::make_shared<InjectFlags>();
+  CLI::App* verb = chaos->add_subcommand(
+      "inject", "Make something go wrong in a running job whose file says fault_injection: allowed");
+  verb->add_option("FAULT", flags->fault, "kill, freeze, slow, nan, sign_flip or scale")->required();
+  verb->add_option("TARGET", flags->target,
+                   "root, REGION (its aggregator), REGION/worker-N, REGION/* (its workers), REGION/** or */*")
+      ->required();
+  verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
+  verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator");
+  verb->add_option("--for", flags->time, "How long, as 15s; without it for good (freeze needs it)");
+  verb->add_option("--factor", flags->factor, "slow: times slower; scale: times larger");
+  verb->add_flag("--json", flags->json, "Print the answer as JSON");
+  verb->callback([flags, action] { *action = [flags] { return Inject(*flags); }; });
+}
+
+}  // namespace wukong

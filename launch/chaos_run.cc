@@ -1,0 +1,375 @@
+// `wukong chaos run`: a scenario on real processes of this machine.
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "coordinator/root_recovery.h"
+#include "launch/chaos_command.h"
+#include "launch/exit_code.h"
+#include "launch/experiment_report.h"
+#include "launch/job_check.h"
+#include "launch/job_file.h"
+#include "launch/local_run.h"
+#include "launch/process_faults.h"
+#include "launch/role_commands.h"
+#include "launch/status_text.h"
+#include "runtime/base/file.h"
+#include "runtime/model/synthetic_trainer.h"
+#include "runtime/sim/simulation.h"
+
+namespace wukong {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct RunFlags {
+  std::string scenario;
+  std::vector<std::string> overrides;
+  std::string seed;
+  std::string run_dir;
+  bool json = false;
+};
+
+// The events of a run that an experiment is judged by.
+struct EventLine {
+  absl::Time time;
+  std::string event;
+  Json json;
+};
+
+std::vector<EventLine> ReadEvents(const std::string& path) {
+  std::vector<EventLine> events;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    EventLine event;
+    std::string error;
+    if (!json.is_object() || !absl::ParseTime(absl::RFC3339_full, json.value("time", ""), &event.time, &error))
+      continue;
+    event.event = json.value("event", "");
+    event.json = std::move(json);
+    events.push_back(std::move(event));
+  }
+  return events;
+}
+
+// Whether `event` is about the process that `target` names.
+bool IsAbout(const Scenario& scenario, const EventLine& event, const FaultTarget& target) {
+  if (target.root()) return event.event == "resumed" || event.event == "merged";
+  if (event.json.value("region", "") != scenario.regions(target.region).name()) return false;
+  if (target.worker < 0) return event.json.value("role", "") == "aggregator";
+  return event.json.value("name", "") == absl::StrCat("worker-", target.worker);
+}
+
+class Experiment {
+ public:
+  Experiment(const Scenario& scenario, const Job& job, std::string run_dir)
+      : scenario_(scenario), job_(job), run_dir_(std::move(run_dir)), faults_(scenario, job, job.seed()) {}
+
+  LocalRun::Options RunOptions();
+  // Reads what the run left behind.
+  void Judge(const LocalRun::Result& run);
+  bool passed() const { return passed_; }
+  const ExperimentReport& report() const { return report_; }
+
+ private:
+  void JudgeLog(Json* verdicts);
+  void JudgeExpectations(const LocalRun::Result& run, Json* verdicts);
+  void AddFaults(const std::vector<EventLine>& events);
+  double Goodput(double seconds) const;
+
+  const Scenario& scenario_;
+  const Job& job_;
+  const std::string run_dir_;
+  ProcessFaults faults_;
+  absl::Time began_ = absl::InfiniteFuture();
+  absl::Time ended_ = absl::InfinitePast();
+  ExperimentReport report_;
+  bool passed_ = false;
+};
+
+LocalRun::Options Experiment::RunOptions() {
+  LocalRun::Options options;
+  options.job = run_dir_ + "/job.yaml";
+  options.run_dir = run_dir_;
+  options.restart_after = absl::Nanoseconds(scenario_.restarts().after_ns());
+  options.restarts = options.restart_after > absl::ZeroDuration() ? 1'000'000 : 0;
+  options.within = absl::Nanoseconds(scenario_.expect().within_ns());
+  options.on_poll = [this](LocalRun* run, absl::Duration elapsed) {
+    began_ = std::min(began_, absl::Now() - elapsed);
+    faults_.Poll(run, elapsed);
+  };
+  options.on_status = [this](const StatusReply& status) {
+    if (status.phase() == "starting") return;
+    const double seconds = began_ == absl::InfiniteFuture() ? 0 : absl::ToDoubleSeconds(absl::Now() - began_);
+    ExperimentReport::Point point{seconds, status.tokens_committed(), {}};
+    if (job_.model().synthetic() != SYNTHETIC_KIND_COUNTER && status.loss() > 0) point.loss = status.loss();
+    report_.progress.push_back(point);
+    ended_ = absl::Now();
+  };
+  return options;
+}
+
+double Experiment::Goodput(double seconds) const {
+  double samples_per_second = 0;
+  for (const Region& region : scenario_.regions()) {
+    for (int w = 0; w < region.workers(); ++w) {
+      const double speed = region.speed_size() == 0 ? 1 : region.speed(w % region.speed_size());
+      samples_per_second += speed * scenario_.workload().micro_batch() /
+                            absl::ToDoubleSeconds(absl::Nanoseconds(scenario_.workload().step_ns()));
+    }
+  }
+  const double committed = report_.result.value("samples_committed", 0.0);
+  return seconds > 0 ? committed / seconds / samples_per_second : 0;
+}
+
+void Experiment::JudgeLog(Json* verdicts) {
+  for (const char* invariant : {"I1", "I3", "I4", "I8", "I9", "I10", "I12"}) (*verdicts)[invariant] = "holds";
+  const auto trainer = MakeSyntheticTrainer(job_.model(), job_.seed());
+  Json log;
+  const absl::Status status = VerifyRun(FileSystem::Real(), run_dir_, job_, trainer.get(), &log);
+  if (!status.ok()) {
+    const std::string text(status.message());
+    const std::string named = text.substr(0, text.find(' '));
+    (*verdicts)[verdicts->contains(named) ? named : "I8"] = text;
+    return;
+  }
+  report_.result["samples_committed"] = log["tokens_committed"];
+  report_.result["versions"] = log["version"];
+  report_.result["parameters_sha256"] = log["parameters_sha256"];
+  const double loss = trainer->Loss(trainer->parameters());
+  report_.result["loss"] = loss;
+  const bool sums = job_.strategy().root().weight() == WEIGHT_SUM && job_.strategy().region().weight() == WEIGHT_SUM;
+  if (job_.model().synthetic() == SYNTHETIC_KIND_COUNTER && sums && log["complete"].get<bool>() &&
+      loss != log["tokens_committed"].get<double>()) {
+    (*verdicts)["I10"] =
+        absl::StrFormat("the model counts %.0f samples, the log %.0f", loss, log["tokens_committed"].get<double>());
+  }
+}
+
+void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) {
+  const Expect& expect = scenario_.expect();
+  if (expect.invariants_size() > 0) {
+    Json wanted = Json::object();
+    for (const std::string& invariant : expect.invariants()) wanted[invariant] = (*verdicts)[invariant];
+    *verdicts = std::move(wanted);
+  }
+  const bool completed = !run.report.is_null() && ReportCompleted(run.report);
+  (*verdicts)["I11"] = completed ? "holds" : "the budget is not committed";
+  const auto check = [&](const char* name, bool wanted, bool holds, const std::string& otherwise) {
+    if (wanted) (*verdicts)[name] = holds ? "holds" : otherwise;
+  };
+  std::vector<std::string> never;
+  Json observed = Json::object();
+  for (int i = 0; i < scenario_.timeline_size(); ++i) {
+    const int64_t count = faults_.Count(static_cast<size_t>(i));
+    const std::string kind = FaultName(scenario_.timeline(i).fault());
+    observed[kind] = observed.value(kind, int64_t{0}) + count;
+    if (count == 0) never.push_back(absl::StrFormat("timeline[%d]", i));
+  }
+  report_.result["faults_observed"] = observed;
+  check("fired", true, never.empty(), absl::StrJoin(never, ", ") + " never happened: this run shows nothing");
+  const double goodput = report_.result["goodput"].get<double>();
+  check("goodput_min", expect.goodput_min() > 0, goodput >= expect.goodput_min(),
+        absl::StrFormat("goodput is %.3f, expected at least %.3f", goodput, expect.goodput_min()));
+  const double loss = report_.result.value("loss", 0.0);
+  check("gap_max", expect.gap_max() > 0, loss <= expect.gap_max(),
+        absl::StrFormat("the loss is %.6f above the optimum, expected at most %.6f", loss, expect.gap_max()));
+  const double pause = report_.result["longest_pause_seconds"].get<double>();
+  const absl::Duration most = absl::Nanoseconds(expect.recovery_max_ns());
+  check("recovery_max", expect.recovery_max_ns() > 0, pause <= absl::ToDoubleSeconds(most),
+        absl::StrFormat("nothing was merged for %.2f s, expected at most %s", pause, absl::FormatDuration(most)));
+}
+
+void Experiment::AddFaults(const std::vector<EventLine>& events) {
+  std::map<std::pair<size_t, std::string>, size_t> lasting;  // The span of it.
+  for (const ObservedFault& seen : faults_.observed()) {
+    const Fault& fault = scenario_.timeline(static_cast<int>(seen.act.number));
+    const std::string target = TargetName(scenario_, seen.act.target);
+    const double seconds = absl::ToDoubleSeconds(seen.elapsed);
+    const auto key = std::make_pair(seen.act.number, target);
+    if (!seen.act.begins) {
+      if (const auto found = lasting.find(key); found != lasting.end()) report_.faults[found->second].end = seconds;
+      continue;
+    }
+    ExperimentReport::FaultSpan span{
+        FaultName(fault.fault()), target, static_cast<int>(seen.act.number), seconds, {}, {}, {}};
+    const bool ordered = fault.fault() != FAULT_KIND_KILL && fault.fault() != FAULT_KIND_FREEZE;
+    if (ordered && fault.has_for_ns()) span.end = seconds + absl::ToDoubleSeconds(absl::Nanoseconds(fault.for_ns()));
+    if (!ordered) {
+      for (const EventLine& event : events) {
+        if (event.time < seen.time || !IsAbout(scenario_, event, seen.act.target)) continue;
+        const double after = seconds + absl::ToDoubleSeconds(event.time - seen.time);
+        const bool says_gone = event.event == "lost" || event.event == "joined" || event.event == "resumed";
+        if (says_gone && !span.detected.has_value()) span.detected = after;
+        if (event.event == (seen.act.target.root() ? "merged" : "joined") && span.detected.has_value()) {
+          span.back = after;
+          break;
+        }
+      }
+    }
+    lasting[key] = report_.faults.size();
+    report_.faults.push_back(std::move(span));
+  }
+}
+
+void Experiment::Judge(const LocalRun::Result& run) {
+  report_.name = scenario_.name();
+  report_.result = {{"scenario", scenario_.name()},
+                    {"backend", "process"},
+                    {"seed", job_.seed()},
+                    {"binary_sha256", OwnBinarySha256()},
+                    {"passed", false}};
+  Json verdicts = Json::object();
+  JudgeLog(&verdicts);
+  const std::vector<EventLine> events = ReadEvents(run_dir_ + "/events.jsonl");
+  absl::Time last_merge = absl::InfiniteFuture();
+  absl::Duration longest_pause;
+  for (const EventLine& event : events) {
+    if (event.event == "training_started") began_ = std::min(began_, event.time);
+    if (event.event == "budget_committed") ended_ = event.time;
+    if (event.event != "merged") continue;
+    if (last_merge < event.time) longest_pause = std::max(longest_pause, event.time - last_merge);
+    last_merge = event.time;
+  }
+  const double seconds = std::max(0.0, absl::ToDoubleSeconds(ended_ - began_));
+  report_.result["wall_seconds"] = seconds;
+  report_.result["goodput"] = Goodput(seconds);
+  report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(longest_pause);
+  for (const char* key : {"compute_share", "staleness", "restarts", "contributions", "ledger"}) {
+    if (run.report.contains(key)) report_.result[key] = run.report[key];
+  }
+  JudgeExpectations(run, &verdicts);
+  passed_ = std::all_of(verdicts.begin(), verdicts.end(), [](const Json& verdict) { return verdict == "holds"; });
+  report_.result["passed"] = passed_;
+  report_.result["verdicts"] = verdicts;
+  AddFaults(events);
+}
+
+void Print(const Json& result) {
+  const auto number = [&](const char* key) { return result.value(key, 0.0); };
+  std::printf("%s on real processes, seed %llu: %s\n", result["scenario"].get<std::string>().c_str(),
+              result["seed"].get<unsigned long long>(), result["passed"].get<bool>() ? "passed" : "FAILED");
+  std::printf("  time                 %.1f s\n", number("wall_seconds"));
+  std::printf("  samples              %.0f committed\n", number("samples_committed"));
+  std::printf("  goodput              %.3f of what the workers could have made; computing %.1f%% of the time\n",
+              number("goodput"), 100 * number("compute_share"));
+  std::printf("  root                 %.0f versions, longest pause between merges %.2f s\n", number("versions"),
+              number("longest_pause_seconds"));
+  std::vector<std::string> faults;
+  for (const auto& [kind, count] : result["faults_observed"].items()) {
+    faults.push_back(absl::StrCat(kind, " ", count.get<int64_t>()));
+  }
+  std::printf("  faults               %s\n", faults.empty() ? "none" : absl::StrJoin(faults, ", ").c_str());
+  for (const auto& [name, verdict] : result["verdicts"].items()) {
+    std::printf("  %-20s %s\n", name.c_str(), verdict.get<std::string>().c_str());
+  }
+}
+
+absl::StatusOr<std::string> NewExperimentDirectory(const RunFlags& flags, const Scenario& scenario) {
+  const std::string run_dir = flags.run_dir.empty()
+                                  ? absl::StrCat("runs/chaos-", scenario.name(), "-",
+                                                 absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()))
+                                  : flags.run_dir;
+  std::error_code error;
+  if (std::filesystem::exists(run_dir, error) && !std::filesystem::is_empty(run_dir, error)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("run directory ", run_dir, " is not empty (expected a new one: every experiment has its own)"));
+  }
+  if (absl::Status status = MakeDirectories(run_dir); !status.ok()) return status;
+  return run_dir;
+}
+
+// The job that real processes run, by way of a job file, as any other.
+absl::StatusOr<JobSource> MakeJob(const Scenario& scenario, uint64_t seed, const std::string& run_dir) {
+  absl::StatusOr<Job> job = JobOfScenario(scenario);
+  if (!job.ok()) return job.status();
+  job->set_seed(seed);
+  job->set_fault_injection(FAULT_INJECTION_ALLOWED);
+  job->mutable_report()->set_progress_every_ns(absl::ToInt64Nanoseconds(absl::Milliseconds(500)));
+  job->mutable_report()->set_validation_tokens(1);
+  const std::string path = run_dir + "/job.yaml";
+  if (absl::Status status = WriteFileAtomic(path, ResolvedYaml(*job)); !status.ok()) return status;
+  absl::StatusOr<JobSource> source = LoadJobFile(path, {});
+  if (!source.ok()) return source.status();
+  if (absl::Status status = CheckJob(*source, CheckOptions()); !status.ok()) return status;
+  return source;
+}
+
+int Run(const RunFlags& flags) {
+  MakeFileLimitAnError();
+  const absl::StatusOr<ScenarioSource> source = LoadScenarioFile(flags.scenario, flags.overrides);
+  if (!source.ok()) return ReportStatus(source.status());
+  const Scenario& scenario = source->scenario;
+  JobErrors errors;
+  for (const ScenarioProblem& problem : FindScenarioProblems(scenario)) {
+    errors.Add(source->Where(problem.key), problem.reason);
+  }
+  for (const ScenarioProblem& problem : FindProcessProblems(scenario)) {
+    errors.Add(source->Where(problem.key), problem.reason);
+  }
+  if (scenario.backend() == BACKEND_SIM) {
+    errors.Add(source->Where("backend"), "this scenario is for the simulator (run it by: wukong sim)");
+  }
+  if (!errors.empty()) return ReportStatus(errors.ToStatus());
+  uint64_t seed = scenario.seed();
+  if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
+    return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
+  }
+  const absl::StatusOr<std::string> run_dir = NewExperimentDirectory(flags, scenario);
+  if (!run_dir.ok()) return ReportStatus(run_dir.status());
+  absl::StatusOr<JobSource> job = MakeJob(scenario, seed, *run_dir);
+  if (!job.ok()) return ReportStatus(job.status());
+  absl::StatusOr<PortReservation> port = PortReservation::Make();
+  if (!port.ok()) return ReportStatus(port.status());
+
+  Experiment experiment(scenario, job->job, *run_dir);
+  const StopSignal stop;
+  const LocalRun::Result result = LocalRun(experiment.RunOptions(), *job, *std::move(port), &stop).Run();
+  if (stop.received() != 0) return kExitFailed;
+  experiment.Judge(result);
+  ExperimentReport report = experiment.report();
+  report.scenario_yaml = ResolvedYaml(scenario);
+  const std::string folder = *run_dir + "/experiment";
+  std::string note;
+  const absl::Status written = WriteExperimentReport(folder, report, &note);
+  if (flags.json) {
+    std::printf("%s\n", report.result.dump(2).c_str());
+  } else {
+    Print(report.result);
+    std::printf("  report               %s\n", folder.c_str());
+    if (!note.empty()) std::printf("  note                 %s\n", note.c_str());
+  }
+  if (!written.ok()) return ReportStatus(written);
+  return experiment.passed() ? kExitOk : kExitFailed;
+}
+
+}  // namespace
+
+void AddChaosRun(CLI::App* chaos, std::function<int()>* action) {
+  auto flags = std::make_shared<RunFlags>();
+  CLI::App* verb = chaos->add_subcommand(
+      "run", "Run a scenario on real processes of this machine, with emulated links between regions");
+  verb->add_option("SCENARIO", flags->scenario, "The scenario file (docs/simulation.md)")->required();
+  verb->add_option("--set", flags->overrides, "key.path=value in place of what the file says; may be repeated")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
+  verb->add_option("--seed", flags->seed, "Seed in place of the scenario's");
+  verb->add_option("--run-dir", flags->run_dir, "Where the run is recorded (default: runs/chaos-NAME-TIME)");
+  verb->add_flag("--json", flags->json, "Print the result as JSON");
+  verb->callback([flags, action] { *action = [flags] { return Run(*flags); }; });
+}
+
+}  // namespace wukong

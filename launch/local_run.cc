@@ -1,0 +1,296 @@
+#include "launch/local_run.h"
+
+#include <grpcpp/grpcpp.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "launch/exit_code.h"
+#include "launch/status_text.h"
+#include "runtime/base/file.h"
+#include "runtime/base/random.h"
+#include "runtime/fault/link_shape.h"
+#include "runtime/transport/grpc_options.h"
+
+namespace wukong {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr absl::Duration kPoll = absl::Milliseconds(50);
+// A coordinator that answered and does not any more is about to end, and then says why others ended. Beyond this it
+// hangs.
+constexpr absl::Duration kSilent = absl::Seconds(15);
+
+std::string OwnPath() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
+
+// Tells a file from the one that replaced it by a rename; empty when there is none.
+std::string IdentityOf(const std::string& path) {
+  struct stat info = {};
+  if (::stat(path.c_str(), &info) != 0) return "";
+  return absl::StrCat(info.st_ino, " ", info.st_mtim.tv_sec, " ", info.st_mtim.tv_nsec);
+}
+
+}  // namespace
+
+LocalRun::LocalRun(Options options, JobSource source, PortReservation port, const StopSignal* stop)
+    : options_(std::move(options)),
+      run_dir_(options_.run_dir),
+      source_(std::move(source)),
+      job_(source_.job),
+      port_(std::move(port)),
+      stop_(stop),
+      supervisor_(Supervisor::Options{run_dir_ + "/logs", options_.restarts,
+                                      [this](ProcessKind ended) { return Stage(ended); },
+                                      [this](const std::string& line) { Say(line); }, options_.restart_after}) {}
+
+std::string LocalRun::AggregatorName(const std::string& region) { return absl::StrCat("aggregator of ", region); }
+
+std::string LocalRun::WorkerName(const std::string& region, int worker) {
+  return absl::StrCat("worker-", worker, " of ", region);
+}
+
+std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
+  std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", port_.address()};
+  const bool resume = starts > 0 || options_.resume;
+  if (resume) command.push_back("--resume");
+  // What the run began with stands in its directory, whatever became of the job file; unless it died before that.
+  if (!resume || !std::filesystem::exists(run_dir_ + "/config.resolved.yaml")) {
+    command.insert(command.end(), {"--job", options_.job});
+    for (const std::string& set : options_.set) command.insert(command.end(), {"--set", set});
+  }
+  if (options_.no_fsync) command.push_back("--no-fsync");
+  if (starts == 0 && !options_.crash_at.empty()) command.insert(command.end(), {"--crash-at", options_.crash_at});
+  return command;
+}
+
+absl::Status LocalRun::StartMember(const std::string& name, ProcessKind kind,
+                                   const std::vector<std::string>& arguments) {
+  std::vector<std::string> command = {OwnPath()};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  return supervisor_.Start(
+      name, kind, [command](int) { return command; }, absl::Now());
+}
+
+absl::Status LocalRun::WaitForCoordinator() {
+  // How long the log takes that a run is resumed from depends on the log.
+  const absl::Time deadline =
+      !options_.resume ? absl::Now() + absl::Nanoseconds(job_.limits().start_ns()) : absl::InfiniteFuture();
+  while (IdentityOf(run_dir_ + "/coordinator.address") == earlier_address_) {
+    if (absl::Status status = supervisor_.Poll(absl::Now()); !status.ok()) return status;
+    if (const auto& ending = supervisor_.coordinator_ending(); ending.has_value()) {
+      return absl::AbortedError(absl::StrFormat("the coordinator %s before it listened%s:\n%s", EndedHow(ending->code),
+                                                ending->reason.empty() ? "" : absl::StrCat(" (", ending->reason, ")"),
+                                                LogTail(supervisor_.coordinator_log(), 5)));
+    }
+    if (stop_->WaitFor(kPoll)) return absl::CancelledError("stopped by a signal");
+    if (absl::Now() > deadline) return absl::AbortedError("the coordinator did not listen within limits.start");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalRun::StartAll() {
+  absl::Status status = supervisor_.Start(
+      "coordinator", ProcessKind::kCoordinator, [this](int starts) { return CoordinatorCommand(starts); }, absl::Now());
+  if (status.ok()) status = WaitForCoordinator();
+  if (!status.ok()) return status;
+  for (const Region& region : job_.regions()) {
+    WanRelay::Options options;
+    options.target = port_.address();
+    options.up = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP);
+    options.down = ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN);
+    options.seed = DeriveSeed(job_.seed(), absl::StrCat("wan ", region.name()));
+    absl::StatusOr<std::unique_ptr<WanRelay>> relay = WanRelay::Start(options);
+    if (!relay.ok()) return relay.status();
+    const std::string gateway = (*relay)->address();
+    relays_[region.name()] = *std::move(relay);
+    const std::string limit = absl::StrCat(absl::ToDoubleSeconds(absl::Nanoseconds(job_.limits().start_ns())));
+    status =
+        StartMember(AggregatorName(region.name()), ProcessKind::kAggregator,
+                    {"aggregator", "--coordinator", gateway, "--region", region.name(), "--connect-timeout", limit});
+    if (!status.ok()) return status;
+    for (int w = 0; w < region.workers(); ++w) {
+      const std::string name = absl::StrCat("worker-", w);
+      status = StartMember(WorkerName(region.name(), w), ProcessKind::kWorker,
+                           {"worker", "--join", gateway, "--region", region.name(), "--name", name, "--rank",
+                            std::to_string(w), "--connect-timeout", limit});
+      if (!status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+Coordinator::Stub* LocalRun::coordinator() {
+  // A channel that failed to connect waits longer each time; the next life of the coordinator need not wait for that.
+  if (coordinator_ == nullptr || CoordinatorIsAway()) coordinator_ = Coordinator::NewStub(MakeChannel(port_.address()));
+  return coordinator_.get();
+}
+
+std::optional<StatusReply> LocalRun::AskStatus() {
+  const int start = supervisor_.coordinator_starts();
+  grpc::ClientContext context;
+  SetDeadline(&context, absl::Seconds(2));
+  StatusReply reply;
+  if (!coordinator()->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
+  phase_ = reply.phase();
+  has_trained_ = has_trained_ || phase_ == "training" || phase_ == "done" || reply.tokens_committed() > 0;
+  answered_start_ = start;
+  answered_at_ = absl::Now();
+  if (has_trained_) began_ = std::min(began_, answered_at_);
+  if (options_.on_status) options_.on_status(reply);
+  return reply;
+}
+
+bool LocalRun::CoordinatorIsAway() const {
+  return !supervisor_.coordinator_runs() || answered_start_ != supervisor_.coordinator_starts();
+}
+
+std::optional<RunStage> LocalRun::Stage(ProcessKind ended) {
+  const auto known = [this] { return has_trained_ ? RunStage::kUnderWay : RunStage::kFirstStart; };
+  // Whatever killed the coordinator after it had written the report, the run is over.
+  if (ended == ProcessKind::kCoordinator) return ReadReport().ok() ? RunStage::kOver : known();
+  if (!supervisor_.coordinator_runs()) return known();  // It comes back, for otherwise nobody would ask.
+  if (AskStatus().has_value()) return phase_ == "done" || phase_ == "failed" ? RunStage::kOver : known();
+  // One that has not answered yet is starting. One that has is about to end, which says more than what its members made
+  // of it.
+  if (CoordinatorIsAway() || absl::Now() - answered_at_ > kSilent) return known();
+  return std::nullopt;
+}
+
+void LocalRun::ShowProgress() {
+  const std::optional<StatusReply> status = AskStatus();
+  if (!status.has_value() && !(CoordinatorIsAway() && supervisor_.coordinator_starts() > 1)) return;
+  int64_t bytes_up = 0, bytes_down = 0;
+  for (const auto& [region, relay] : relays_) {
+    bytes_up += relay->stats(LinkDirection::kUp).bytes;
+    bytes_down += relay->stats(LinkDirection::kDown).bytes;
+  }
+  const std::string line = status.has_value() ? ProgressLine(*status, bytes_up, bytes_down)
+                                              : std::string("  the coordinator is away, restarting");
+  if (::isatty(STDERR_FILENO) != 0) {
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    progress_line_open_ = true;
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+  std::fflush(stderr);
+}
+
+void LocalRun::EndProgressLine() {
+  if (progress_line_open_) std::fprintf(stderr, "\n");
+  progress_line_open_ = false;
+}
+
+void LocalRun::Say(const std::string& line) {
+  EndProgressLine();
+  std::fprintf(stderr, "wukong: %s%s", line.c_str(), !line.empty() && line.back() == '\n' ? "" : "\n");
+}
+
+absl::Status LocalRun::WatchUntilOver() {
+  absl::Time next_progress = absl::Now();
+  while (!supervisor_.coordinator_ending().has_value()) {
+    if (stop_->WaitFor(kPoll)) return absl::CancelledError("stopped by a signal");
+    if (absl::Now() >= next_progress) {
+      ShowProgress();
+      next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
+    }
+    if (absl::Status status = supervisor_.Poll(absl::Now()); !status.ok()) return status;
+    if (options_.on_poll) {
+      if (!has_trained_) (void)AskStatus();
+      if (has_trained_) options_.on_poll(this, absl::Now() - began_);
+    }
+    if (absl::Now() - began_ > options_.within) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("the budget is not committed ", absl::FormatDuration(options_.within), " after the first step"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Json> LocalRun::ReadReport() const {
+  const std::string path = run_dir_ + "/report.json";
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return text.status();
+  if (*text == earlier_report_) return absl::NotFoundError(path + " is of an earlier part of this run");
+  Json report = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!report.is_object()) return absl::DataLossError(path + " is not whole");
+  return report;
+}
+
+absl::Status LocalRun::CompleteReport(Json* report) const {
+  // What only the owner of the relays knows.
+  const double seconds = report->value("wall_seconds", 0.0);
+  for (const auto& [region, relay] : relays_) {
+    Json& link = (*report)["wan"][region];
+    const LinkStats up = relay->stats(LinkDirection::kUp), down = relay->stats(LinkDirection::kDown);
+    link["wire_bytes_up"] = up.bytes;
+    link["wire_bytes_down"] = down.bytes;
+    link["emulated_losses"] = up.losses + down.losses;
+    for (const char* direction : {"up", "down"}) {
+      const double bytes = link.value(absl::StrCat("payload_bytes_", direction), 0.0);
+      link[absl::StrCat("goodput_bits_per_second_", direction)] = seconds > 0 ? 8 * bytes / seconds : 0.0;
+    }
+  }
+  // And what only the owner of the processes knows.
+  int total = 0;
+  Json by_process = Json::object();
+  for (const auto& [name, count] : supervisor_.restarts()) {
+    total += count;
+    by_process[name] = count;
+  }
+  (*report)["restarts"] = {{"total", total}, {"budget", supervisor_.budget()}, {"by_process", by_process}};
+  return WriteFileAtomic(run_dir_ + "/report.json", report->dump(2) + "\n");
+}
+
+int LocalRun::EndOfCoordinator(const Supervisor::Ending& ending, const absl::StatusOr<Json>& report) {
+  if (ending.code == kExitOk) return kExitOk;
+  // It was killed on its way out, with everything done.
+  if (ending.reason.empty() && ending.code > 128 && report.ok() && ReportCompleted(*report)) return kExitOk;
+  std::fprintf(stderr, "wukong: error: the coordinator %s%s:\n%s", EndedHow(ending.code).c_str(),
+               ending.reason.empty()
+                   ? ""
+                   : absl::StrCat(" and is not started again (", ending.reason, "); what it had recorded is in ",
+                                  run_dir_, ", and goes on with wukong up --resume ", run_dir_)
+                         .c_str(),
+               LogTail(supervisor_.coordinator_log(), 3).c_str());
+  return ending.code < 128 && ending.code != kExitRestart ? ending.code : kExitFailed;
+}
+
+LocalRun::Result LocalRun::Run() {
+  earlier_report_ = ReadFile(run_dir_ + "/report.json").value_or("");
+  earlier_address_ = IdentityOf(run_dir_ + "/coordinator.address");
+  if (absl::Status status = MakeDirectories(run_dir_ + "/logs"); !status.ok()) return {ReportStatus(status), {}};
+  int workers = 0;
+  for (const Region& region : job_.regions()) workers += region.workers();
+  std::fprintf(stderr, "%s: %d regions, %d workers; run directory %s%s\n", job_.name().c_str(), job_.regions_size(),
+               workers, run_dir_.c_str(), options_.resume ? ", which is resumed" : "");
+
+  absl::Status status = StartAll();
+  if (status.ok()) status = WatchUntilOver();
+  EndProgressLine();
+  supervisor_.Stop(status.ok() ? 0 : SIGTERM);
+  absl::StatusOr<Json> report = ReadReport();
+  Result result;
+  if (report.ok() && CompleteReport(&*report).ok()) result.report = *report;
+  const std::optional<Supervisor::Ending>& ending = supervisor_.coordinator_ending();
+  if (status.ok()) {
+    result.exit_code = EndOfCoordinator(ending.value_or(Supervisor::Ending{kExitFailed, ""}), report);
+    return result;
+  }
+  std::fprintf(stderr, "wukong: error: %s\n", std::string(status.message()).c_str());
+  // What the coordinator could not do before it listened is what this command could not do.
+  const int code = ending.has_value() ? ending->code : 0;
+  const bool its_own = !report.ok() && code > 0 && code < 128 && code != kExitRestart;
+  result.exit_code = its_own ? code : status.code() == absl::StatusCode::kCancelled ? kExitFailed : ExitCodeOf(status);
+  return result;
+}
+
+}  // namespace wukong

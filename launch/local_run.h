@@ -1,0 +1,104 @@
+// A whole job on this machine: its processes, the emulated links between them, and how it goes.
+#ifndef WUKONG_LAUNCH_LOCAL_RUN_H_
+#define WUKONG_LAUNCH_LOCAL_RUN_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "launch/job_file.h"
+#include "launch/port_reservation.h"
+#include "launch/supervisor.h"
+#include "nlohmann/json.hpp"
+#include "proto/wire.grpc.pb.h"
+#include "runtime/base/stop_signal.h"
+#include "runtime/fault/wan_relay.h"
+
+namespace wukong {
+
+class LocalRun {
+ public:
+  struct Options {
+    std::string job;  // The file, and what is set beside it.
+    std::vector<std::string> set;
+    std::string run_dir;
+    bool resume = false;
+    int restarts = 100;                                // In the whole run, over all processes.
+    absl::Duration restart_after;                      // A process that died is away at least this long.
+    absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
+    bool no_fsync = false;
+    std::string crash_at;
+    // Called between two looks at the processes, some twenty times a second, once training has begun.
+    std::function<void(LocalRun*, absl::Duration since_begin)> on_poll;
+    // Called with each answer of the coordinator.
+    std::function<void(const StatusReply&)> on_status;
+  };
+  struct Result {
+    int exit_code = 0;
+    nlohmann::ordered_json report;  // As report.json; null when the run wrote none.
+  };
+
+  LocalRun(Options options, JobSource source, PortReservation port, const StopSignal* stop);
+  // Until the run is over; shows its progress on standard error. All processes that it started are gone then.
+  Result Run();
+
+  // For on_poll.
+  Supervisor& supervisor() { return supervisor_; }
+  WanRelay* relay(const std::string& region) { return relays_.at(region).get(); }
+  Coordinator::Stub* coordinator();
+  // A line for people, beside the progress.
+  void Say(const std::string& line);
+  // The names by which the supervisor knows processes.
+  static std::string AggregatorName(const std::string& region);
+  static std::string WorkerName(const std::string& region, int worker);
+
+ private:
+  using Json = nlohmann::ordered_json;
+  std::vector<std::string> CoordinatorCommand(int starts) const;
+  absl::Status StartAll();
+  absl::Status StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments);
+  absl::Status WaitForCoordinator();
+  absl::Status WatchUntilOver();
+  // Asks the coordinator how things stand; nothing when it does not answer.
+  std::optional<StatusReply> AskStatus();
+  std::optional<RunStage> Stage(ProcessKind ended);
+  // The coordinator has not answered since it was started, or is to be started.
+  bool CoordinatorIsAway() const;
+  void ShowProgress();
+  void EndProgressLine();
+  // Of this run, and not one that an earlier part of it left behind. NOT_FOUND: there is none.
+  absl::StatusOr<Json> ReadReport() const;
+  absl::Status CompleteReport(Json* report) const;
+  // The exit code of a run that the coordinator has ended.
+  int EndOfCoordinator(const Supervisor::Ending& ending, const absl::StatusOr<Json>& report);
+
+  const Options options_;
+  const std::string run_dir_;
+  const JobSource source_;
+  const Job& job_;
+  const PortReservation port_;  // The coordinator's, through all of its lives.
+  const StopSignal* const stop_;
+  Supervisor supervisor_;
+  std::map<std::string, std::unique_ptr<WanRelay>> relays_;
+  std::unique_ptr<Coordinator::Stub> coordinator_;
+  std::string earlier_report_;   // As it was found.
+  std::string earlier_address_;  // The identity of the file, likewise.
+
+  // As the coordinator last said.
+  std::string phase_ = "starting";
+  bool has_trained_ = false;
+  absl::Time began_ = absl::InfiniteFuture();  // As seen from here.
+  int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
+  absl::Time answered_at_ = absl::InfinitePast();
+  bool progress_line_open_ = false;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_LAUNCH_LOCAL_RUN_H_

@@ -1,0 +1,181 @@
+// Scenarios with faults on real processes, and faults that are ordered in a running job.
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/integration/wukong_process.h"
+
+namespace wukong::integration {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Read(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// Two regions of two workers whose steps take 20 ms; some 6 s without faults.
+std::string ScenarioText(const std::string& more) {
+  return absl::StrCat(
+      "name: test\n"
+      "workload: {fidelity: counter, samples: 4k, step: 20ms, parameters: 200}\n"
+      "regions: [{name: beijing, workers: 2}, {name: shenzhen, workers: 2}]\n"
+      "wan: {rtt: 20ms, bandwidth: 100Mbit}\n"
+      "limits: {heartbeat: 100ms, lease: 2s}\n"
+      "restarts: {after: 300ms}\n"
+      "expect: {within: 80s}\n",
+      more);
+}
+
+struct Outcome {
+  int code = -1;
+  Json result;
+  std::string folder;
+  std::string out;
+};
+
+Outcome RunScenario(const Workspace& workspace, const std::string& more) {
+  workspace.Write("scenario.yaml", ScenarioText(more));
+  const auto process = workspace.Start({"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--json"});
+  Outcome run;
+  run.code = process->Wait(absl::Seconds(150)).value_or(-1);
+  run.out = process->out() + process->err();
+  run.folder = workspace.Path("run/experiment");
+  run.result = Json::parse(process->out(), nullptr, false);
+  return run;
+}
+
+TEST(ChaosRunTest, ProcessesOfEveryKindDieAndEachSampleCountsOnce) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                              "timeline:\n"
+                              "  - {fault: kill, target: [beijing/worker-1], at: 1s}\n"
+                              "  - {fault: freeze, target: [shenzhen/worker-0], at: 1500ms, for: 3s}\n"
+                              "  - {fault: kill, target: [shenzhen], at: 2s}\n"
+                              "  - {fault: kill, target: [root], at: 3s}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  for (const char* name : {"I1", "I3", "I4", "I8", "I9", "I10", "I11", "I12", "fired"}) {
+    EXPECT_EQ(run.result["verdicts"].value(name, ""), "holds") << name;
+  }
+  EXPECT_EQ(run.result["samples_committed"], 4000);
+  EXPECT_EQ(run.result["loss"], 4000) << "the counter itself";
+  EXPECT_EQ(run.result["faults_observed"]["kill"], 3);
+  EXPECT_GE(run.result["restarts"]["total"], 3);
+  EXPECT_EQ(run.result["binary_sha256"].get<std::string>().size(), 64u);
+  const std::string faults = Read(run.folder + "/faults.csv");
+  EXPECT_THAT(faults, HasSubstr("0,kill,beijing/worker-1,1"));
+  EXPECT_THAT(faults, HasSubstr("3,kill,root,3"));
+  EXPECT_THAT(Read(run.folder + "/progress.csv"), HasSubstr(",4000,"));
+  // The folder repeats itself.
+  const auto again = workspace.Start({"sim", run.folder + "/scenario.yaml", "--json"});
+  EXPECT_EQ(again->Wait(), 0) << again->err();
+}
+
+TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run =
+      RunScenario(workspace,
+                  "timeline:\n"
+                  "  - {fault: cut, target: [beijing], at: 1s, for: 2s}\n"
+                  "  - {fault: latency, target: [shenzhen], factor: 5, at: 1s, for: 2s}\n"
+                  "  - {fault: bandwidth, target: [shenzhen], factor: 0.1, at: 1s, for: 2s, direction: up}\n"
+                  "  - {fault: nan, target: [shenzhen/worker-1], at: 1s, for: 1s}\n"
+                  "  - {fault: slow, target: [shenzhen/worker-0], factor: 3, at: 1s, for: 3s}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["verdicts"]["I10"], "holds");
+  EXPECT_EQ(run.result["loss"], 4000);
+  EXPECT_GE(run.result["longest_pause_seconds"], 0.0);
+  const RunRecord record(workspace.Path("run"));
+  EXPECT_EQ(record.Events("fault_heard").size(), 2u);
+  EXPECT_THAT(Read(run.folder + "/plot.gp"), HasSubstr("rectangle"));
+}
+
+TEST(ChaosRunTest, WhatDoesNotHoldFailsTheRun) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                              "timeline:\n"
+                              "  - {fault: kill, target: [beijing/worker-1], at: 1000s}\n");
+  EXPECT_EQ(run.code, 1) << run.out;
+  EXPECT_THAT(run.result["verdicts"].value("fired", ""), HasSubstr("timeline[0] never happened"));
+  EXPECT_EQ(run.result["passed"], false);
+}
+
+TEST(ChaosRunTest, WhatCannotBeDoneToProcessesIsSaid) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const std::pair<const char*, const char*> cases[] = {
+      {"timeline: [{fault: reorder, probability: 0.1, target: [beijing], at: 1s, for: 1s}]",
+       "scenario.yaml:8: timeline[0].fault: cannot be done to real processes (expected kill, freeze,"},
+      {"timeline: [{fault: kill, target: [root], on: after_ack}]",
+       "scenario.yaml:8: timeline[0].on: events of the protocol are not seen"},
+      {"timeline: [{fault: kill, target: [tokyo], at: 1s}]", "there is no region tokyo"},
+      {"backend: sim", "scenario.yaml:8: backend: this scenario is for the simulator"},
+  };
+  for (const auto& [more, message] : cases) {
+    const Outcome run = RunScenario(workspace, more);
+    EXPECT_EQ(run.code, 2) << more;
+    EXPECT_THAT(run.out, HasSubstr(message));
+  }
+  workspace.Write("scenario.yaml", ScenarioText(""));
+  std::filesystem::create_directory(workspace.Path("taken"));
+  workspace.Write("taken/file", "");
+  const auto process = workspace.Start({"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("taken")});
+  EXPECT_EQ(process->Wait(), 2);
+  EXPECT_THAT(process->err(), HasSubstr("is not empty"));
+}
+
+TEST(ChaosInjectTest, AFaultReachesARunningJobThatAllowsIt) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 2}};
+  job.tokens = 400000;
+  workspace.Write("job.yaml", workspace.Yaml(job) + "fault_injection: allowed\n");
+  const auto up = workspace.Start({"up", "job.yaml", "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() > 0; })) << up->err();
+  const auto inject = workspace.Start({"chaos", "inject", "kill", "beijing/worker-0", "--run-dir", "run"});
+  ASSERT_EQ(inject->Wait(), 0) << inject->err();
+  EXPECT_THAT(inject->out(), HasSubstr("kill ordered (number 1) for worker worker-0 of beijing"));
+  ASSERT_TRUE(Await([&] { return record.Events("lost").size() == 1 || up->ended(); }));
+  EXPECT_EQ(record.EventAbout("lost", "worker-0").value("region", ""), "beijing");
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_EQ(record.Report()["restarts"]["total"], 1);
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+
+  const auto late = workspace.Start({"chaos", "inject", "kill", "beijing/worker-0", "--run-dir", "run"});
+  EXPECT_EQ(late->Wait(), 4) << "nobody is there any more: " << late->err();
+}
+
+TEST(ChaosInjectTest, AJobThatDoesNotAllowItIsLeftAlone) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 1}};
+  job.tokens = 100000;
+  workspace.WriteJob(job);
+  const auto up = workspace.Start({"up", "job.yaml", "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() > 0; })) << up->err();
+  const auto inject = workspace.Start({"chaos", "inject", "freeze", "beijing", "--for", "5s", "--run-dir", "run"});
+  EXPECT_EQ(inject->Wait(), 2);
+  EXPECT_THAT(inject->err(), HasSubstr("fault_injection: allowed"));
+  for (const std::vector<std::string>& flags :
+       std::vector<std::vector<std::string>>{{"explode", "root", "--run-dir", "run"},
+                                             {"freeze", "root", "--for", "soon", "--run-dir", "run"},
+                                             {"kill", "root"},
+                                             {"kill", "root", "--run-dir", "nowhere"}}) {
+    std::vector<std::string> arguments = {"chaos", "inject"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    EXPECT_EQ(workspace.Start(arguments)->Wait(), 2) << flags[0];
+  }
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+}
+
+}  // namespace
+}  // namespace wukong::integration
