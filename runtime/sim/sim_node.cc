@@ -93,7 +93,8 @@ void SimNode::Pump() {
 
 void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
   if (following->busy) return;
-  const MemberId child(following->follower.request.member());
+  const FollowRequest& request = following->follower.request;
+  const MemberKey child{MemberId(request.member()), Incarnation(request.incarnation())};
   std::optional<FollowMessage> message =
       engine_->public_parameters().Next(&following->cursor, child, absl::ZeroDuration());
   if (!message.has_value()) return;
