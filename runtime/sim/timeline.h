@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "proto/scenario.pb.h"
+#include "runtime/base/random.h"
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sim/sim_coordinator.h"
 #include "runtime/sim/sim_worker.h"
@@ -32,6 +34,14 @@ struct FaultTarget {
 // INVALID_ARGUMENT says why `text` names nothing.
 absl::StatusOr<std::vector<FaultTarget>> ResolveTarget(const Scenario& scenario, const std::string& text);
 
+// Who is whole again at the end of a scenario: beside the root, by region its aggregator and link, and its workers. At
+// least one region with one worker.
+struct SimCore {
+  std::vector<bool> regions;
+  std::vector<std::vector<bool>> workers;  // Of regions that are in it.
+};
+SimCore DrawCore(const Scenario& scenario, Random* random);
+
 class Timeline {
  public:
   // All outlive it. Nothing happens before Begin.
@@ -40,6 +50,9 @@ class Timeline {
   void Begin();
   // No fault begins from now on, and those that last end.
   void Heal();
+  // After Heal: who is not in the core is from now on dead, frozen or cut off from the root, for good. Returns those
+  // that are dead, who are not to be started again.
+  std::set<const SimProcess*> LeaveOut(const SimCore& core, Random* random);
   // How often each fault of the timeline came to pass.
   std::vector<int64_t> Observed() const;
 
