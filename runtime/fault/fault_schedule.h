@@ -43,6 +43,7 @@ class FaultSchedule {
   };
   // When something happens next, since the run began; infinite when nothing is planned.
   absl::Duration next() const { return acts_.empty() ? absl::InfiniteDuration() : acts_.begin()->first; }
+  const std::vector<FaultTarget>& targets(size_t number) const { return targets_[number]; }
   // What happens up to `now`, in order.
   std::vector<Act> Take(absl::Duration now);
   // A fault that waits for an event of the protocol (`on`) happens now; what it does is for Take.

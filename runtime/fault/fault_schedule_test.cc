@@ -61,7 +61,7 @@ TEST(FaultScheduleTest, RandomTimesTakeOneTargetEachAndStop) {
   Fault* kill = Add(&scenario, FAULT_KIND_KILL, "*/*");
   kill->set_every_ns(Nanos(10));
   kill->set_until_ns(Nanos(10'000));
-  const std::vector<std::string> lines = All(scenario, 7, absl::InfiniteDuration() - absl::Hours(1));
+  const std::vector<std::string> lines = All(scenario, 7, absl::Hours(24));
   EXPECT_NEAR(static_cast<double>(lines.size()), 1000, 150) << "on average every 10 s";
   for (const char* name : {"a/worker-0", "a/worker-1", "b/worker-0"}) {
     EXPECT_GT(

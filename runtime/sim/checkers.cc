@@ -1,9 +1,11 @@
 #include "runtime/sim/checkers.h"
 
 #include <algorithm>
+#include <set>
 #include <tuple>
 
 #include "absl/strings/str_format.h"
+#include "nlohmann/json.hpp"
 #include "proto/wire.pb.h"
 #include "runtime/sync/types.h"
 
@@ -30,24 +32,150 @@ class CommittedOnce final : public Checker {
   std::map<int64_t, int64_t> committed_;  // By begin.
 };
 
-// A version is one set of bits for ever, and rises at each node.
+// Intervals of samples.
+class SampleSet {
+ public:
+  void Add(int64_t begin, int64_t end) {
+    auto next = ends_.lower_bound(begin);
+    if (next != ends_.begin() && std::prev(next)->second >= begin) --next;
+    for (; next != ends_.end() && next->first <= end; next = ends_.erase(next)) {
+      begin = std::min(begin, next->first);
+      end = std::max(end, next->second);
+    }
+    ends_[begin] = end;
+  }
+  bool Overlaps(int64_t begin, int64_t end) const {
+    const auto next = ends_.lower_bound(begin);
+    return (next != ends_.end() && next->first < end) || (next != ends_.begin() && std::prev(next)->second > begin);
+  }
+
+ private:
+  std::map<int64_t, int64_t> ends_;  // By begin.
+};
+
+// What a region has acknowledged is lost with the region, or by a refusal of the root; the death of a worker, or of the
+// root, gives none of it to others.
+class AcknowledgedWorkIsKept final : public Checker {
+ public:
+  const char* name() const override { return "I2"; }
+  void See(const TapeEvent& event) override {
+    switch (event.kind) {
+      case TapeEvent::kCoordinator:
+        Told(event.text);
+        break;
+      case TapeEvent::kDied:
+        held_.erase(event.who);
+        break;
+      case TapeEvent::kAnswered:
+        // Which of the region's samples the refused contribution named is not told here.
+        if (event.who == "root" && event.values[3] != VERDICT_ACCEPTED) {
+          if (const auto held = held_.find(region_of_[event.values[0]]); held != held_.end())
+            held->second = SampleSet();
+        }
+        break;
+      case TapeEvent::kHeld:
+        // A region that is lost may not know it yet, and what it still takes does not count.
+        if (const auto held = held_.find(event.who); held != held_.end()) {
+          held->second.Add(event.values[0], event.values[1]);
+        }
+        break;
+      case TapeEvent::kLeased:
+        if (!tokens_.insert(event.values[2]).second) break;  // The answer to a repeated request.
+        for (const auto& [region, samples] : held_) {
+          if (!samples.Overlaps(event.values[0], event.values[1])) continue;
+          Violated(event, absl::StrFormat("samples %d to %d are leased again, although %s has acknowledged them",
+                                          event.values[0], event.values[1], region));
+        }
+        break;
+      default:
+        break;
+    }
+  }
+
+ private:
+  void Told(const std::string& text) {
+    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || json.value("role", "") != "aggregator") return;
+    const std::string region = json.value("region", "");
+    if (json.value("event", "") == "joined") {
+      held_[region] = SampleSet();
+      region_of_[json.value("member", int64_t{0})] = region;
+    } else if (json.value("event", "") == "lost") {
+      held_.erase(region);
+    }
+  }
+
+  std::map<std::string, SampleSet> held_;  // By region, while the root knows it.
+  std::map<int64_t, std::string> region_of_;
+  std::set<int64_t> tokens_;
+};
+
+// A version is one set of bits for ever, at its parent and at every child, and rises at each node.
 class VersionsOnlyRise final : public Checker {
  public:
   const char* name() const override { return "I4"; }
   void See(const TapeEvent& event) override {
-    if (event.kind != TapeEvent::kPublished) return;
-    const auto [known, is_new] = checksums_.emplace(std::make_pair(event.who, event.values[0]), event.values[1]);
-    if (!is_new && known->second != event.values[1]) {
-      Violated(event, absl::StrFormat("version %d is given to other parameters than before", event.values[0]));
+    if (event.kind == TapeEvent::kTook) {
+      const size_t slash = event.who.find('/');
+      SeeBits(event, slash == std::string::npos ? "root" : event.who.substr(0, slash), event.values[2]);
     }
-    int64_t& last = last_[event.who];
+    if (event.kind != TapeEvent::kPublished) return;
+    SeeBits(event, event.who, event.values[3]);
+    int64_t& last = last_[{event.who, event.values[3]}];
     if (event.values[0] < last) Violated(event, absl::StrFormat("version %d after %d", event.values[0], last));
     last = event.values[0];
   }
 
  private:
-  std::map<std::pair<std::string, int64_t>, int64_t> checksums_;
-  std::map<std::string, int64_t> last_;
+  void SeeBits(const TapeEvent& event, const std::string& parent, int64_t incarnation) {
+    const auto key = std::make_tuple(parent, incarnation, event.values[0]);
+    const auto [known, is_new] = checksums_.emplace(key, event.values[1]);
+    if (is_new || known->second == event.values[1]) return;
+    Violated(event,
+             absl::StrFormat("version %d of %s is given to other parameters than before", event.values[0], parent));
+  }
+
+  std::map<std::tuple<std::string, int64_t, int64_t>, int64_t> checksums_;  // By parent, its incarnation, version.
+  std::map<std::pair<std::string, int64_t>, int64_t> last_;
+};
+
+// Each life of the root speaks in one term, above all terms before it; so no lease is given twice.
+class OneTermOneLife final : public Checker {
+ public:
+  const char* name() const override { return "I6"; }
+  void See(const TapeEvent& event) override {
+    if (event.who != "root") return;
+    if (event.kind == TapeEvent::kStarted) {
+      before_ = std::max(before_, now_);
+      now_ = -1;
+    } else if (event.kind == TapeEvent::kPublished) {
+      Spoken(event, event.values[2]);
+    } else if (event.kind == TapeEvent::kLeased) {
+      const auto lease = std::make_tuple(event.values[0], event.values[1], event.values[3]);
+      const auto [known, is_new] = leases_.emplace(event.values[2], lease);
+      if (!is_new && known->second != lease) {
+        Violated(event, absl::StrFormat("lease %d is given a second time, for samples %d to %d", event.values[2],
+                                        event.values[0], event.values[1]));
+      }
+      Spoken(event, event.values[2] >> kTermShift);
+    }
+  }
+
+ private:
+  static constexpr int kTermShift = 40;  // As leases are numbered (coordinator/coordinator_core.cc).
+
+  void Spoken(const TapeEvent& event, int64_t term) {
+    if (term <= before_) {
+      Violated(event, absl::StrFormat("term %d speaks, and an earlier life had term %d", term, before_));
+    } else if (now_ >= 0 && term != now_) {
+      Violated(event, absl::StrFormat("terms %d and %d in one life", now_, term));
+    }
+    now_ = term;
+  }
+
+  int64_t before_ = -1;                                              // The largest of the lives before this one.
+  int64_t now_ = -1;                                                 // -1 while this life has not spoken.
+  std::map<int64_t, std::tuple<int64_t, int64_t, int64_t>> leases_;  // By token: begin, end, member.
 };
 
 class StalenessIsBounded final : public Checker {
@@ -82,15 +210,27 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   std::map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
-// What a contribution adds to the model is what its manifest says that it was made from.
+// What a contribution adds to the model is what its manifest says that it was made from, and nobody's parameters count
+// far more samples than were ever given out. What a worker sent to a parent that is gone may count twice until the
+// coordinator has said what became of it, so a little more is no error.
 class ContentIsWhatTheManifestSays final : public Checker {
  public:
   const char* name() const override { return "I10"; }
   void See(const TapeEvent& event) override {
+    if (event.kind == TapeEvent::kLeased) leased_ = std::max(leased_, event.values[1]);
+    if (event.kind == TapeEvent::kCounted && event.values[0] > leased_ + leased_ / 4 + kUndecided) {
+      Violated(event,
+               absl::StrFormat("its parameters count %d samples, and %d were given out", event.values[0], leased_));
+    }
     if (event.kind != TapeEvent::kContent || event.values[2] == event.values[3]) return;
     Violated(event, absl::StrFormat("contribution %d of member %d names %d samples and adds %d", event.values[1],
                                     event.values[0], event.values[2], event.values[3]));
   }
+
+ private:
+  static constexpr int64_t kUndecided = 2000;
+
+  int64_t leased_ = 0;  // One past the last that was leased; they are leased from the first on.
 };
 
 }  // namespace
@@ -103,8 +243,10 @@ void Checker::Violated(const TapeEvent& event, const std::string& what) {
 std::vector<std::unique_ptr<Checker>> MakeCheckers() {
   std::vector<std::unique_ptr<Checker>> checkers;
   checkers.push_back(std::make_unique<CommittedOnce>());
+  checkers.push_back(std::make_unique<AcknowledgedWorkIsKept>());
   checkers.push_back(std::make_unique<VersionsOnlyRise>());
   checkers.push_back(std::make_unique<StalenessIsBounded>());
+  checkers.push_back(std::make_unique<OneTermOneLife>());
   checkers.push_back(std::make_unique<RepeatsGetTheFirstAnswer>());
   checkers.push_back(std::make_unique<ContentIsWhatTheManifestSays>());
   return checkers;

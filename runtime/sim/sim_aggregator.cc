@@ -58,7 +58,7 @@ void SimAggregator::End() { life_state_.reset(); }
 void SimAggregator::Joined(const JoinReply& reply) {
   Life* life = life_state_.get();
   life->self = {MemberId(reply.member()), Incarnation(reply.incarnation())};
-  life->node = std::make_unique<SimNode>(world_, this);
+  life->node = std::make_unique<SimNode>(world_, this, life->self);
   SimUplink::Options options;
   options.self = life->self;
   options.fragments = CutFragments(layout_.size(), world_->job.limits().fragment_bytes());
@@ -77,6 +77,7 @@ void SimAggregator::OnVersion() {
   Life* life = life_state_.get();
   const FollowedParameters::Snapshot snapshot = life->uplink->parameters().snapshot();
   if (snapshot.version.value() == 0) return;
+  NoteTaken(world_, this, life->uplink->parameters(), Incarnation(0));
   if (life->engine == nullptr) {
     VersionNotes notes;
     life->uplink->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& whole) {

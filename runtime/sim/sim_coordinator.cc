@@ -15,6 +15,8 @@ namespace {
 constexpr char kRunDir[] = "/run";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
+// How long members that may be dead are waited for at the end, as in production.
+constexpr absl::Duration kFarewell = absl::Seconds(5);
 
 }  // namespace
 
@@ -25,10 +27,12 @@ struct SimCoordinator::Life {
   std::unique_ptr<NodeEngine> engine;
   std::unique_ptr<SimNode> node;
   std::vector<std::function<void()>> waiters;  // For the disk.
+  bool serves = false;                         // Its term is on the disk.
   bool syncing = false;
   bool snapshot_due = false;
   int64_t merged_tokens = 0;
   Version published;
+  absl::Time ended = absl::InfiniteFuture();  // When the budget was committed.
 };
 
 SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::Duration sync_time)
@@ -40,7 +44,9 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
   door_.process = this;
   door_.join = [this](const JoinRequest& request, const std::function<void(absl::StatusOr<JoinReply>)>& respond) {
     absl::StatusOr<JoinReply> reply = absl::UnavailableError("starting");
-    if (life_state_ != nullptr) With([&](CoordinatorCore& core) { reply = core.Join(request, Now()); });
+    if (life_state_ != nullptr && life_state_->serves) {
+      With([&](CoordinatorCore& core) { reply = core.Join(request, Now()); });
+    }
     if (!reply.ok()) {
       respond(reply);
       return;
@@ -51,8 +57,13 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
   door_.heartbeat = [this](const HeartbeatRequest& request,
                            const std::function<void(absl::StatusOr<HeartbeatReply>)>& respond) {
     absl::StatusOr<HeartbeatReply> reply = absl::UnavailableError("starting");
-    if (life_state_ != nullptr) {
+    if (life_state_ != nullptr && life_state_->serves) {
       With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
+      if (reply.ok()) {
+        for (const SampleRange& range : reply->granted()) {
+          world_->Note(TapeEvent::kLeased, name(), {range.begin(), range.end(), range.token(), request.member()});
+        }
+      }
       // The ceiling of the leases, if it was raised.
       if (life_state_->log->durable_index() < life_state_->log->index()) SyncLater();
     }
@@ -124,7 +135,6 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
                     world_->job.strategy().root().staleness_max()});
       for (const LeasedRange& range : apply.manifests[i].ranges) {
         world_->Note(TapeEvent::kCommitted, name(), {range.begin, range.end});
-        committed_ += range.size();
       }
     }
     With([&](CoordinatorCore& core) { core.Merged(apply.manifests, Now()); });
@@ -192,6 +202,7 @@ void SimCoordinator::Begin() {
   life->node = std::make_unique<SimNode>(world_, this);
   // Nothing leaves before the term is on the disk.
   WhenDurable([this, life] {
+    life->serves = true;
     life->node->SetEngine(life->engine.get());
     Tick();
   });
@@ -280,7 +291,11 @@ void SimCoordinator::Tick() {
   life->engine->Flush();
   life->node->Pump();
   if (phase == CoordinatorCore::Phase::kFailed) Fail(absl::AbortedError(life->core->failure()));
-  if (phase == CoordinatorCore::Phase::kDone && told) done_ = true;
+  if (phase == CoordinatorCore::Phase::kDone) {
+    life->ended = std::min(life->ended, Now());
+    budget_committed_ = true;
+    if (told || Now() - life->ended >= kFarewell) done_ = true;
+  }
   if (life->log->ClaimSnapshot()) life->snapshot_due = true;
   TakeSnapshotIfDue();
   After(kTick, [this] { Tick(); });

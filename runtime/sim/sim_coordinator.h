@@ -34,10 +34,11 @@ class SimCoordinator final : public SimProcess {
   void OnPlace(std::function<void(Place, Version)> hook) { on_place_ = std::move(hook); }
   // Whoever is started by it again ends when the run does.
   bool done() const { return done_; }
+  // Some life knew that nothing is left to do.
+  bool budget_committed() const { return budget_committed_; }
   // Why this life could not begin or go on; the run has failed then.
   const std::string& failure() const { return failure_; }
   std::vector<float> parameters() const;
-  int64_t committed_samples() const { return committed_; }
 
  private:
   struct Life;
@@ -64,8 +65,8 @@ class SimCoordinator final : public SimProcess {
   std::function<void(Place, Version)> on_place_;
   std::unique_ptr<Life> life_state_;
   bool done_ = false;
+  bool budget_committed_ = false;
   std::string failure_;
-  int64_t committed_ = 0;
 };
 
 }  // namespace wukong

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "runtime/base/digest.h"
 
 namespace wukong {
 namespace {
@@ -39,7 +40,7 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
     respond(absl::UnavailableError("the payload was damaged on its way"));
     return;
   }
-  const Manifest manifest = ManifestFromProto(header);
+  Manifest manifest = ManifestFromProto(header);
   int64_t samples = 0;
   for (const LeasedRange& range : manifest.ranges) samples += range.size();
   const std::array<int64_t, 4> id = {manifest.sender.member.value(), manifest.sender.incarnation.value(),
@@ -48,9 +49,15 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
   NodeEngine::Contribution contribution;
   contribution.header = header;
   contribution.payload = payload;
-  contribution.answer = [this, id, respond = std::move(respond)](Verdict verdict, const std::string& detail) {
+  contribution.answer = [this, id, ranges = std::move(manifest.ranges), respond = std::move(respond)](
+                            Verdict verdict, const std::string& detail) {
     if (verdict != VERDICT_OUT_OF_ORDER) {
       world_->Note(TapeEvent::kAnswered, process_->name(), {id[0], id[1], id[2], verdict});
+    }
+    if (verdict == VERDICT_ACCEPTED && process_->site() >= 0) {
+      for (const LeasedRange& range : ranges) {
+        world_->Note(TapeEvent::kHeld, process_->name(), {range.begin, range.end});
+      }
     }
     ContributeReply reply;
     reply.set_verdict(verdict);
@@ -79,8 +86,17 @@ bool SimNode::Follow(Follower follower) {
   return true;
 }
 
+void SimNode::NotePublished() {
+  const PublicParameters& published = engine_->public_parameters();
+  if (process_->site() < 0 || published.version() == published_) return;
+  published_ = published.version();
+  world_->Note(TapeEvent::kPublished, process_->name(),
+               {published_.value(), static_cast<int64_t>(published.checksum()), 0, self_.incarnation.value()});
+}
+
 void SimNode::Pump() {
   if (engine_ == nullptr) return;
+  NotePublished();
   for (size_t i = 0; i < followers_.size();) {
     if (followers_[i]->follower.closed()) {
       followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
@@ -93,7 +109,9 @@ void SimNode::Pump() {
 
 void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
   if (following->busy) return;
-  const MemberId child(following->follower.request.member());
+  NotePublished();
+  const FollowRequest& request = following->follower.request;
+  const MemberKey child{MemberId(request.member()), Incarnation(request.incarnation())};
   std::optional<FollowMessage> message =
       engine_->public_parameters().Next(&following->cursor, child, absl::ZeroDuration());
   if (!message.has_value()) return;
@@ -260,6 +278,15 @@ void SimUplink::SendNext() {
       [this, open = open_](const absl::Status&) {
         if (*open) SendLater();
       });
+}
+
+void NoteTaken(SimWorld* world, const SimProcess* self, const FollowedParameters& followed, Incarnation parent) {
+  followed.With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
+    if (snapshot.version.value() == 0) return;
+    world->Note(TapeEvent::kTook, self->name(),
+                {snapshot.version.value(), static_cast<int64_t>(Checksum(values.data(), values.size() * sizeof(float))),
+                 parent.value(), snapshot.included.value()});
+  });
 }
 
 }  // namespace wukong

@@ -36,7 +36,7 @@ struct SimWorld {
 class SimNode {
  public:
   // `engine` may not be there yet: children are then told to come again.
-  SimNode(SimWorld* world, SimProcess* process) : world_(world), process_(process) {}
+  SimNode(SimWorld* world, SimProcess* process, MemberKey self = {}) : world_(world), process_(process), self_(self) {}
 
   void SetEngine(NodeEngine* engine);
   NodeEngine* engine() const { return engine_; }
@@ -61,10 +61,14 @@ class SimNode {
     bool busy = false;
   };
   void PumpOne(const std::shared_ptr<Following>& following);
+  // Region: what it published since.
+  void NotePublished();
 
   SimWorld* const world_;
   SimProcess* const process_;
+  const MemberKey self_;  // Of a region's aggregator.
   NodeEngine* engine_ = nullptr;
+  Version published_;
   std::vector<std::shared_ptr<Following>> followers_;
 };
 
@@ -123,6 +127,9 @@ class SimUplink final : public ParentPort {
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
   Random random_;
 };
+
+// Of the child `self`, which takes its parent's version as it stands.
+void NoteTaken(SimWorld* world, const SimProcess* self, const FollowedParameters& followed, Incarnation parent);
 
 }  // namespace wukong
 

@@ -299,6 +299,7 @@ void SimWorker::Turn() {
   while (!life->training && !finished_) {
     if (!life->ready && life->version && life->uplink != nullptr) {
       // The first parameters replace what the model was initialised with.
+      NoteTaken(world_, this, life->uplink->parameters(), life->parent.incarnation);
       life->uplink->parameters().With(
           [&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
             if (snapshot.version.value() == 0) return;
@@ -391,6 +392,7 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
 void SimWorker::Rebase() {
   Life* life = life_state_.get();
   if (life->uplink == nullptr) return;
+  NoteTaken(world_, this, life->uplink->parameters(), life->parent.incarnation);
   LeafSchedule::ParentState state;
   absl::Status status;
   life->uplink->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
@@ -403,6 +405,9 @@ void SimWorker::Rebase() {
   }
   life->schedule.VersionArrived(state);
   if (state.version.value() > 0) life->schedule.Rebased(state);
+  if (world_->counts) {
+    world_->Note(TapeEvent::kCounted, name(), {static_cast<int64_t>(std::llround(life->trainer->parameters()[0]))});
+  }
 }
 
 void SimWorker::TellHeartbeat(bool idle) {

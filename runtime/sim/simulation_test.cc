@@ -1,6 +1,7 @@
 // Whole systems under faults, in virtual time.
 #include "runtime/sim/simulation.h"
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "proto/wire.pb.h"
 #include "runtime/sim/checkers.h"
+#include "runtime/sim/timeline.h"
 
 namespace wukong {
 namespace {
@@ -211,6 +213,68 @@ TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
   EXPECT_EQ(result->verdicts.at("fired"), "timeline[0] never happened: this run shows nothing");
 }
 
+// Faults without an end; then a core is whole again, and the rest is gone for good.
+TEST(SimulationTest, AHealedCoreFinishesTheRun) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO}) {
+    for (uint64_t seed = 1; seed <= 4; ++seed) {
+      Scenario scenario = MakeScenario();
+      scenario.mutable_workload()->set_samples(8000);
+      scenario.mutable_strategy()->set_preset(preset);
+      Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(3 * kSecond);
+      Fault* slow = Add(&scenario, FAULT_KIND_SLOW, "*/*");
+      slow->set_factor(5);
+      slow->set_at_ns(2 * kSecond);
+      Fault* cut = Add(&scenario, FAULT_KIND_CUT, "*");
+      cut->set_at_ns(30 * kSecond);
+      cut->set_for_ns(3000 * kSecond);
+      scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
+      scenario.mutable_quiesce()->set_within_ns(60 * kSecond);
+      const auto result = RunSimulation(scenario, seed, nullptr);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_TRUE(result->passed()) << Preset_Name(preset) << ", seed " << seed << ": " << Failures(*result);
+    }
+  }
+}
+
+TEST(SimulationTest, ACoreThatMergesNothingBreaksI11) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
+  scenario.mutable_quiesce()->set_within_ns(kSecond / 100);  // No round is as short.
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_NE(result->verdicts.at("I11").find("although faults had ended at 40s"), std::string::npos)
+      << result->verdicts.at("I11");
+}
+
+TEST(SimulationTest, ARunThatEndsBeforeItIsQuietShowsNothing) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_samples(1000);
+  scenario.mutable_quiesce()->set_after_ns(3000 * kSecond);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->verdicts.at("fired"), "quiesce never happened: this run shows nothing");
+}
+
+TEST(TimelineTest, TheCoreHasARegionWithAWorkerAndIsNotAlwaysAll) {
+  const Scenario scenario = MakeScenario();
+  int regions = 0, workers = 0;
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    Random random(seed);
+    const SimCore core = DrawCore(scenario, &random);
+    int workers_here = 0;
+    for (size_t r = 0; r < core.regions.size(); ++r) {
+      regions += core.regions[r] ? 1 : 0;
+      const auto here = std::count(core.workers[r].begin(), core.workers[r].end(), true);
+      EXPECT_EQ(here > 0, core.regions[r]) << "a region without a worker is no core, and a worker needs its region";
+      workers_here += static_cast<int>(here);
+    }
+    EXPECT_GE(workers_here, 1);
+    workers += workers_here;
+  }
+  EXPECT_LT(regions, 250);
+  EXPECT_LT(workers, 450);
+}
+
 TEST(SimulationTest, TheToyComesToItsOptimumWithEachPreset) {
   for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
     Scenario scenario = MakeScenario();
@@ -244,6 +308,15 @@ TEST(CheckersTest, EachNoticesItsOwn) {
   const auto event = [](TapeEvent::Kind kind, std::array<int64_t, 4> values) {
     return TapeEvent{absl::Seconds(1), kind, "root", values, ""};
   };
+  const auto at = [](const char* who, TapeEvent::Kind kind, std::array<int64_t, 4> values) {
+    return TapeEvent{absl::Seconds(1), kind, who, values, ""};
+  };
+  const auto told = [](const char* text) {
+    return TapeEvent{absl::Seconds(1), TapeEvent::kCoordinator, "root", {}, text};
+  };
+  const TapeEvent joined = told(R"({"event": "joined", "role": "aggregator", "region": "beijing", "member": 3})");
+  const TapeEvent lost = told(R"({"event": "lost", "role": "aggregator", "region": "beijing"})");
+  const TapeEvent begins = event(TapeEvent::kStarted, {});
   const Case cases[] = {
       {"",
        {event(TapeEvent::kCommitted, {0, 4}), event(TapeEvent::kCommitted, {8, 12}),
@@ -261,6 +334,39 @@ TEST(CheckersTest, EachNoticesItsOwn) {
        {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
         event(TapeEvent::kAnswered, {1, 2, 5, VERDICT_STALE})}},
       {"I10", {event(TapeEvent::kContent, {1, 1, 64, 60})}},
+      {"I10", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {7001})}},
+      {"", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {5000})}},
+      // I2: what a living region acknowledged is nobody's any more.
+      {"I2", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {4, 12, 7, 5})}},
+      {"", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {8, 12, 7, 5})}},
+      {"",
+       {joined, event(TapeEvent::kLeased, {0, 8, 7, 5}), at("beijing", TapeEvent::kHeld, {0, 8}),
+        event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"",
+       {joined, at("beijing", TapeEvent::kHeld, {0, 8}), at("beijing", TapeEvent::kDied, {}),
+        event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), lost, event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"", {joined, lost, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"",
+       {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_STALE}),
+        event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"I2",
+       {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kAnswered, {4, 1, 5, VERDICT_STALE}),
+        event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      // I4: children hold what their parent published.
+      {"I4", {event(TapeEvent::kPublished, {2, 11}), at("beijing", TapeEvent::kTook, {2, 12})}},
+      {"", {event(TapeEvent::kPublished, {2, 11}), at("beijing", TapeEvent::kTook, {2, 11})}},
+      {"I4",
+       {at("beijing", TapeEvent::kPublished, {2, 11, 0, 1}), at("beijing/worker-0", TapeEvent::kTook, {2, 12, 1})}},
+      {"", {at("beijing", TapeEvent::kPublished, {2, 11, 0, 1}), at("beijing/worker-0", TapeEvent::kTook, {2, 12, 2})}},
+      // I6
+      {"", {begins, event(TapeEvent::kPublished, {2, 11, 1}), begins, event(TapeEvent::kPublished, {3, 12, 2})}},
+      {"I6", {begins, event(TapeEvent::kPublished, {2, 11, 1}), begins, event(TapeEvent::kPublished, {3, 12, 1})}},
+      {"I6", {begins, event(TapeEvent::kPublished, {2, 11, 1}), event(TapeEvent::kPublished, {3, 12, 2})}},
+      {"I6",
+       {begins, event(TapeEvent::kLeased, {0, 8, (int64_t{2} << 40) + 1, 5}), begins,
+        event(TapeEvent::kLeased, {8, 16, (int64_t{2} << 40) + 2, 5})}},
+      {"I6", {event(TapeEvent::kLeased, {0, 8, 7, 5}), event(TapeEvent::kLeased, {8, 16, 7, 5})}},
   };
   for (const Case& one : cases) {
     SCOPED_TRACE(&one - cases);

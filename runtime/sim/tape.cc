@@ -6,9 +6,9 @@
 namespace wukong {
 
 const char* TapeKindName(TapeEvent::Kind kind) {
-  static constexpr const char* kNames[TapeEvent::kKinds] = {"started", "died",    "fault",     "coordinator",
-                                                            "trained", "offered", "accepted",  "answered",
-                                                            "content", "merged",  "published", "committed"};
+  static constexpr const char* kNames[TapeEvent::kKinds] = {
+      "started", "died",   "fault",     "coordinator", "trained", "offered", "accepted", "answered",
+      "content", "merged", "published", "committed",   "leased",  "held",    "took",     "counted"};
   return kNames[kind];
 }
 

@@ -26,8 +26,12 @@ struct TapeEvent {
     kAnswered,     // By `who`: the sender may know from now on. values: member, incarnation, sequence, verdict
     kContent,    // Of an accepted contribution, where a sum can be told. values: member, sequence, samples, first value
     kMerged,     // By `who`. values: member, sequence, staleness, bound on staleness
-    kPublished,  // By `who`. values: version, checksum, term (root) or 0
+    kPublished,  // By `who`. values: version, checksum, term (root) or 0, incarnation (aggregator) or 0
     kCommitted,  // At the root, durable. values: begin, end of samples
+    kLeased,     // By the root; again when an answer is repeated. values: begin, end of samples, token, member
+    kHeld,       // By an aggregator, which has acknowledged it. values: begin, end of samples
+    kTook,       // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
+    kCounted,    // By a worker that took a version, where the model counts. values: samples that its parameters count
     kKinds
   };
   absl::Duration time;

@@ -9,19 +9,10 @@ Timeline::Timeline(const Scenario& scenario, uint64_t seed, SimWorld* world, con
     : scenario_(scenario),
       world_(world),
       cast_(cast),
+      schedule_(scenario, seed),
       observed_(static_cast<size_t>(scenario.timeline_size())),
-      on_link_(cast.aggregators.size()),
+      links_(cast.aggregators.size()),
       fired_on_place_(static_cast<size_t>(scenario.timeline_size())) {
-  for (int i = 0; i < scenario.timeline_size(); ++i) {
-    std::vector<FaultTarget> targets;
-    for (const std::string& text : scenario.timeline(i).target()) {
-      const auto resolved = ResolveTarget(scenario, text);
-      targets.insert(targets.end(), resolved->begin(), resolved->end());
-    }
-    if (targets.empty()) targets.emplace_back();
-    targets_.push_back(std::move(targets));
-    random_.emplace_back(DeriveSeed(seed, "sim.fault", static_cast<uint64_t>(i)));
-  }
   for (size_t r = 0; r < cast.aggregators.size(); ++r) {
     up_.push_back(world->network.up(static_cast<int>(r)).shape());
     down_.push_back(world->network.down(static_cast<int>(r)).shape());
@@ -37,12 +28,6 @@ SimProcess* Timeline::ProcessOf(const FaultTarget& target) const {
 std::string Timeline::NameOf(const FaultTarget& target) const { return ProcessOf(target)->name(); }
 
 void Timeline::Begin() {
-  for (int i = 0; i < scenario_.timeline_size(); ++i) {
-    const Fault& fault = scenario_.timeline(i);
-    const auto number = static_cast<size_t>(i);
-    if (fault.has_at_ns()) world_->queue.After(absl::Nanoseconds(fault.at_ns()), [this, number] { Happen(number); });
-    if (fault.has_every_ns()) PlanRandom(number);
-  }
   cast_.root->OnPlace([this](SimCoordinator::Place place, Version version) {
     for (int i = 0; i < scenario_.timeline_size(); ++i) {
       const Fault& fault = scenario_.timeline(i);
@@ -54,39 +39,28 @@ void Timeline::Begin() {
       if (!here || version.value() < fault.version() || fired_on_place_[number]) continue;
       fired_on_place_[number] = true;
       // Not in the middle of what the root is doing, but before anything else happens to it.
-      world_->queue.After(absl::ZeroDuration(), [this, number] { Happen(number); });
+      schedule_.Trigger(number, world_->queue.elapsed());
+      world_->queue.After(absl::ZeroDuration(), [this] { Act(); });
     }
   });
+  Act();
 }
 
-void Timeline::PlanRandom(size_t number) {
-  const Fault& fault = scenario_.timeline(static_cast<int>(number));
-  const absl::Duration next =
-      absl::Seconds(random_[number].Exponential(absl::ToDoubleSeconds(absl::Nanoseconds(fault.every_ns()))));
-  if (fault.has_until_ns() && world_->queue.elapsed() + next > absl::Nanoseconds(fault.until_ns())) return;
-  world_->queue.After(next, [this, number] {
-    if (healed_) return;
-    Happen(number);
-    PlanRandom(number);
-  });
-}
-
-void Timeline::Happen(size_t number) {
-  if (healed_) return;
-  const Fault& fault = scenario_.timeline(static_cast<int>(number));
-  const std::vector<FaultTarget>& targets = targets_[number];
-  if (fault.has_every_ns()) {
-    Strike(number, targets[random_[number].Below(targets.size())]);
-    return;
+void Timeline::Act() {
+  const absl::Duration now = world_->queue.elapsed();
+  for (const FaultSchedule::Act& act : schedule_.Take(now)) {
+    act.begins ? Strike(act.number, act.target) : End(act.number, act.target);
   }
-  for (const FaultTarget& target : targets) Strike(number, target);
+  if (planned_ <= now) planned_ = absl::InfiniteDuration();
+  if (schedule_.next() >= planned_) return;
+  planned_ = schedule_.next();
+  world_->queue.After(planned_ - now, [this] { Act(); });
 }
 
 void Timeline::Strike(size_t number, const FaultTarget& target) {
   const Fault& fault = scenario_.timeline(static_cast<int>(number));
   SimProcess* process = ProcessOf(target);
   SimWorker* worker = target.root() || target.worker < 0 ? nullptr : cast_.workers[target.region][target.worker];
-  const bool up = fault.direction() != DIRECTION_DOWN, down = fault.direction() != DIRECTION_UP;
   bool lasts = true;
   switch (fault.fault()) {
     case FAULT_KIND_KILL:
@@ -122,7 +96,7 @@ void Timeline::Strike(size_t number, const FaultTarget& target) {
       cast_.root->SetDiskError(true);
       break;
     default:
-      on_link_[target.region].insert({number, {&fault, up, down}});
+      links_[target.region].Begin(number, fault);
       ReshapeLinks(target.region);
       break;
   }
@@ -130,16 +104,11 @@ void Timeline::Strike(size_t number, const FaultTarget& target) {
   world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 1}, FaultKind_Name(fault.fault()));
   if (!lasts) return;
   lasting_.insert({number, target});
-  if (fault.has_for_ns()) {
-    world_->queue.After(absl::Nanoseconds(fault.for_ns()), [this, number, target] { End(number, target); });
-  }
 }
 
 void Timeline::End(size_t number, const FaultTarget& target) {
   const auto range = lasting_.equal_range(number);
-  const auto found = std::find_if(range.first, range.second, [&](const auto& entry) {
-    return entry.second.region == target.region && entry.second.worker == target.worker;
-  });
+  const auto found = std::find_if(range.first, range.second, [&](const auto& entry) { return entry.second == target; });
   if (found == range.second) return;
   lasting_.erase(found);
   const Fault& fault = scenario_.timeline(static_cast<int>(number));
@@ -169,51 +138,84 @@ void Timeline::End(size_t number, const FaultTarget& target) {
     case FAULT_KIND_DISK_ERROR:
       cast_.root->SetDiskError(false);
       break;
-    default: {
-      auto& active = on_link_[target.region];
-      active.erase(active.find(number));
+    default:
+      links_[target.region].End(number);
       ReshapeLinks(target.region);
       break;
-    }
   }
   world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 0}, FaultKind_Name(fault.fault()));
 }
 
 void Timeline::ReshapeLinks(int region) {
-  for (const bool is_up : {true, false}) {
-    LinkShape shape = (is_up ? up_ : down_)[region];
-    bool cut = false;
-    for (const auto& [number, active] : on_link_[region]) {
-      const Fault& fault = *active.fault;
-      if (!(is_up ? active.up : active.down)) continue;
-      if (fault.fault() == FAULT_KIND_CUT) cut = true;
-      if (fault.fault() == FAULT_KIND_BANDWIDTH) shape.bandwidth_bits_per_s *= fault.factor();
-      if (fault.fault() == FAULT_KIND_LATENCY) shape.delay *= fault.factor();
-      if (fault.fault() == FAULT_KIND_LOSS) shape.loss = std::max(shape.loss, fault.probability());
-    }
-    SimLink& link = is_up ? world_->network.up(region) : world_->network.down(region);
-    link.SetShape(shape);
-    link.SetCut(cut);
+  const LinkFaults& link = links_[region];
+  for (const LinkDirection direction : {LinkDirection::kUp, LinkDirection::kDown}) {
+    const bool up = direction == LinkDirection::kUp;
+    SimLink& simulated = up ? world_->network.up(region) : world_->network.down(region);
+    simulated.SetShape(link.Shape((up ? up_ : down_)[region], direction));
+    simulated.SetCut(link.Cut(direction));
   }
-  for (SimLink* link : {&world_->network.up(region), &world_->network.down(region)}) {
-    link->SetRoundTrip(world_->network.RoundTrip(region, -1));
+  for (SimLink* simulated : {&world_->network.up(region), &world_->network.down(region)}) {
+    simulated->SetRoundTrip(world_->network.RoundTrip(region, -1));
   }
+  const auto probability = [&](FaultKind kind) {
+    const Fault* fault = link.Find(kind);
+    return fault == nullptr ? 0.0 : fault->probability();
+  };
   SimNetwork::Faults& faults = world_->network.faults(region);
   faults = SimNetwork::Faults();
-  for (const auto& [number, active] : on_link_[region]) {
-    const Fault& fault = *active.fault;
-    if (fault.fault() == FAULT_KIND_DUPLICATE) faults.duplicate = fault.probability();
-    if (fault.fault() == FAULT_KIND_REORDER) faults.reorder = fault.probability();
-    if (fault.fault() == FAULT_KIND_CORRUPT) faults.corrupt = fault.probability();
-  }
+  faults.duplicate = probability(FAULT_KIND_DUPLICATE);
+  faults.reorder = probability(FAULT_KIND_REORDER);
+  faults.corrupt = probability(FAULT_KIND_CORRUPT);
 }
 
 void Timeline::Heal() {
-  healed_ = true;
+  schedule_.Heal(world_->queue.elapsed());
   while (!lasting_.empty()) {
     const auto [number, target] = *lasting_.begin();
     End(number, target);
   }
+}
+
+SimCore DrawCore(const Scenario& scenario, Random* random) {
+  SimCore core;
+  const auto certain_region = static_cast<int>(random->Below(static_cast<uint64_t>(scenario.regions_size())));
+  for (int r = 0; r < scenario.regions_size(); ++r) {
+    core.regions.push_back(random->Below(2) == 0 || r == certain_region);
+    std::vector<bool>& workers = core.workers.emplace_back();
+    const int count = scenario.regions(r).workers();
+    const auto certain_worker = static_cast<int>(random->Below(static_cast<uint64_t>(count)));
+    for (int w = 0; w < count; ++w) {
+      workers.push_back(core.regions.back() && (random->Below(2) == 0 || w == certain_worker));
+    }
+  }
+  return core;
+}
+
+std::set<const SimProcess*> Timeline::LeaveOut(const SimCore& core, Random* random) {
+  std::set<const SimProcess*> dead;
+  const auto leave = [&](SimProcess* process, bool freeze) {
+    world_->Note(TapeEvent::kFault, process->name(), {}, freeze ? "left frozen" : "left dead");
+    if (freeze) {
+      process->SetFrozen(true);
+    } else {
+      dead.insert(process);
+      process->Kill();
+    }
+  };
+  for (size_t r = 0; r < cast_.aggregators.size(); ++r) {
+    const bool cut = !core.regions[r] && random->Below(2) == 0;
+    if (cut) {
+      world_->Note(TapeEvent::kFault, cast_.aggregators[r]->name(), {}, "left cut off");
+      world_->network.up(static_cast<int>(r)).SetCut(true);
+      world_->network.down(static_cast<int>(r)).SetCut(true);
+      continue;
+    }
+    if (!core.regions[r]) leave(cast_.aggregators[r], /*freeze=*/false);
+    for (size_t w = 0; w < cast_.workers[r].size(); ++w) {
+      if (!core.workers[r][w]) leave(cast_.workers[r][w], core.regions[r] && random->Below(3) == 0);
+    }
+  }
+  return dead;
 }
 
 std::vector<int64_t> Timeline::Observed() const {
@@ -241,7 +243,7 @@ std::vector<int64_t> Timeline::Observed() const {
       case FAULT_KIND_SIGN_FLIP:
       case FAULT_KIND_SCALE:
         came_to_pass = 0;
-        for (const FaultTarget& target : targets_[static_cast<size_t>(i)]) {
+        for (const FaultTarget& target : schedule_.targets(static_cast<size_t>(i))) {
           came_to_pass += cast_.workers[target.region][target.worker]->faults().damaged;
         }
         break;

@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "proto/scenario.pb.h"
+#include "runtime/base/random.h"
 #include "runtime/fault/fault_schedule.h"
+#include "runtime/fault/link_faults.h"
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sim/sim_coordinator.h"
 #include "runtime/sim/sim_worker.h"
@@ -23,6 +26,14 @@ struct SimCast {
   std::vector<std::vector<SimWorker*>> workers;  // By region.
 };
 
+// Who is whole again at the end of a scenario: beside the root, by region its aggregator and link, and its workers. At
+// least one region with one worker.
+struct SimCore {
+  std::vector<bool> regions;
+  std::vector<std::vector<bool>> workers;  // Of regions that are in it.
+};
+SimCore DrawCore(const Scenario& scenario, Random* random);
+
 class Timeline {
  public:
   // All outlive it. Nothing happens before Begin.
@@ -31,16 +42,15 @@ class Timeline {
   void Begin();
   // No fault begins from now on, and those that last end.
   void Heal();
+  // After Heal: who is not in the core is from now on dead, frozen or cut off from the root, for good. Returns those
+  // that are dead, who are not to be started again.
+  std::set<const SimProcess*> LeaveOut(const SimCore& core, Random* random);
   // How often each fault of the timeline came to pass.
   std::vector<int64_t> Observed() const;
 
  private:
-  struct Active {  // What a link suffers from, by the number of the fault.
-    const Fault* fault = nullptr;
-    bool up = false, down = false;
-  };
-  void PlanRandom(size_t number);
-  void Happen(size_t number);
+  // Does what is due, and comes back for what is next.
+  void Act();
   void Strike(size_t number, const FaultTarget& target);
   void End(size_t number, const FaultTarget& target);
   void ReshapeLinks(int region);
@@ -50,14 +60,13 @@ class Timeline {
   const Scenario& scenario_;
   SimWorld* const world_;
   const SimCast cast_;
-  std::vector<std::vector<FaultTarget>> targets_;  // Of each fault.
-  std::vector<Random> random_;                     // Of each fault, so that another fault does not change it.
+  FaultSchedule schedule_;
+  absl::Duration planned_ = absl::InfiniteDuration();  // When Act is called next.
   std::vector<int64_t> observed_;
-  std::vector<LinkShape> up_, down_;                    // Of the links without faults.
-  std::vector<std::multimap<size_t, Active>> on_link_;  // By region.
+  std::vector<LinkShape> up_, down_;  // Of the links without faults.
+  std::vector<LinkFaults> links_;     // By region.
   std::multimap<size_t, FaultTarget> lasting_;
   std::vector<bool> fired_on_place_;
-  bool healed_ = false;
 };
 
 }  // namespace wukong

@@ -73,7 +73,8 @@ void ParentNode::On(const ChildAttached& event, std::vector<Action>* actions) {
   // The root remembers every child; a region's new aggregator knows none of them.
   child.offered = options_.is_root ? Sequence(0) : Sequence(event.next.value() - 1);
   children_[event.child.member] = child;
-  included_.erase(event.child.member);  // Sequences of a new life begin at 1 again.
+  // Nobody asks for those of an earlier life any more.
+  included_.erase(included_.lower_bound({event.child.member, Incarnation(0)}), included_.lower_bound(event.child));
 }
 
 void ParentNode::On(const ChildFenced& event, std::vector<Action>* actions) { FenceChild(event.child, actions); }
@@ -290,10 +291,10 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
 
     for (size_t i = 0; i < count; ++i) {
       Manifest& manifest = ready_[i].second;
-      // What a fenced life left behind is merged, but a sequence of it would mean another contribution to the new life.
+      // What a fenced life left behind is merged, and nobody is there to be told.
       const auto sender = children_.find(manifest.sender.member);
       if (sender != children_.end() && sender->second.incarnation == manifest.sender.incarnation) {
-        included_[manifest.sender.member] = manifest.sequence;
+        included_[manifest.sender] = manifest.sequence;
       }
       if (!options_.is_root) {
         if (unsent_.contributions == 0) unsent_.since = now;
@@ -366,7 +367,7 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     if (member.role() != ROLE_AGGREGATOR) continue;
     const MemberId id(member.member());
     if (member.fenced_below() > 0) oldest_allowed_[id] = Incarnation(member.fenced_below());
-    if (member.included() > 0) included_[id] = Sequence(member.included());
+    if (member.included() > 0) included_[{id, Incarnation(member.incarnation())}] = Sequence(member.included());
     if (member.incarnation() < member.fenced_below()) continue;
     Child& child = children_[id];
     child.incarnation = Incarnation(member.incarnation());

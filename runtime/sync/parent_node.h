@@ -186,7 +186,7 @@ class ParentNode {
   Version version_{1};
   std::map<MemberId, Child> children_;              // Live ones.
   std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
-  std::map<MemberId, Sequence> included_;
+  std::map<MemberKey, Sequence> included_;          // Of the newest life of each child.
   std::set<MemberId> idle_;
   std::map<Handle, Staged> staged_;                 // Being checked.
   std::vector<std::pair<Handle, Manifest>> ready_;  // Accepted, waiting for the quorum.

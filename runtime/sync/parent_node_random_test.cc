@@ -228,11 +228,13 @@ class RandomRun {
   void On(const ParentNode::Publish& publish) {
     EXPECT_EQ(publish.version.value(), ++version_) << "versions rise by one";
     EXPECT_EQ(++publishes_since_ready_, 1) << "published before any follower was ready";
-    for (const auto& [member, sequence] : publish.notes.included) {
-      EXPECT_EQ(sequence.value(), merged_in_this_life_[member.value()]) << "member " << member;
+    for (const auto& [key, sequence] : publish.notes.included) {
+      EXPECT_EQ(sequence.value(), merged_in_this_life_[key.member.value()]) << "member " << key.member;
+      EXPECT_EQ(key.incarnation.value(), children_[key.member.value()].incarnation) << "member " << key.member;
     }
     for (const auto& [id, sequence] : merged_in_this_life_) {
-      EXPECT_EQ(publish.notes.included.count(MemberId(id)), sequence > 0 ? 1u : 0u) << "member " << id;
+      const MemberKey key{MemberId(id), Incarnation(children_[id].incarnation)};
+      EXPECT_EQ(publish.notes.included.count(key), sequence > 0 ? 1u : 0u) << "member " << id;
     }
   }
   void On(const ParentNode::SendUp& send) {

@@ -349,7 +349,7 @@ TEST(ParentNodeRestored, RemembersItsChildrenTheirAnswersAndWhatWaitsForItsQuoru
   n.handle = 1;
   const auto published = Only<ParentNode::Publish>(n.Step(ParentNode::Tick{}));
   EXPECT_EQ(published.version, Version(8)) << "what was merged last may not have been told";
-  EXPECT_EQ(published.notes.included.at(MemberId(1)), Sequence(3));
+  EXPECT_EQ(published.notes.included.at(Node::Key(1, 2)), Sequence(3));
   EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(1, 4, 2))).verdict, VERDICT_ACCEPTED) << "a repeat";
   EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(2, 4, 2))).verdict, VERDICT_STALE);
   EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(2, 5, 1))).verdict, VERDICT_FENCED);
@@ -464,9 +464,9 @@ TEST(ParentNodeFencing, WhatWasAcceptedBeforeTheFenceIsMergedButIsNotTheNewLifes
   const Actions actions = n.Contribute(3, 1);
   EXPECT_EQ(Only<ParentNode::Apply>(actions).manifests.size(), 4u);
   const auto included = Only<ParentNode::Publish>(actions).notes.included;
-  EXPECT_EQ(included.count(MemberId(1)), 0u)
+  EXPECT_EQ(included.count(Node::Key(1, 2)), 0u)
       << "the new life has sent nothing: told that its 2 is included, it would take its first two for merged";
-  EXPECT_EQ(included.at(MemberId(2)), Sequence(1));
+  EXPECT_EQ(included.at(Node::Key(2)), Sequence(1));
 }
 
 TEST(ParentNodePublish, VersionsOnlyRiseAndWaitForAFollower) {
@@ -477,7 +477,7 @@ TEST(ParentNodePublish, VersionsOnlyRiseAndWaitForAFollower) {
   const auto publish = Only<ParentNode::Publish>(n.Step(ParentNode::FollowersReady{}));
   EXPECT_EQ(publish.version, Version(3)) << "two merges, one version";
   EXPECT_THAT(publish.notes.included,
-              UnorderedElementsAre(Pair(MemberId(1), Sequence(2)), Pair(MemberId(2), Sequence(1))));
+              UnorderedElementsAre(Pair(Node::Key(1), Sequence(2)), Pair(Node::Key(2), Sequence(1))));
   EXPECT_EQ(publish.notes.root_version, Version(3));
   EXPECT_EQ(publish.notes.tokens_committed, 300);
   EXPECT_THAT(All<ParentNode::Publish>(n.Step(ParentNode::FollowersReady{})), IsEmpty()) << "there is nothing new";
@@ -565,7 +565,7 @@ TEST(ParentNodeRegion, WhereChildrenWaitOnlyTheRootsWordIsPublished) {
   const auto publish = Only<ParentNode::Publish>(actions);
   EXPECT_EQ(publish.notes.root_version, Version(5));
   EXPECT_EQ(publish.notes.tokens_committed, 777);
-  EXPECT_THAT(publish.notes.included, ElementsAre(Pair(MemberId(1), Sequence(1))));
+  EXPECT_THAT(publish.notes.included, ElementsAre(Pair(Node::Key(1), Sequence(1))));
 }
 
 TEST(ParentNodeRegion, WhatTheRootRefusesIsDroppedAndPublished) {

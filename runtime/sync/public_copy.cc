@@ -97,14 +97,14 @@ PublicParameters::Cursor PublicParameters::CursorAt(Position have) const {
   return cursor;
 }
 
-std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberId child, absl::Duration timeout) {
+std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberKey child, absl::Duration timeout) {
   bool taken = false;
   std::optional<FollowMessage> message = NextLocked(cursor, child, timeout, &taken);
   if (taken && on_taken_) on_taken_();
   return message;
 }
 
-std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout,
+std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout,
                                                           bool* taken) {
   MutexLock lock(mutex_);
   if (UpToDate(*cursor) && !stopping_) changed_.WaitFor(mutex_, timeout);
@@ -187,7 +187,7 @@ std::optional<FragmentUpdate> PublicParameters::Update(const Cursor& cursor, siz
   return update;
 }
 
-VersionComplete PublicParameters::Complete(Cursor* cursor, MemberId child) {
+VersionComplete PublicParameters::Complete(Cursor* cursor, MemberKey child) {
   const std::shared_ptr<const Edition> edition = std::exchange(cursor->target_, nullptr);
   cursor->at_.complete = edition->version;
   cursor->frozen_.reset();

@@ -19,12 +19,15 @@
 #include "runtime/base/mutex.h"
 #include "runtime/codec/codec.h"
 #include "runtime/model/parameter_layout.h"
+#include "runtime/sync/types.h"
 
 namespace wukong {
 
 // What a version says besides the numbers.
 struct VersionNotes {
-  std::map<MemberId, Sequence> included;  // Per child, its last contribution in it.
+  // Per life of a child, its last contribution in it. Each life numbers its own: to a later one the number would mean
+  // another contribution.
+  std::map<MemberKey, Sequence> included;
   Version root_version;
   int64_t tokens_committed = 0;
 };
@@ -85,7 +88,7 @@ class PublicParameters {
 
   // The next message for this cursor; moves it. Empty when the child is up to date. Waits up to `timeout` for a newer
   // version.
-  std::optional<FollowMessage> Next(Cursor* cursor, MemberId child, absl::Duration timeout);
+  std::optional<FollowMessage> Next(Cursor* cursor, MemberKey child, absl::Duration timeout);
 
   // Wakes every waiting Next.
   void Shutdown();
@@ -115,9 +118,9 @@ class PublicParameters {
   void Aim(Cursor* cursor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Empty when the target is beyond reach: it was replaced, and neither differences nor frozen values are left.
   std::optional<FragmentUpdate> Update(const Cursor& cursor, size_t f) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  VersionComplete Complete(Cursor* cursor, MemberId child) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  VersionComplete Complete(Cursor* cursor, MemberKey child) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `taken`: the message completes the newest version, for the first time.
-  std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberId child, absl::Duration timeout, bool* taken);
+  std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout, bool* taken);
 
   const std::vector<FragmentSpan> fragments_;
   const std::unique_ptr<Codec> codec_;

@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kBaseSeed = 424242;
 constexpr int64_t kSize = 600;
 constexpr int64_t kModelBytes = kSize * 4;
-const MemberId kChild(7);
+const MemberKey kChild{MemberId(7), Incarnation(1)};
 
 std::vector<FragmentSpan> Fragments() { return CutFragments(kSize, 800); }  // 200 values each.
 
@@ -330,8 +330,8 @@ class Broadcast {
   static constexpr int64_t kMessagesMax = 2 * kFragments + 1;
   static constexpr int64_t kBytesMax = 2 * kModelBytes + kModelBytes / kFragments;
   struct Child {
-    Child(MemberId its_id, int takes_one_in) : id(its_id), one_in(takes_one_in) {}
-    const MemberId id;
+    Child(MemberId member, int takes_one_in) : id{member, Incarnation(1)}, one_in(takes_one_in) {}
+    const MemberKey id;
     const int one_in;  // Versions per message that it takes; 0 for one that takes everything at once.
     FollowedParameters followed{CutFragments(kSize, kModelBytes / kFragments)};
     PublicParameters::Cursor cursor;
@@ -400,7 +400,7 @@ class Broadcast {
   static VersionNotes NotesOf(Version version) {
     VersionNotes notes;
     for (int64_t child = 1; child <= 9; ++child) {
-      notes.included[MemberId(child)] = Sequence(10 * version.value() + child);
+      notes.included[{MemberId(child), Incarnation(1)}] = Sequence(10 * version.value() + child);
     }
     notes.root_version = Version(version.value() + 1000);
     notes.tokens_committed = 7 * version.value();
@@ -424,7 +424,7 @@ TEST_P(SlowFollowerTest, CompletesVersionsThatAreLongReplaced) {
     for (const bool joins : {true, false}) {
       SCOPED_TRACE(absl::StrCat("one message in ", one_in, " versions", joins ? ", joins" : ", was up to date"));
       Broadcast broadcast(GetParam(), kBaseSeed);
-      Broadcast::Child child(kChild, one_in);
+      Broadcast::Child child(kChild.member, one_in);
       broadcast.Connect(&child);
       for (int64_t i = 0; !joins && i <= Broadcast::kFragments; ++i) broadcast.TakeOne(&child);
       for (int64_t round = 0; round < Broadcast::kMessagesMax * 20 * one_in && !HasFailure(); ++round) {
@@ -489,7 +489,7 @@ TEST_P(SlowFollowerTest, ResumesWhereverItBroke) {
       SCOPED_TRACE(
           absl::StrCat("broken after ", broken_after, " messages, ", versions_meanwhile, " versions meanwhile"));
       Broadcast broadcast(GetParam(), kBaseSeed);
-      Broadcast::Child child(kChild, 1);
+      Broadcast::Child child(kChild.member, 1);
       broadcast.Connect(&child);
       for (int64_t i = 0; child.completed < 2 && i < 2 * Broadcast::kMessagesMax; ++i) broadcast.Round({&child});
       for (int64_t i = 0; i < broken_after; ++i) broadcast.Round({&child});
@@ -529,12 +529,19 @@ INSTANTIATE_TEST_SUITE_P(Codecs, SlowFollowerTest, testing::Values(CODEC_KIND_FP
 TEST(PublicParametersTest, EachChildHearsOfItsOwnContributions) {
   const std::vector<float> theta(kSize);
   VersionNotes notes;
-  notes.included = {{MemberId(7), Sequence(3)}, {MemberId(8), Sequence(5)}};
+  const auto life = [](int64_t member, int64_t incarnation) {
+    return MemberKey{MemberId(member), Incarnation(incarnation)};
+  };
+  notes.included = {{life(7, 1), Sequence(3)}, {life(8, 2), Sequence(5)}};
   notes.root_version = Version(11);
   notes.tokens_committed = 1234;
   PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, notes);
-  const std::pair<MemberId, Sequence> expected[] = {
-      {MemberId(7), Sequence(3)}, {MemberId(8), Sequence(5)}, {MemberId(9), Sequence(0)}};
+  const std::pair<MemberKey, Sequence> expected[] = {
+      {life(7, 1), Sequence(3)},
+      {life(8, 2), Sequence(5)},
+      {life(9, 1), Sequence(0)},
+      // It came after the version: the numbers of the life before it are not its own.
+      {life(7, 2), Sequence(0)}};
   for (const auto& [child, included] : expected) {
     Follower follower;
     follower.Connect(parent);

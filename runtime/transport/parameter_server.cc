@@ -217,7 +217,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
       MutexLock lock(mutex_);
       if (stopping_) break;
     }
-    const std::optional<FollowMessage> message = public_.Next(&cursor, child.member, kFollowPoll);
+    const std::optional<FollowMessage> message = public_.Next(&cursor, child, kFollowPoll);
     if (message.has_value()) writable = writer->Write(*message);
   }
   public_.RemoveFollower();
