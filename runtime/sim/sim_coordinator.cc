@@ -24,7 +24,7 @@ struct SimCoordinator::Life {
   std::unique_ptr<CoordinatorCore> core;
   std::unique_ptr<NodeEngine> engine;
   std::unique_ptr<SimNode> node;
-  std::vector<std::function<void()>> waiters;  // For the disk.
+  std::vector<Action> waiters;  // For the disk.
   bool syncing = false;
   bool snapshot_due = false;
   int64_t merged_tokens = 0;
@@ -38,7 +38,7 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
       sync_time_(sync_time),
       disk_(DeriveSeed(world->seed, "sim.disk")) {
   door_.process = this;
-  door_.join = [this](const JoinRequest& request, const std::function<void(absl::StatusOr<JoinReply>)>& respond) {
+  door_.join = [this](const JoinRequest& request, SimCoordinatorDoor::Answer<JoinReply> respond) {
     absl::StatusOr<JoinReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr) With([&](CoordinatorCore& core) { reply = core.Join(request, Now()); });
     if (!reply.ok()) {
@@ -46,10 +46,9 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
       return;
     }
     // Nobody may be told an incarnation that another life of this coordinator could give away again.
-    WhenDurable([respond, reply] { respond(reply); });
+    WhenDurable([respond = std::move(respond), reply]() mutable { respond(reply); });
   };
-  door_.heartbeat = [this](const HeartbeatRequest& request,
-                           const std::function<void(absl::StatusOr<HeartbeatReply>)>& respond) {
+  door_.heartbeat = [this](const HeartbeatRequest& request, SimCoordinatorDoor::Answer<HeartbeatReply> respond) {
     absl::StatusOr<HeartbeatReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr) {
       With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
@@ -199,7 +198,7 @@ void SimCoordinator::Begin() {
 
 void SimCoordinator::End() { life_state_.reset(); }
 
-void SimCoordinator::With(const std::function<void(CoordinatorCore&)>& use) {
+void SimCoordinator::With(absl::FunctionRef<void(CoordinatorCore&)> use) {
   Life* life = life_state_.get();
   use(*life->core);
   for (CoordinatorCore::Effect& effect : life->core->TakeEffects()) {
@@ -219,7 +218,7 @@ absl::Status SimCoordinator::MakeDurable() {
   return absl::UnavailableError("the disk is at work");
 }
 
-void SimCoordinator::WhenDurable(std::function<void()> work) {
+void SimCoordinator::WhenDurable(Action work) {
   life_state_->waiters.push_back(std::move(work));
   SyncLater();
 }
@@ -236,9 +235,9 @@ void SimCoordinator::SyncLater() {
       After(kDiskRetry, [this] { SyncLater(); });
       return;
     }
-    std::vector<std::function<void()>> waiters;
+    std::vector<Action> waiters;
     waiters.swap(life->waiters);
-    for (const auto& waiter : waiters) waiter();
+    for (Action& waiter : waiters) waiter();
     if (life->engine->blocked()) life->engine->Resume();
     AtPlace(Place::kAfterAck, life->published);
     if (life->engine->blocked() || !life->waiters.empty()) SyncLater();

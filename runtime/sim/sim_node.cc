@@ -30,7 +30,7 @@ void SimNode::SetEngine(NodeEngine* engine) {
 }
 
 void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
-                         std::function<void(absl::StatusOr<ContributeReply>)> respond) {
+                         absl::AnyInvocable<void(absl::StatusOr<ContributeReply>)> respond) {
   if (engine_ == nullptr) {
     respond(absl::UnavailableError("the aggregator has no parameters yet"));
     return;
@@ -48,14 +48,15 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
   NodeEngine::Contribution contribution;
   contribution.header = header;
   contribution.payload = payload;
-  contribution.answer = [this, id, respond = std::move(respond)](Verdict verdict, const std::string& detail) {
+  const auto answer = std::make_shared<decltype(respond)>(std::move(respond));
+  contribution.answer = [this, id, answer](Verdict verdict, const std::string& detail) {
     if (verdict != VERDICT_OUT_OF_ORDER) {
       world_->Note(TapeEvent::kAnswered, process_->name(), {id[0], id[1], id[2], verdict});
     }
     ContributeReply reply;
     reply.set_verdict(verdict);
     reply.set_detail(detail);
-    respond(reply);
+    (*answer)(std::move(reply));
   };
   engine_->Take(std::move(contribution));
   engine_->Flush();
@@ -82,7 +83,7 @@ bool SimNode::Follow(Follower follower) {
 void SimNode::Pump() {
   if (engine_ == nullptr) return;
   for (size_t i = 0; i < followers_.size();) {
-    if (followers_[i]->follower.closed()) {
+    if (!*followers_[i]->follower.open) {
       followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
       engine_->public_parameters().RemoveFollower();
       continue;
@@ -110,13 +111,13 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
       bytes,
       [this, following] {
         following->busy = false;
-        if (following->follower.closed()) {
+        if (!*following->follower.open) {
           Pump();
         } else {
           PumpOne(following);
         }
       },
-      [take = following->follower.take, sent = *std::move(message)] { take(sent); });
+      [following, sent = *std::move(message)] { following->follower.take(sent); });
 }
 
 SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent,
@@ -139,12 +140,13 @@ absl::Duration SimUplink::Backoff(int attempt) {
 }
 
 void SimUplink::ConnectLater() {
-  ++connection_;
+  *connected_ = false;
   self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
 }
 
 void SimUplink::Connect() {
-  const int64_t connection = ++connection_;
+  *connected_ = false;
+  connected_ = std::make_shared<bool>(true);
   FollowRequest request;
   request.set_member(options_.self.member.value());
   request.set_incarnation(options_.self.incarnation.value());
@@ -152,44 +154,42 @@ void SimUplink::Connect() {
   request.set_have_version(have.complete.value());
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_next_sequence(next_sequence_.value());
-  const auto closed = [open = open_, this, connection] { return !*open || connection_ != connection; };
-  const auto failed = [this, closed](const absl::Status&) {
-    if (!closed()) ConnectLater();
-  };
+  const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
   world_->network.Call(
-      self_, process_, static_cast<int64_t>(request.ByteSizeLong()), absl::Seconds(10),
-      [this, request, closed, connection, self = self_, life = self_->life()](const SimNetwork::Respond& respond) {
+      self_, process_, bytes, absl::Seconds(10),
+      [this, request, open = connected_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
-        if (closed()) return;
+        if (!*open) return;
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
-        follower.stream = world_->network.OpenStream(process_, self);
-        follower.closed = [closed, self, life] { return !self->alive() || self->life() != life || closed(); };
-        follower.take = [this, closed, connection](const FollowMessage& message) {
-          if (!closed()) Take(connection, message);
+        follower.stream = world_->network.OpenStream(process_, self_);
+        follower.open = open;
+        follower.take = [this, open](const FollowMessage& message) {
+          if (*open) Take(message);
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
-        respond(16, [this, closed, taken] {
-          if (closed()) return;
-          if (!taken) ConnectLater();
+        respond(16, [this, open, taken] {
+          if (*open && !taken) ConnectLater();
         });
       },
-      failed);
+      [this, open = connected_](const absl::Status&) {
+        if (*open) ConnectLater();
+      });
   // A parent that dies resets the connection.
-  process_->OnDeath([this, closed, self = self_, life = self_->life()] {
-    if (closed() || !self->alive() || self->life() != life) return;
-    world_->queue.After(world_->network.RoundTrip(process_->site(), self->site()) / 2, [this, closed, self, life] {
-      if (self->alive() && self->life() == life && !closed())
-        self->Deliver(Guard([this, closed] {
-          if (!closed()) ConnectLater();
-        }));
+  process_->OnDeath([this, open = connected_] {
+    if (!*open) return;
+    const absl::Duration way = world_->network.RoundTrip(process_->site(), self_->site()) / 2;
+    world_->queue.After(way, [this, open] {
+      if (!*open) return;
+      self_->Deliver([this, open] {
+        if (*open) ConnectLater();
+      });
     });
   });
 }
 
-void SimUplink::Take(int64_t connection, const FollowMessage& message) {
-  if (connection != connection_) return;
+void SimUplink::Take(const FollowMessage& message) {
   const absl::StatusOr<bool> completed = parameters_.Take(message);
   if (!completed.ok()) {
     parameters_.Reset();
@@ -214,47 +214,52 @@ void SimUplink::SendLater() {
                }));
 }
 
+void SimUplink::Answered(const absl::StatusOr<ContributeReply>& reply) {
+  if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
+    SendLater();
+    return;
+  }
+  send_attempt_ = 0;
+  sending_ = false;
+  const Sequence sequence = outgoing_.front().manifest.sequence;
+  outgoing_.pop_front();
+  next_sequence_ = Sequence(sequence.value() + 1);
+  const auto open = open_;
+  callbacks_.on_answer(sequence, reply->verdict());
+  if (*open) SendNext();
+}
+
 void SimUplink::SendNext() {
   if (sending_ || outgoing_.empty()) return;
   sending_ = true;
   const Outgoing& outgoing = outgoing_.front();
-  ContributionHeader header;
+  auto sent = std::make_shared<Sent>();
+  ContributionHeader& header = sent->header;
   ManifestToProto(outgoing.manifest, &header);
   header.set_codec(outgoing.payload->codec);
   header.set_fragments(static_cast<int>(outgoing.payload->fragments.size()));
   header.set_payload_checksum(outgoing.payload->checksum());
   header.set_schema_digest(options_.schema_digest);
-  std::shared_ptr<const EncodedVector> payload = outgoing.payload;
+  sent->payload = outgoing.payload;
   if (world_->network.Happens(world_->network.FaultsBetween(self_->site(), process_->site()).corrupt)) {
-    payload = Damaged(*payload, random_());
+    sent->payload = Damaged(*sent->payload, random_());
     world_->network.NoteCorrupted();
   }
+  const int64_t bytes = static_cast<int64_t>(header.ByteSizeLong()) + sent->payload->bytes();
   world_->network.Call(
-      self_, process_, static_cast<int64_t>(header.ByteSizeLong()) + payload->bytes(),
-      absl::Nanoseconds(world_->job.limits().rpc_ns()),
-      [this, open = open_, header, payload](const SimNetwork::Respond& respond) {
+      self_, process_, bytes, absl::Nanoseconds(world_->job.limits().rpc_ns()),
+      [this, open = open_, sent](const SimNetwork::Respond& respond) {
         // The parent is the one that this child was attached to, whether the child is still there or not.
         SimNode* node = *open ? parent_() : nullptr;
-        const auto answer = [this, open, respond](const absl::StatusOr<ContributeReply>& reply) {
-          respond(32, [this, open, reply] {
-            if (!*open) return;
-            if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
-              SendLater();
-              return;
-            }
-            send_attempt_ = 0;
-            sending_ = false;
-            const Sequence sequence = outgoing_.front().manifest.sequence;
-            outgoing_.pop_front();
-            next_sequence_ = Sequence(sequence.value() + 1);
-            callbacks_.on_answer(sequence, reply->verdict());
-            if (*open) SendNext();
+        const auto answer = [this, open, respond](absl::StatusOr<ContributeReply> reply) {
+          respond(32, [this, open, reply = std::move(reply)] {
+            if (*open) Answered(reply);
           });
         };
         if (node == nullptr) {
           answer(absl::UnavailableError("no parent"));
         } else {
-          node->Contribute(header, payload, answer);
+          node->Contribute(sent->header, sent->payload, answer);
         }
       },
       [this, open = open_](const absl::Status&) {

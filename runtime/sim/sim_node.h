@@ -42,12 +42,12 @@ class SimNode {
   NodeEngine* engine() const { return engine_; }
 
   void Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
-                  std::function<void(absl::StatusOr<ContributeReply>)> respond);
-  // Messages go to `child` until either dies or `closed()`; each is given to `take` there.
+                  absl::AnyInvocable<void(absl::StatusOr<ContributeReply>)> respond);
+  // Messages go to `child` until either dies or it is no longer `open`; each is given to `take` there.
   struct Follower {
     FollowRequest request;
     std::shared_ptr<SimNetwork::Stream> stream;
-    std::function<bool()> closed;
+    std::shared_ptr<const bool> open;
     std::function<void(const FollowMessage&)> take;
   };
   bool Follow(Follower follower);
@@ -84,7 +84,7 @@ class SimUplink final : public ParentPort {
   // `parent()` is the node at `process`, or null while it has none.
   SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent, Options options,
             Callbacks callbacks);
-  ~SimUplink() override { *open_ = false; }
+  ~SimUplink() override { *open_ = *connected_ = false; }
 
   const FollowedParameters& parameters() const override { return parameters_; }
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
@@ -94,15 +94,21 @@ class SimUplink final : public ParentPort {
     Manifest manifest;
     std::shared_ptr<const EncodedVector> payload;
   };
+  // A contribution on its way, again and again until it is answered.
+  struct Sent {
+    ContributionHeader header;
+    std::shared_ptr<const EncodedVector> payload;
+  };
+  void Answered(const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
-  void Take(int64_t connection, const FollowMessage& message);
+  void Take(const FollowMessage& message);
   void SendNext();
   void SendLater();
   absl::Duration Backoff(int attempt);
   // For callbacks that may come when this is gone.
-  std::function<void()> Guard(std::function<void()> work) {
-    return [open = open_, work = std::move(work)] {
+  Action Guard(Action work) {
+    return [open = open_, work = std::move(work)]() mutable {
       if (*open) work();
     };
   }
@@ -117,7 +123,8 @@ class SimUplink final : public ParentPort {
   std::deque<Outgoing> outgoing_;
   bool sending_ = false;
   Sequence next_sequence_;
-  int64_t connection_ = 0;  // Messages of earlier ones are not taken.
+  // Of the connection that there is; what earlier ones bring is not taken.
+  std::shared_ptr<bool> connected_ = std::make_shared<bool>(true);
   int follow_attempt_ = 0;
   int send_attempt_ = 0;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
