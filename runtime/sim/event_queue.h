@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -21,7 +22,7 @@ class EventQueue final : public Clock {
   // Where an event happens, if it still can: a process may have died meanwhile. `tag` is what At was given.
   class Place {
    public:
-    virtual void Happen(int64_t tag, Action action) = 0;
+    virtual void Happen(int64_t tag, Action&& action) = 0;
 
    protected:
     ~Place() = default;
@@ -37,7 +38,7 @@ class EventQueue final : public Clock {
   absl::Duration elapsed() const { return now_ - absl::UnixEpoch(); }
 
   // What is asked for in the past happens now. `place` (may be null) outlives the queue's last event.
-  EventId At(absl::Time time, Action action, Place* place = nullptr, int64_t tag = 0) {
+  EventId At(absl::Time time, Action&& action, Place* place = nullptr, int64_t tag = 0) {
     uint32_t slot = free_;
     if (slot == kNone) {
       slot = static_cast<uint32_t>(slots_.size());
@@ -51,11 +52,15 @@ class EventQueue final : public Clock {
     event.place = place;
     event.tag = tag;
     event.order = id.order;
-    heap_.push_back({std::max(time, now_), id.order, slot});
-    std::push_heap(heap_.begin(), heap_.end(), Later());
+    if (time <= now_) {
+      due_.push_back({now_, id.order, slot});
+    } else {
+      heap_.push_back({time, id.order, slot});
+      std::push_heap(heap_.begin(), heap_.end(), Later());
+    }
     return id;
   }
-  EventId After(absl::Duration delay, Action action, Place* place = nullptr, int64_t tag = 0) {
+  EventId After(absl::Duration delay, Action&& action, Place* place = nullptr, int64_t tag = 0) {
     return At(now_ + delay, std::move(action), place, tag);
   }
 
@@ -69,13 +74,21 @@ class EventQueue final : public Clock {
 
   // False when nothing is left to happen until `limit`.
   bool RunOne(absl::Time limit) {
-    while (!heap_.empty() && heap_.front().time <= limit) {
-      const Entry next = heap_.front();
-      std::pop_heap(heap_.begin(), heap_.end(), Later());
-      heap_.pop_back();
+    while (!due_.empty() || !heap_.empty()) {
+      Entry next;
+      if (due_.empty() || (!heap_.empty() && Later()(due_.front(), heap_.front()))) {
+        next = heap_.front();
+        if (next.time > limit) return false;
+        std::pop_heap(heap_.begin(), heap_.end(), Later());
+        heap_.pop_back();
+      } else {
+        next = due_.front();
+        if (next.time > limit) return false;
+        due_.pop_front();
+      }
       Slot& event = slots_[next.slot];
       if (event.cancelled) {
-        --cancelled_;
+        if (cancelled_ > 0) --cancelled_;
         Free(next.slot);
         continue;
       }
@@ -140,6 +153,7 @@ class EventQueue final : public Clock {
   int64_t next_ = 0;
   int64_t executed_ = 0;
   size_t cancelled_ = 0;
+  std::deque<Entry> due_;  // Now, in their order: half of all events happen at the time at which they are asked for.
   std::vector<Entry> heap_;
   std::vector<Slot> slots_;
   uint32_t free_ = kNone;

@@ -74,7 +74,9 @@ bool SimNode::Follow(Follower follower) {
                                             Sequence(std::max<int64_t>(1, request.next_sequence()))});
   following->cursor = engine_->public_parameters().CursorAt(std::move(have));
   following->follower = std::move(follower);
+  following->follower.connection->CountIn(closed_);
   engine_->public_parameters().AddFollower();
+  pumped_ = Version();
   followers_.push_back(std::move(following));
   Pump();
   return true;
@@ -82,8 +84,13 @@ bool SimNode::Follow(Follower follower) {
 
 void SimNode::Pump() {
   if (engine_ == nullptr) return;
+  // Whoever is not up to date is being sent something, and goes on after that.
+  const Version version = engine_->public_parameters().version();
+  if (*closed_ == 0 && version == pumped_) return;
+  *closed_ = 0;
+  pumped_ = version;
   for (size_t i = 0; i < followers_.size();) {
-    if (!*followers_[i]->follower.open) {
+    if (!followers_[i]->follower.connection->open()) {
       followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
       engine_->public_parameters().RemoveFollower();
       continue;
@@ -111,7 +118,7 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
       bytes,
       [this, following] {
         following->busy = false;
-        if (!*following->follower.open) {
+        if (!following->follower.connection->open()) {
           Pump();
         } else {
           PumpOne(following);
@@ -140,13 +147,13 @@ absl::Duration SimUplink::Backoff(int attempt) {
 }
 
 void SimUplink::ConnectLater() {
-  *connected_ = false;
+  connection_->Close();
   self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
 }
 
 void SimUplink::Connect() {
-  *connected_ = false;
-  connected_ = std::make_shared<bool>(true);
+  connection_->Close();
+  connection_ = std::make_shared<SimConnection>();
   FollowRequest request;
   request.set_member(options_.self.member.value());
   request.set_incarnation(options_.self.incarnation.value());
@@ -157,33 +164,33 @@ void SimUplink::Connect() {
   const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
   world_->network.Call(
       self_, process_, bytes, absl::Seconds(10),
-      [this, request, open = connected_](const SimNetwork::Respond& respond) {
+      [this, request, connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
-        if (!*open) return;
+        if (!connection->open()) return;
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
         follower.stream = world_->network.OpenStream(process_, self_);
-        follower.open = open;
-        follower.take = [this, open](const FollowMessage& message) {
-          if (*open) Take(message);
+        follower.connection = connection;
+        follower.take = [this, connection](const FollowMessage& message) {
+          if (connection->open()) Take(message);
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
-        respond(16, [this, open, taken] {
-          if (*open && !taken) ConnectLater();
+        respond(16, [this, connection, taken] {
+          if (connection->open() && !taken) ConnectLater();
         });
       },
-      [this, open = connected_](const absl::Status&) {
-        if (*open) ConnectLater();
+      [this, connection = connection_](const absl::Status&) {
+        if (connection->open()) ConnectLater();
       });
   // A parent that dies resets the connection.
-  process_->OnDeath([this, open = connected_] {
-    if (!*open) return;
+  process_->OnDeath([this, connection = connection_] {
+    if (!connection->open()) return;
     const absl::Duration way = world_->network.RoundTrip(process_->site(), self_->site()) / 2;
-    world_->queue.After(way, [this, open] {
-      if (!*open) return;
-      self_->Deliver([this, open] {
-        if (*open) ConnectLater();
+    world_->queue.After(way, [this, connection] {
+      if (!connection->open()) return;
+      self_->Deliver([this, connection] {
+        if (connection->open()) ConnectLater();
       });
     });
   });

@@ -32,6 +32,22 @@ struct SimWorld {
   Tape tape;
 };
 
+// A child's connection to its parent, which both ends hold: whether it is still open.
+class SimConnection {
+ public:
+  bool open() const { return open_; }
+  void Close() {
+    if (open_ && closed_ != nullptr) ++*closed_;
+    open_ = false;
+  }
+  // Counted there when it is closed.
+  void CountIn(std::shared_ptr<int64_t> closed) { closed_ = std::move(closed); }
+
+ private:
+  bool open_ = true;
+  std::shared_ptr<int64_t> closed_;
+};
+
 // The parent's side: contributions come in, versions go out. Lives as long as its process does.
 class SimNode {
  public:
@@ -43,11 +59,11 @@ class SimNode {
 
   void Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
                   absl::AnyInvocable<void(absl::StatusOr<ContributeReply>)> respond);
-  // Messages go to `child` until either dies or it is no longer `open`; each is given to `take` there.
+  // Messages go to `child` until either dies or closes the connection; each is given to `take` there.
   struct Follower {
     FollowRequest request;
     std::shared_ptr<SimNetwork::Stream> stream;
-    std::shared_ptr<const bool> open;
+    std::shared_ptr<SimConnection> connection;
     std::function<void(const FollowMessage&)> take;
   };
   bool Follow(Follower follower);
@@ -66,6 +82,9 @@ class SimNode {
   SimProcess* const process_;
   NodeEngine* engine_ = nullptr;
   std::vector<std::shared_ptr<Following>> followers_;
+  // Since the last time that all followers were looked at: connections that were closed, and the version then.
+  std::shared_ptr<int64_t> closed_ = std::make_shared<int64_t>(0);
+  Version pumped_;
 };
 
 // The child's side, as ParentLink is in production.
@@ -84,7 +103,10 @@ class SimUplink final : public ParentPort {
   // `parent()` is the node at `process`, or null while it has none.
   SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent, Options options,
             Callbacks callbacks);
-  ~SimUplink() override { *open_ = *connected_ = false; }
+  ~SimUplink() override {
+    *open_ = false;
+    connection_->Close();
+  }
 
   const FollowedParameters& parameters() const override { return parameters_; }
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
@@ -123,8 +145,7 @@ class SimUplink final : public ParentPort {
   std::deque<Outgoing> outgoing_;
   bool sending_ = false;
   Sequence next_sequence_;
-  // Of the connection that there is; what earlier ones bring is not taken.
-  std::shared_ptr<bool> connected_ = std::make_shared<bool>(true);
+  std::shared_ptr<SimConnection> connection_ = std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
   int follow_attempt_ = 0;
   int send_attempt_ = 0;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);

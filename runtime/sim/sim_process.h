@@ -45,19 +45,19 @@ class SimProcess : public Clock, public EventQueue::Place {
   }
 
   // In this life, or not at all.
-  void Deliver(Action work) { After(absl::ZeroDuration(), std::move(work)); }
+  void Deliver(Action&& work) { After(absl::ZeroDuration(), std::move(work)); }
   // By its own clock.
-  EventQueue::EventId After(absl::Duration delay, Action work) {
+  EventQueue::EventId After(absl::Duration delay, Action&& work) {
     return AfterWork(rate_ == 1 ? delay : delay / rate_, std::move(work));
   }
   // What takes time whatever the clock says.
-  EventQueue::EventId AfterWork(absl::Duration time, Action work) {
+  EventQueue::EventId AfterWork(absl::Duration time, Action&& work) {
     return queue_->After(time, std::move(work), this, TagOf(life_, /*on_arrival=*/false));
   }
   // With this tag an event of the queue happens to this process, in life `life` or not at all. What arrives from
   // elsewhere is delivered, after whatever else happens to it at that time.
   static int64_t TagOf(int64_t life, bool on_arrival) { return 2 * life + (on_arrival ? 1 : 0); }
-  void Happen(int64_t tag, Action work) override {
+  void Happen(int64_t tag, Action&& work) override {
     if (!alive_ || tag / 2 != life_) return;
     if (tag % 2 != 0) {
       Deliver(std::move(work));
