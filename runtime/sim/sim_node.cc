@@ -124,7 +124,7 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
           PumpOne(following);
         }
       },
-      [following, sent = *std::move(message)] { following->follower.take(sent); });
+      [following, sent = *std::move(message)]() mutable { following->follower.take(std::move(sent)); });
 }
 
 SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent,
@@ -172,8 +172,8 @@ void SimUplink::Connect() {
         follower.request = request;
         follower.stream = world_->network.OpenStream(process_, self_);
         follower.connection = connection;
-        follower.take = [this, connection](const FollowMessage& message) {
-          if (connection->open()) Take(message);
+        follower.take = [this, connection](FollowMessage message) {
+          if (connection->open()) Take(std::move(message));
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
         respond(16, [this, connection, taken] {
@@ -196,8 +196,8 @@ void SimUplink::Connect() {
   });
 }
 
-void SimUplink::Take(const FollowMessage& message) {
-  const absl::StatusOr<bool> completed = parameters_.Take(message);
+void SimUplink::Take(FollowMessage message) {
+  const absl::StatusOr<bool> completed = parameters_.Take(std::move(message));
   if (!completed.ok()) {
     parameters_.Reset();
     ConnectLater();

@@ -64,7 +64,7 @@ class SimNode {
     FollowRequest request;
     std::shared_ptr<SimNetwork::Stream> stream;
     std::shared_ptr<SimConnection> connection;
-    std::function<void(const FollowMessage&)> take;
+    std::function<void(FollowMessage)> take;
   };
   bool Follow(Follower follower);
   // Sends what there is to send. After everything that may have made a version.
@@ -124,7 +124,7 @@ class SimUplink final : public ParentPort {
   void Answered(const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
-  void Take(const FollowMessage& message);
+  void Take(FollowMessage message);
   void SendNext();
   void SendLater();
   absl::Duration Backoff(int attempt);
@@ -145,7 +145,8 @@ class SimUplink final : public ParentPort {
   std::deque<Outgoing> outgoing_;
   bool sending_ = false;
   Sequence next_sequence_;
-  std::shared_ptr<SimConnection> connection_ = std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
+  std::shared_ptr<SimConnection> connection_ =
+      std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
   int follow_attempt_ = 0;
   int send_attempt_ = 0;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
