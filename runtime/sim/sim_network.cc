@@ -248,8 +248,8 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
   call->bytes = bytes;
   call->serve = std::move(serve);
   call->failed = std::move(failed);
-  call->timeout = from->After(
-      timeout, [call] { PendingCall::Fail(call, absl::DeadlineExceededError("no answer in time")); });
+  call->timeout =
+      from->After(timeout, [call] { PendingCall::Fail(call, absl::DeadlineExceededError("no answer in time")); });
 
   const Faults faults = FaultsBetween(from->site(), to->site());
   const absl::Duration rtt = RoundTrip(from->site(), to->site());
