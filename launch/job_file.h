@@ -64,6 +64,9 @@ absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 // The whole job as a job file, with units for people: LoadJobFile makes the same job of it.
 std::string ResolvedYaml(const Job& job);
 
+// A scenario as a scenario file: LoadScenarioFile makes the same scenario of it.
+std::string ScenarioYaml(const Scenario& scenario);
+
 // A Markdown table of every key with its type, default, bounds and meaning.
 std::string KeyReference();
 

@@ -120,6 +120,12 @@ std::string ResolvedYaml(const Job& job) {
   return text;
 }
 
+std::string ScenarioYaml(const Scenario& scenario) {
+  std::string text;
+  WriteMessage(scenario, 0, false, &text);
+  return text;
+}
+
 std::string KeyReference() {
   std::string text = "| Key | Type | Default | Bounds | Meaning |\n|---|---|---|---|---|\n";
   WriteReference(*Job::descriptor(), "", false, &text);
