@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "glog/logging.h"
+#include "launch/chaos_command.h"
 #include "launch/checkpoint_command.h"
 #include "launch/data_command.h"
 #include "launch/exit_code.h"
@@ -36,6 +37,7 @@ int main(int argc, char** argv) {
   wukong::AddLogCommand(app, &action);
   wukong::AddCheckpointCommand(app, &action);
   wukong::AddSimCommand(app, &action);
+  wukong::AddChaosCommand(app, &action);
   wukong::AddRoleCommands(app, &action);
   try {
     app.parse(argc, argv);
