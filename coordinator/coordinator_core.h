@@ -196,8 +196,8 @@ class CoordinatorCore {
 
   std::map<MemberId, Member> members_;
   std::vector<RegionMembers> by_region_;
-  int live_workers_ = 0;        // Of all regions.
-  std::vector<double> speeds_;  // Of live workers, sorted.
+  int live_workers_ = 0;         // Of all regions.
+  std::vector<double> speeds_;   // Of live workers, sorted.
   int64_t tokens_computed_ = 0;  // By all members in all their lives.
   int64_t next_member_ = 1;
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.

@@ -122,9 +122,9 @@ class ShardLedger {
   int64_t leased_end_ = 0;
   Entries entries_;
   // The same once more, so that no lease and no contribution looks at all entries.
-  std::set<int64_t> available_;                      // Begins.
-  std::map<MemberKey, std::set<int64_t>> held_;      // Begins of what is leased, by holder.
-  std::vector<int64_t> leased_in_;                   // Samples, by region.
+  std::set<int64_t> available_;                  // Begins.
+  std::map<MemberKey, std::set<int64_t>> held_;  // Begins of what is leased, by holder.
+  std::vector<int64_t> leased_in_;               // Samples, by region.
   int64_t count_[kStates] = {};
   int64_t next_token_;
   std::vector<LeasedRange> commits_;
