@@ -162,7 +162,7 @@ absl::Status Shrink(const ShrinkFlags& flags) {
   if (result.exhausted) {
     std::fprintf(stderr, "wukong: warning: %d tries were not enough; more may help (--tries)\n", result.tries);
   }
-  std::fprintf(stderr, "%d faults of %d are left: %s: %s\n", result.scenario.timeline_size(), scenario->timeline_size(),
+  std::fprintf(stderr, "%d of %d faults are left: %s: %s\n", result.scenario.timeline_size(), start.timeline_size(),
                verdict.c_str(), violation.c_str());
 
   const std::string yaml = ScenarioYaml(result.scenario);

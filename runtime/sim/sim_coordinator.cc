@@ -15,6 +15,7 @@ namespace {
 constexpr char kRunDir[] = "/run";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
+constexpr absl::Duration kFarewell = absl::Seconds(5);  // As coordinator/coordinator.cc waits for members to hear it.
 
 }  // namespace
 
@@ -29,6 +30,7 @@ struct SimCoordinator::Life {
   bool snapshot_due = false;
   int64_t merged_tokens = 0;
   Version published;
+  absl::Time over = absl::InfiniteFuture();  // When the budget was committed.
 };
 
 SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::Duration sync_time)
@@ -279,7 +281,10 @@ void SimCoordinator::Tick() {
   life->engine->Flush();
   life->node->Pump();
   if (phase == CoordinatorCore::Phase::kFailed) Fail(absl::AbortedError(life->core->failure()));
-  if (phase == CoordinatorCore::Phase::kDone && told) done_ = true;
+  if (phase == CoordinatorCore::Phase::kDone) {
+    life->over = std::min(life->over, Now());
+    if (told || Now() - life->over >= kFarewell) done_ = true;
+  }
   if (life->log->ClaimSnapshot()) life->snapshot_due = true;
   TakeSnapshotIfDue();
   After(kTick, [this] { Tick(); });
