@@ -47,6 +47,7 @@ CoordinatorCore::CoordinatorCore(const Job& job, std::string run, std::string sc
       created_(now),
       nobody_since_(now),
       last_tick_(now),
+      by_region_(job.regions_size()),
       round_trips_(job.regions_size()) {
   Restore(state, now);
 }
@@ -94,7 +95,63 @@ int CoordinatorCore::AddRegion(const std::string& name) {
   region.set_threads(1);
   regions_.push_back(std::move(region));
   round_trips_.emplace_back();
+  by_region_.emplace_back();
   return regions() - 1;
+}
+
+CoordinatorCore::Member* CoordinatorCore::AddMember(MemberId id, Role role, int region) {
+  Member* member = &members_[id];
+  member->key.member = id;
+  member->role = role;
+  member->region = region;
+  RegionMembers& there = by_region_[region];
+  std::vector<Member*>& peers = role == ROLE_WORKER ? there.workers : there.aggregators;
+  const auto after = std::upper_bound(peers.begin(), peers.end(), id,
+                                      [](MemberId one, const Member* other) { return one < other->key.member; });
+  peers.insert(after, member);
+  return member;
+}
+
+void CoordinatorCore::Recount(int region) {
+  RegionMembers& there = by_region_[region];
+  live_workers_ -= there.live_workers;
+  there.aggregator = nullptr;
+  there.aggregator_must_assert = false;
+  for (Member* member : there.aggregators) {
+    if (member->state != State::kLive) continue;
+    if (there.aggregator == nullptr) there.aggregator = member;
+    there.aggregator_must_assert = there.aggregator_must_assert || member->must_assert;
+  }
+  there.live_workers = there.ready = there.takes_data = there.must_assert = 0;
+  for (Member* member : there.workers) {
+    CountSpeed(member);
+    if (member->state != State::kLive) continue;
+    ++there.live_workers;
+    there.ready += member->wants || CollectiveFollower(*member) ? 1 : 0;
+    there.takes_data += member->quarantined ? 0 : 1;
+    there.must_assert += member->must_assert ? 1 : 0;
+  }
+  live_workers_ += there.live_workers;
+}
+
+void CoordinatorCore::CountSpeed(Member* member) {
+  const double now = member->state == State::kLive ? member->speed : 0;
+  const double before = std::exchange(member->counted_speed, now);
+  if (now == before) return;
+  // What lies between the old place and the new one moves by one.
+  const auto from = before > 0 ? std::lower_bound(speeds_.begin(), speeds_.end(), before) : speeds_.end();
+  if (now <= 0) {
+    speeds_.erase(from);
+  } else if (before <= 0) {
+    speeds_.insert(std::lower_bound(speeds_.begin(), speeds_.end(), now), now);
+  } else {
+    *from = now;
+    if (now > before) {
+      std::rotate(from, from + 1, std::lower_bound(from + 1, speeds_.end(), now));
+    } else {
+      std::rotate(std::lower_bound(speeds_.begin(), from, now), from, from + 1);
+    }
+  }
 }
 
 absl::StatusOr<GetJobReply> CoordinatorCore::GetJob(const GetJobRequest& request) const {
@@ -110,17 +167,6 @@ absl::StatusOr<GetJobReply> CoordinatorCore::GetJob(const GetJobRequest& request
 
 std::string CoordinatorCore::Describe(const Member& member) const {
   return absl::StrFormat("%s %s of %s", RoleName(member.role), member.name, RegionOf(member));
-}
-
-const CoordinatorCore::Member* CoordinatorCore::Aggregator(int region) const {
-  for (const auto& [id, member] : members_) {
-    if (member.region == region && member.role == ROLE_AGGREGATOR && member.state == State::kLive) return &member;
-  }
-  return nullptr;
-}
-
-CoordinatorCore::Member* CoordinatorCore::Aggregator(int region) {
-  return const_cast<Member*>(std::as_const(*this).Aggregator(region));
 }
 
 bool CoordinatorCore::CollectiveFollower(const Member& member) const {
@@ -149,25 +195,19 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   }
 
   Member* member = nullptr;
-  for (auto& [id, known] : members_) {
-    if (known.region == region && known.role == request.role() && !request.name().empty() &&
-        known.name == request.name()) {
-      member = &known;
-    }
+  const RegionMembers& there = by_region_[region];
+  const std::vector<Member*>& peers = request.role() == ROLE_WORKER ? there.workers : there.aggregators;
+  for (Member* known : peers) {
+    if (!request.name().empty() && known->name == request.name()) member = known;
   }
   if (request.role() == ROLE_AGGREGATOR && aggregator != nullptr && aggregator != member) {
     Expire(aggregator, "replaced by another aggregator of its region");
   }
   if (member == nullptr) {
-    const MemberId id(next_member_++);
-    member = &members_[id];
-    member->key = {id, Incarnation(1)};
-    member->role = request.role();
-    member->region = region;
     std::set<int> ranks;
-    for (const auto& [other_id, other] : members_) {
-      if (other_id != id && other.region == region && other.role == request.role()) ranks.insert(other.rank);
-    }
+    for (const Member* other : peers) ranks.insert(other->rank);
+    member = AddMember(MemberId(next_member_++), request.role(), region);
+    member->key.incarnation = Incarnation(1);
     if (request.has_rank() && request.rank() >= 0) member->rank = request.rank();
     while (ranks.count(member->rank) > 0) ++member->rank;
     member->name =
@@ -190,6 +230,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   member->must_assert = false;
   member->quarantined = false;
   member->faults.clear();
+  Recount(region);
 
   LogRecord record;
   MemberJoined* noted = record.mutable_member_joined();
@@ -241,10 +282,11 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   if (request.beat() < member.beat) return absl::InvalidArgumentError("an older beat than the last one");
   member.beat = request.beat();
   if (member.role == ROLE_AGGREGATOR) TakeRefusals(member, request);
+  tokens_computed_ += request.usage().tokens_computed() - member.usage.tokens_computed();
   member.usage = request.usage();
   if (request.usage().round_trip_seconds() > 0) {
     auto& trips = round_trips_[member.region].seconds;
-    if (trips.size() >= kRoundTripsKept) trips.erase(trips.begin());
+    if (trips.size() >= kRoundTripsKept) trips.pop_front();
     trips.push_back(request.usage().round_trip_seconds());
   }
 
@@ -252,7 +294,10 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   reply.set_term(term_);
   if (member.role == ROLE_WORKER) {
     member.idle = request.idle();
-    if (request.samples_per_second() > 0) member.speed = request.samples_per_second();
+    if (request.samples_per_second() > 0) {
+      member.speed = request.samples_per_second();
+      CountSpeed(&member);
+    }
     std::vector<LeasedRange> released;
     for (const SampleRange& range : request.released()) released.push_back(RangeFromProto(range));
     if (!released.empty()) {
@@ -277,7 +322,10 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
           RecordSteps{RegionOf(member), member.name, {request.steps().begin(), request.steps().end()}, root_version_});
     }
     if (request.want_samples() > 0) {
-      member.wants = true;
+      if (!member.wants) {
+        member.wants = true;
+        Recount(member.region);
+      }
       MaybeStart(now);
       if (phase_ == Phase::kTraining && !member.must_assert && !member.quarantined) {
         // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
@@ -285,7 +333,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
         // Workers that act as one take the steps of all of them.
         const Region& region = regions_[member.region];
         const int64_t step = StepSamples(job_) * (region.collective() == COLLECTIVE_GLOO ? region.workers() : 1);
-        const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, LiveWorkers())) / step * step;
+        const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, live_workers_)) / step * step;
         // Who asks more often must not get more: what is in hand is a part of the share.
         const int64_t room = std::min(request.want_samples(), share - request.samples_in_hand());
         const int64_t steps = (room + step - 1) / step;
@@ -324,10 +372,8 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       fence->set_member(key.member.value());
       fence->set_incarnation(key.incarnation.value());
     }
-    for (const auto& [id, other] : members_) {
-      if (other.role == ROLE_WORKER && other.region == member.region && other.idle) {
-        reply.add_idle_members(id.value());
-      }
+    for (const Member* worker : by_region_[member.region].workers) {
+      if (worker->idle) reply.add_idle_members(worker->key.member.value());
     }
     reply.set_drain(phase_ == Phase::kTraining && ledger_.available() == 0 && !recovering() &&
                     RegionIdle(member.region));
@@ -359,53 +405,37 @@ void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequ
   }
   std::set<MemberId> quarantined;
   for (const int64_t member : request.quarantined()) quarantined.insert(MemberId(member));
-  for (auto& [id, member] : members_) {
-    if (member.role != ROLE_WORKER || member.region != aggregator.region) continue;
-    const bool now = quarantined.count(id) > 0;
-    if (now == member.quarantined) continue;
-    Log({{"event", now ? "quarantined" : "quarantine_over"}, {"name", Describe(member)}});
-    member.quarantined = now;
+  bool changed = false;
+  for (Member* member : by_region_[aggregator.region].workers) {
+    const bool now = quarantined.count(member->key.member) > 0;
+    if (now == member->quarantined) continue;
+    Log({{"event", now ? "quarantined" : "quarantine_over"}, {"name", Describe(*member)}});
+    member->quarantined = now;
+    changed = true;
   }
+  if (changed) Recount(aggregator.region);
 }
 
 double CoordinatorCore::ReferenceSpeed() const {
-  std::vector<double> speeds;
-  for (const auto& [id, member] : members_) {
-    if (member.role == ROLE_WORKER && member.state == State::kLive && member.speed > 0) speeds.push_back(member.speed);
-  }
   // A high percentile and not the largest, so that one lucky measurement does not shorten everybody's rounds.
-  return Percentile(std::move(speeds), 80);
-}
-
-int CoordinatorCore::LiveWorkers() const {
-  return static_cast<int>(std::count_if(members_.begin(), members_.end(), [](const auto& entry) {
-    return entry.second.role == ROLE_WORKER && entry.second.state == State::kLive;
-  }));
+  return PercentileOfSorted(speeds_, 80);
 }
 
 bool CoordinatorCore::RegionIdle(int region) const {
-  return std::all_of(members_.begin(), members_.end(), [&](const auto& entry) {
-    const Member& member = entry.second;
-    return member.role != ROLE_WORKER || member.region != region || member.state == State::kGone || member.idle ||
-           CollectiveFollower(member);
+  const std::vector<Member*>& workers = by_region_[region].workers;
+  return std::all_of(workers.begin(), workers.end(), [&](const Member* member) {
+    return member->state == State::kGone || member->idle || CollectiveFollower(*member);
   });
 }
 
 void CoordinatorCore::UpdateRootIdle() {
   std::set<MemberId> idle;
   if (phase_ == Phase::kTraining && !recovering()) {
-    std::set<int> with_workers;
-    for (const auto& [id, member] : members_) {
-      if (member.role == ROLE_WORKER && member.state == State::kLive && !member.quarantined) {
-        with_workers.insert(member.region);
-      }
-    }
-    for (const auto& [id, member] : members_) {
+    for (int r = 0; r < regions(); ++r) {
       // A region that owes nothing, and gets no more data: there is none, or nobody is left there to train on it.
-      if (member.role == ROLE_AGGREGATOR && ledger_.LeasedIn(member.region) == 0 &&
-          (ledger_.available() == 0 || with_workers.count(member.region) == 0)) {
-        idle.insert(id);
-      }
+      if (ledger_.available() > 0 && by_region_[r].takes_data > 0) continue;
+      if (ledger_.LeasedIn(r) > 0) continue;
+      for (const Member* aggregator : by_region_[r].aggregators) idle.insert(aggregator->key.member);
     }
   }
   if (idle == root_idle_) return;
@@ -422,15 +452,7 @@ void CoordinatorCore::MaybeStart(absl::Time now) {
   if (phase_ != Phase::kStarting || held_) return;
   // Those of the job file; nobody waits for a region that it does not name.
   for (int r = 0; r < job_.regions_size(); ++r) {
-    if (Aggregator(r) == nullptr) return;
-    int ready = 0;
-    for (const auto& [id, member] : members_) {
-      if (member.role == ROLE_WORKER && member.region == r && member.state == State::kLive &&
-          (member.wants || CollectiveFollower(member))) {
-        ++ready;
-      }
-    }
-    if (ready < job_.regions(r).workers()) return;
+    if (Aggregator(r) == nullptr || by_region_[r].ready < job_.regions(r).workers()) return;
   }
   phase_ = Phase::kTraining;
   training_started_ = now;
@@ -456,6 +478,7 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
   if (member->role == ROLE_WORKER) {
     member->state = State::kFencing;
     member->idle = false;
+    Recount(member->region);
     if (Aggregator(member->region) != nullptr) {
       fencing_[member->region].insert(member->key);
       return;
@@ -469,13 +492,13 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
   member->state = State::kGone;
   effects_.push_back(FenceChild{member->key});
   std::set<MemberKey> speaking;
-  for (auto& [id, other] : members_) {
-    if (other.role != ROLE_WORKER || other.region != member->region) continue;
-    if (other.state == State::kFencing) other.state = State::kGone;
-    if (other.state != State::kLive) continue;
-    other.must_assert = true;
-    speaking.insert(other.key);
+  for (Member* worker : by_region_[member->region].workers) {
+    if (worker->state == State::kFencing) worker->state = State::kGone;
+    if (worker->state != State::kLive) continue;
+    worker->must_assert = true;
+    speaking.insert(worker->key);
   }
+  Recount(member->region);
   fencing_[member->region].clear();
   ledger_.ReleaseRegion(member->region, speaking);
 }
@@ -487,9 +510,9 @@ void CoordinatorCore::GiveUpRegionsWithoutAggregator(absl::Time now) {
     if (phase_ != Phase::kTraining || Aggregator(r) != nullptr) {
       seen->second = now;
     } else if (now - seen->second > start) {
-      for (auto& [id, member] : members_) {
-        if (member.role != ROLE_WORKER || member.region != r || member.state != State::kLive) continue;
-        Expire(&member,
+      for (Member* worker : by_region_[r].workers) {
+        if (worker->state != State::kLive) continue;
+        Expire(worker,
                absl::StrFormat("its region has had no aggregator for %s (limits.start)", absl::FormatDuration(start)));
       }
     }
@@ -514,25 +537,17 @@ void CoordinatorCore::Tick(absl::Time now) {
   Excuse(now);
   GiveUpRegionsWithoutAggregator(now);
   const auto lease = absl::Nanoseconds(job_.limits().lease_ns());
-  int workers = 0;
   for (auto& [id, member] : members_) {
     if (member.state == State::kLive && now - member.last_seen > lease) {
       Expire(&member, absl::StrFormat("silent for %s", absl::FormatDuration(now - member.last_seen)));
     }
-    if (member.state == State::kLive && member.role == ROLE_WORKER) ++workers;
   }
   const auto start = absl::Nanoseconds(job_.limits().start_ns());
   if (phase_ == Phase::kStarting && now - created_ > start) {
     std::vector<std::string> missing;
     for (int r = 0; r < job_.regions_size(); ++r) {
       if (Aggregator(r) == nullptr) missing.push_back(absl::StrCat("the aggregator of ", job_.regions(r).name()));
-      int ready = 0;
-      for (const auto& [id, member] : members_) {
-        if (member.role == ROLE_WORKER && member.region == r && member.state == State::kLive &&
-            (member.wants || CollectiveFollower(member))) {
-          ++ready;
-        }
-      }
+      const int ready = by_region_[r].ready;
       if (ready < job_.regions(r).workers()) {
         missing.push_back(absl::StrFormat("%d of %d workers of %s", job_.regions(r).workers() - ready,
                                           job_.regions(r).workers(), job_.regions(r).name()));
@@ -543,7 +558,7 @@ void CoordinatorCore::Tick(absl::Time now) {
          now);
     return;
   }
-  if (workers > 0 || phase_ == Phase::kStarting) nobody_since_ = now;
+  if (live_workers_ > 0 || phase_ == Phase::kStarting) nobody_since_ = now;
   if (phase_ == Phase::kTraining && now - nobody_since_ > start) {
     Fail(absl::StrFormat("no worker is left, and none joined for %s (limits.start)", absl::FormatDuration(start)), now);
     return;
@@ -560,9 +575,7 @@ void CoordinatorCore::Tick(absl::Time now) {
   UpdateRootIdle();
   // After a restart the members report their totals one by one: no rate before they all have.
   if (recovering()) return;
-  int64_t computed = 0;
-  for (const auto& [id, member] : members_) computed += TotalUsage(member).tokens_computed();
-  recent_tokens_.push_back({now, computed});
+  recent_tokens_.push_back({now, tokens_computed_});
   while (recent_tokens_.size() > 1 && now - recent_tokens_.front().time > kRateWindow) recent_tokens_.pop_front();
 }
 

@@ -50,7 +50,7 @@ class CoordinatorCore {
   using Effect = std::variant<FenceChild, SetIdle, Record, RecordSteps>;
 
   struct RoundTrips {
-    std::vector<double> seconds;  // The newest 10,000.
+    std::deque<double> seconds;  // The newest 10,000.
   };
 
   // What is to be written down; called in the order of the decisions, with the decision not yet known to anybody. It
@@ -123,6 +123,7 @@ class CoordinatorCore {
     bool idle = false;
     bool told_finish = false;
     double speed = 0;
+    double counted_speed = 0;  // What speeds_ has of it; 0 for nothing.
     MemberUsage usage;
     MemberUsage usage_of_earlier_lives;
     int64_t beat = 0;
@@ -131,16 +132,30 @@ class CoordinatorCore {
     bool must_assert = false;        // It gets no data before it has said what it holds.
     std::vector<FaultOrder> faults;  // Of this life; those that it has not heard.
   };
+  // The members of a region, and what heartbeats ask about them all: nothing that comes from each of thousands of
+  // members may look at thousands of them.
+  struct RegionMembers {
+    std::vector<Member*> workers, aggregators;  // By id.
+    Member* aggregator = nullptr;               // The live one.
+    int live_workers = 0;
+    int ready = 0;        // Live workers that have asked for data, or need not.
+    int takes_data = 0;   // Live workers that are not in quarantine.
+    int must_assert = 0;  // Live workers that have not yet said what they hold.
+    bool aggregator_must_assert = false;
+  };
 
   std::string Describe(const Member& member) const;
   const std::string& RegionOf(const Member& member) const { return regions_[member.region].name(); }
-  Member* Aggregator(int region);
   int regions() const { return static_cast<int>(regions_.size()); }
   int RegionIndex(const std::string& name) const;  // -1: there is none.
   // Whether a member of region `name` may come, which exists or is to be made with its coming.
   absl::Status CheckRegion(const std::string& name, bool may_be_new) const;
   int AddRegion(const std::string& name);
-  const Member* Aggregator(int region) const;
+  Member* Aggregator(int region) const { return by_region_[region].aggregator; }
+  Member* AddMember(MemberId id, Role role, int region);
+  // After members of `region` changed in what RegionMembers counts.
+  void Recount(int region);
+  void CountSpeed(Member* member);
   bool CollectiveFollower(const Member& member) const;
   void Restore(const RootState& state, absl::Time now);
   // What an aggregator refused since its last heartbeat, and whom it has in quarantine.
@@ -163,7 +178,6 @@ class CoordinatorCore {
   void MaybeStart(absl::Time now);
   void MaybeFinish(absl::Time now);
   double ReferenceSpeed() const;
-  int LiveWorkers() const;
   void UpdateRootIdle();
   bool RegionIdle(int region) const;
   MemberUsage TotalUsage(const Member& member) const;
@@ -187,6 +201,10 @@ class CoordinatorCore {
   absl::Time last_tick_;
 
   std::map<MemberId, Member> members_;
+  std::vector<RegionMembers> by_region_;
+  int live_workers_ = 0;         // Of all regions.
+  std::vector<double> speeds_;   // Of live workers, sorted.
+  int64_t tokens_computed_ = 0;  // By all members in all their lives.
   int64_t next_member_ = 1;
   int64_t fault_orders_ = 0;
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.

@@ -25,10 +25,8 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
   for (const RootMember& known : state.members()) {
     int region = RegionIndex(known.region());
     if (region < 0) region = AddRegion(known.region());  // It came with this aggregator, its first member.
-    Member& member = members_[MemberId(known.member())];
-    member.key = {MemberId(known.member()), Incarnation(known.incarnation())};
-    member.role = known.role();
-    member.region = region;
+    Member& member = *AddMember(MemberId(known.member()), known.role(), region);
+    member.key.incarnation = Incarnation(known.incarnation());
     member.name = known.name();
     member.address = known.address();
     member.pid = known.pid();
@@ -40,7 +38,8 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
       member.state = State::kGone;
     }
   }
-  // Whoever was being fenced may not have been: its aggregator is asked again.
+  for (int r = 0; r < regions(); ++r) Recount(r);
+  // Whoever was being fenced may not have been: its aggregator is asked again. No count changes by that.
   for (auto& [id, member] : members_) {
     if (member.role != ROLE_WORKER || member.state != State::kGone || Aggregator(member.region) == nullptr) continue;
     member.state = State::kFencing;
@@ -52,17 +51,12 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
   MaybeFinish(now);
 }
 
-bool CoordinatorCore::AggregatorMaySpeak(int region) const {
-  return std::none_of(members_.begin(), members_.end(), [&](const auto& entry) {
-    const Member& member = entry.second;
-    return member.role == ROLE_WORKER && member.region == region && member.state == State::kLive && member.must_assert;
-  });
-}
+bool CoordinatorCore::AggregatorMaySpeak(int region) const { return by_region_[region].must_assert == 0; }
 
 void CoordinatorCore::MaybeEndRecovery() {
   if (!recovering()) return;
-  for (const auto& [id, member] : members_) {
-    if (member.state == State::kLive && member.must_assert) return;
+  for (const RegionMembers& there : by_region_) {
+    if (there.must_assert > 0 || there.aggregator_must_assert) return;
   }
   const int64_t before = ledger_.available();
   ledger_.EndRecovery();
@@ -96,6 +90,7 @@ void CoordinatorCore::TakeHoldings(Member* member, const Holdings& holdings, Hea
   for (const LeasedRange& range : claim.committed) *reply->add_committed() = RangeToProto(range);
   for (const LeasedRange& range : claim.disowned) *reply->add_disowned() = RangeToProto(range);
   member->must_assert = false;
+  Recount(member->region);
   Log({{"event", "asserted"},
        {"name", Describe(*member)},
        {"ranges", ranges.size()},

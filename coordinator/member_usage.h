@@ -15,11 +15,16 @@ namespace wukong {
 inline const char* RoleName(Role role) { return role == ROLE_AGGREGATOR ? "aggregator" : "worker"; }
 
 // The p-th percentile by nearest rank; 0 of nothing.
-inline double Percentile(std::vector<double> values, double p) {
+inline double PercentileOfSorted(const std::vector<double>& values, double p) {
   if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
   const auto rank = static_cast<size_t>(std::ceil(p / 100.0 * static_cast<double>(values.size())));
   return values[std::min(values.size() - 1, rank == 0 ? 0 : rank - 1)];
+}
+template <typename Values>
+double Percentile(const Values& values, double p) {
+  std::vector<double> sorted(values.begin(), values.end());
+  std::sort(sorted.begin(), sorted.end());
+  return PercentileOfSorted(sorted, p);
 }
 
 inline void Add(const MemberUsage& from, MemberUsage* to) {

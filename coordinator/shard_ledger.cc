@@ -14,6 +14,7 @@ ShardLedger::ShardLedger(int64_t total, int64_t range_samples, int64_t first_tok
   Entry all;
   all.end = total;
   entries_[0] = all;
+  available_.insert(0);
   count_[kAvailable] = total;
 }
 
@@ -22,8 +23,10 @@ ShardLedger::Entries::iterator ShardLedger::SplitAt(int64_t at) {
   const auto next = entries_.upper_bound(at);
   const auto entry = std::prev(next);
   if (entry->first == at) return entry;
-  Entry right = entry->second;
+  const Entry right = entry->second;
   entry->second.end = at;
+  if (right.state == kAvailable) available_.insert(at);
+  if (right.state == kLeased) held_[right.holder].insert(at);
   return entries_.emplace_hint(next, at, right);
 }
 
@@ -31,7 +34,27 @@ void ShardLedger::SetState(Entries::iterator entry, State state) {
   const int64_t size = entry->second.end - entry->first;
   count_[entry->second.state] -= size;
   count_[state] += size;
+  if (entry->second.state == kAvailable) available_.erase(entry->first);
+  if (entry->second.state == kLeased) {
+    leased_in_[entry->second.region] -= size;
+    const auto held = held_.find(entry->second.holder);
+    held->second.erase(entry->first);
+    if (held->second.empty()) held_.erase(held);
+  }
+  if (state == kAvailable) available_.insert(entry->first);
   entry->second.state = state;
+}
+
+void ShardLedger::Hold(Entries::iterator entry, MemberKey holder, int region, int64_t token, bool custody) {
+  CHECK_GE(region, 0);
+  SetState(entry, kLeased);
+  entry->second.holder = holder;
+  entry->second.region = region;
+  entry->second.token = token;
+  entry->second.custody = custody;
+  held_[holder].insert(entry->first);
+  if (leased_in_.size() <= static_cast<size_t>(region)) leased_in_.resize(static_cast<size_t>(region) + 1);
+  leased_in_[region] += entry->second.end - entry->first;
 }
 
 void ShardLedger::MakeAvailable(Entries::iterator entry) {
@@ -39,8 +62,16 @@ void ShardLedger::MakeAvailable(Entries::iterator entry) {
   entry->second = Entry{entry->second.end, kAvailable, MemberKey(), -1, 0, false};
 }
 
-void ShardLedger::MergeAvailable() {
-  for (auto entry = entries_.begin(); entry != entries_.end();) {
+std::vector<int64_t> ShardLedger::HeldBy(MemberKey holder) const {
+  const auto held = held_.find(holder);
+  if (held == held_.end()) return {};
+  return {held->second.begin(), held->second.end()};
+}
+
+void ShardLedger::Merge(int64_t begin, int64_t end) {
+  auto entry = entries_.lower_bound(std::max<int64_t>(0, begin));
+  if (entry != entries_.begin()) --entry;
+  while (entry != entries_.end() && entry->first <= end) {
     const auto next = std::next(entry);
     if (next == entries_.end()) return;
     const bool same =
@@ -48,6 +79,7 @@ void ShardLedger::MergeAvailable() {
         (entry->second.state == kAvailable || entry->second.state == kUnknown || entry->second.state == kCommitted);
     if (same) {
       entry->second.end = next->second.end;
+      available_.erase(next->first);
       entries_.erase(next);
     } else {
       entry = next;
@@ -57,24 +89,14 @@ void ShardLedger::MergeAvailable() {
 
 std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_t want) {
   std::vector<LeasedRange> granted;
-  auto entry = entries_.begin();
-  while (want > 0 && entry != entries_.end()) {
-    if (entry->second.state != kAvailable) {
-      ++entry;
-      continue;
-    }
+  while (want > 0 && !available_.empty()) {
+    const auto entry = entries_.find(*available_.begin());
     const int64_t begin = entry->first;
-    const int64_t cut = std::min({entry->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want});
-    SplitAt(cut);
-    SetState(entry, kLeased);
-    entry->second.holder = holder;
-    entry->second.region = region;
-    entry->second.token = next_token_++;
-    entry->second.custody = false;
+    SplitAt(std::min({entry->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want}));
+    Hold(entry, holder, region, next_token_++, /*custody=*/false);
     leased_end_ = std::max(leased_end_, entry->second.end);
     granted.push_back({begin, entry->second.end, entry->second.token});
     want -= granted.back().size();
-    ++entry;
   }
   return granted;
 }
@@ -96,7 +118,7 @@ void ShardLedger::Restore(const std::vector<LeasedRange>& committed, const std::
   for (const LeasedRange& range : admitted) {
     ForEach(range, [&](Entries::iterator entry) { SetState(entry, kAdmitted); });
   }
-  MergeAvailable();
+  Merge(0, total_);
   for (const auto& [begin, entry] : entries_) {
     if (entry.state == kCommitted) commits_.push_back({begin, entry.end, 0});
   }
@@ -113,11 +135,7 @@ ShardLedger::Claim ShardLedger::Assert(MemberKey holder, int region, const std::
       if (entry.state == kCommitted || entry.state == kAdmitted) {
         claim.committed.push_back(part);
       } else if (entry.state == kUnknown && range.token < first_token_) {
-        SetState(at, kLeased);
-        entry.holder = holder;
-        entry.region = region;
-        entry.token = range.token;
-        entry.custody = custody;
+        Hold(at, holder, region, range.token, custody);
         kept.insert(at->first);
       } else if (entry.state == kLeased && entry.region == region && entry.token == range.token &&
                  (custody || entry.holder == holder)) {
@@ -127,25 +145,28 @@ ShardLedger::Claim ShardLedger::Assert(MemberKey holder, int region, const std::
       }
     });
   }
-  if (!custody) {
-    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-      if (entry->second.state == kLeased && entry->second.holder == holder && !entry->second.custody &&
-          kept.count(entry->first) == 0) {
-        MakeAvailable(entry);
-      }
-    }
-  }
-  MergeAvailable();
+  if (!custody) ReleaseHeld(holder, kept);
+  for (const LeasedRange& range : ranges) Merge(range.begin, range.end);
   claim.committed = Coalesce(std::move(claim.committed));
   claim.disowned = Coalesce(std::move(claim.disowned));
   return claim;
+}
+
+void ShardLedger::ReleaseHeld(MemberKey holder, const std::set<int64_t>& kept) {
+  for (const int64_t begin : HeldBy(holder)) {
+    const auto entry = entries_.find(begin);
+    if (entry->second.custody || kept.count(begin) > 0) continue;
+    const int64_t end = entry->second.end;
+    MakeAvailable(entry);
+    Merge(begin, end);
+  }
 }
 
 void ShardLedger::EndRecovery() {
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
     if (entry->second.state == kUnknown) MakeAvailable(entry);
   }
-  MergeAvailable();
+  Merge(0, total_);
 }
 
 void ShardLedger::Release(MemberKey holder, const std::vector<LeasedRange>& ranges) {
@@ -156,8 +177,8 @@ void ShardLedger::Release(MemberKey holder, const std::vector<LeasedRange>& rang
         MakeAvailable(entry);
       }
     });
+    Merge(range.begin, range.end);
   }
-  MergeAvailable();
 }
 
 void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>& custody) {
@@ -167,13 +188,9 @@ void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>
         entry->second.custody = true;
       }
     });
+    Merge(range.begin, range.end);
   }
-  for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->second.state == kLeased && entry->second.holder == holder && !entry->second.custody) {
-      MakeAvailable(entry);
-    }
-  }
-  MergeAvailable();
+  ReleaseHeld(holder, {});
 }
 
 void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ranges) {
@@ -183,8 +200,8 @@ void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ran
         MakeAvailable(entry);
       }
     });
+    Merge(range.begin, range.end);
   }
-  MergeAvailable();
 }
 
 void ShardLedger::ReleaseRegion(int region, const std::set<MemberKey>& speaking) {
@@ -194,7 +211,7 @@ void ShardLedger::ReleaseRegion(int region, const std::set<MemberKey>& speaking)
       MakeAvailable(entry);
     }
   }
-  MergeAvailable();
+  Merge(0, total_);
 }
 
 bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std::string* detail) {
@@ -215,6 +232,7 @@ bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std:
         static constexpr const char* kNames[] = {"available", "unknown", "leased", "admitted", "committed"};
         *detail = absl::StrFormat("samples [%d, %d) under token %d are %s under token %d", entry->first,
                                   entry->second.end, range.token, kNames[entry->second.state], entry->second.token);
+        Merge(joined.front().begin, range.end);
         return false;
       }
     }
@@ -235,16 +253,12 @@ void ShardLedger::Commit(const std::vector<LeasedRange>& ranges) {
       CHECK_EQ(entry->second.state, kAdmitted) << "samples [" << entry->first << ", " << entry->second.end << ")";
       SetState(entry, kCommitted);
     }
+    Merge(range.begin, range.end);
   }
-  MergeAvailable();
 }
 
 int64_t ShardLedger::LeasedIn(int region) const {
-  int64_t sum = 0;
-  for (const auto& [begin, entry] : entries_) {
-    if (entry.state == kLeased && entry.region == region) sum += entry.end - begin;
-  }
-  return sum;
+  return static_cast<size_t>(region) < leased_in_.size() ? leased_in_[region] : 0;
 }
 
 ShardLedger::Audit ShardLedger::MakeAudit() const {

@@ -103,8 +103,15 @@ class ShardLedger {
   // Makes `at` the beginning of an entry.
   Entries::iterator SplitAt(int64_t at);
   void SetState(Entries::iterator entry, State state);
+  // From any state to leased.
+  void Hold(Entries::iterator entry, MemberKey holder, int region, int64_t token, bool custody);
   void MakeAvailable(Entries::iterator entry);
-  void MergeAvailable();
+  // The begins of what this holder has leased, as they are now.
+  std::vector<int64_t> HeldBy(MemberKey holder) const;
+  // What this holder has leased and nobody has custody of, but for what begins in `kept`, is available again.
+  void ReleaseHeld(MemberKey holder, const std::set<int64_t>& kept);
+  // Joins entries that touch [begin, end] with their neighbours, where nothing tells them apart.
+  void Merge(int64_t begin, int64_t end);
   // Calls use(entry) for every entry of [begin, end), cut to fit; nothing for a malformed range.
   template <typename Use>
   void ForEach(const LeasedRange& range, Use use);
@@ -114,6 +121,10 @@ class ShardLedger {
   const int64_t first_token_;
   int64_t leased_end_ = 0;
   Entries entries_;
+  // The same once more, so that no lease and no contribution looks at all entries.
+  std::set<int64_t> available_;                  // Begins.
+  std::map<MemberKey, std::set<int64_t>> held_;  // Begins of what is leased, by holder.
+  std::vector<int64_t> leased_in_;               // Samples, by region.
   int64_t count_[kStates] = {};
   int64_t next_token_;
   std::vector<LeasedRange> commits_;

@@ -1,4 +1,4 @@
-// `wukong chaos`: experiments with faults on real processes.
+// `wukong chaos`: experiments with faults, and a closer look at what they found.
 #ifndef WUKONG_LAUNCH_CHAOS_COMMAND_H_
 #define WUKONG_LAUNCH_CHAOS_COMMAND_H_
 
@@ -11,9 +11,11 @@ namespace wukong {
 // Parsing the verb stores in `*action` what to run; it returns the exit code.
 void AddChaosCommand(CLI::App& app, std::function<int()>* action);
 
-// Its parts, one file each.
-void AddChaosRun(CLI::App* chaos, std::function<int()>* action);
-void AddChaosInject(CLI::App* chaos, std::function<int()>* action);
+// Its subcommands, each in a file of its own.
+void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action);
+void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action);
+void AddChaosShrinkCommand(CLI::App& chaos, std::function<int()>* action);
+void AddChaosReplayCommand(CLI::App& chaos, std::function<int()>* action);
 
 }  // namespace wukong
 

@@ -89,9 +89,9 @@ int Inject(const InjectFlags& flags) {
 
 }  // namespace
 
-void AddChaosInject(CLI::App* chaos, std::function<int()>* action) {
+void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
   auto flags = std::make_shared<InjectFlags>();
-  CLI::App* verb = chaos->add_subcommand(
+  CLI::App* verb = chaos.add_subcommand(
       "inject", "Make something go wrong in a running job whose file says fault_injection: allowed");
   verb->add_option("FAULT", flags->fault, "kill, freeze, slow, nan, sign_flip or scale")->required();
   verb->add_option("TARGET", flags->target,

@@ -340,7 +340,7 @@ int Run(const RunFlags& flags) {
   if (stop.received() != 0) return kExitFailed;
   experiment.Judge(result);
   ExperimentReport report = experiment.report();
-  report.scenario_yaml = ResolvedYaml(scenario);
+  report.scenario_yaml = ScenarioYaml(scenario);
   const std::string folder = *run_dir + "/experiment";
   std::string note;
   const absl::Status written = WriteExperimentReport(folder, report, &note);
@@ -357,9 +357,9 @@ int Run(const RunFlags& flags) {
 
 }  // namespace
 
-void AddChaosRun(CLI::App* chaos, std::function<int()>* action) {
+void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* verb = chaos->add_subcommand(
+  CLI::App* verb = chaos.add_subcommand(
       "run", "Run a scenario on real processes of this machine, with emulated links between regions");
   verb->add_option("SCENARIO", flags->scenario, "The scenario file (docs/simulation.md)")->required();
   verb->add_option("--set", flags->overrides, "key.path=value in place of what the file says; may be repeated")

@@ -63,8 +63,9 @@ absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 
 // The whole job as a job file, with units for people: LoadJobFile makes the same job of it.
 std::string ResolvedYaml(const Job& job);
-// The same for a scenario and LoadScenarioFile.
-std::string ResolvedYaml(const Scenario& scenario);
+
+// A scenario as a scenario file: LoadScenarioFile makes the same scenario of it.
+std::string ScenarioYaml(const Scenario& scenario);
 
 // A Markdown table of every key with its type, default, bounds and meaning.
 std::string KeyReference();

@@ -120,7 +120,7 @@ std::string ResolvedYaml(const Job& job) {
   return text;
 }
 
-std::string ResolvedYaml(const Scenario& scenario) {
+std::string ScenarioYaml(const Scenario& scenario) {
   std::string text;
   WriteMessage(scenario, 0, false, &text);
   return text;

@@ -36,6 +36,37 @@ TEST(ScenarioFileTest, ThereAreEnoughExamplesAndAllAreGood) {
   }
 }
 
+TEST(ScenarioFileTest, AScenarioAsYamlReadsBackAsItWas) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/scenario_file_test.", getpid(), ".again.yaml");
+  const auto expect_same_again = [&](const Scenario& scenario) {
+    const std::string yaml = ScenarioYaml(scenario);
+    std::ofstream(path) << yaml;
+    const auto again = LoadScenarioFile(path, {});
+    ASSERT_TRUE(again.ok()) << again.status() << "\n" << yaml;
+    EXPECT_EQ(again->scenario.DebugString(), scenario.DebugString()) << yaml;
+  };
+  for (const std::string& example : Examples()) {
+    SCOPED_TRACE(example);
+    auto source = LoadScenarioFile(example, {});
+    ASSERT_TRUE(source.ok()) << source.status();
+    expect_same_again(source->scenario);
+    // Numbers that no person would write.
+    Fault* fault = source->scenario.add_timeline();
+    fault->set_fault(FAULT_KIND_LOSS);
+    fault->add_target("*/**");
+    fault->add_target("root");
+    fault->set_at_ns(12'345'678'912'345);
+    fault->set_for_ns(1'000'001);
+    fault->set_version(1);
+    fault->set_direction(DIRECTION_UP);
+    fault->set_probability(0.1234567890123);
+    source->scenario.set_doc("two lines:\n  \"quoted\" # no comment");
+    source->scenario.set_seed(~uint64_t{0});
+    expect_same_again(source->scenario);
+  }
+  std::filesystem::remove(path);
+}
+
 TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
   const struct {
     const char* timeline;  // From line 4 on.

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,7 +19,7 @@
 #include "absl/strings/str_split.h"
 #include "glog/logging.h"
 #include "launch/exit_code.h"
-#include "launch/job_file.h"
+#include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/sim/simulation.h"
@@ -67,19 +66,21 @@ Json ToJson(uint64_t seed, const SimulationResult& result, double wall_seconds) 
 }
 
 absl::StatusOr<Json> RunSeed(const Scenario& scenario, uint64_t seed, const std::string& tape_path) {
-  std::ofstream tape;
+  TapeWriter tape;
   Tape::Watcher watcher;
   if (!tape_path.empty()) {
-    tape.open(tape_path);
-    if (!tape) return absl::InvalidArgumentError(absl::StrCat("cannot write the tape to ", tape_path));
-    watcher = [&tape](const TapeEvent& event) { tape << TapeEventToJson(event) << "\n"; };
+    if (absl::Status status = tape.Open(tape_path, scenario, seed); !status.ok()) return status;
+    watcher = [&tape](const TapeEvent& event) { tape.Add(event); };
   }
   const RealClock clock;
   const absl::Time begin = clock.Now();
   const absl::StatusOr<SimulationResult> result = RunSimulation(scenario, seed, watcher);
   if (!result.ok()) return result.status();
-  if (tape.is_open() && !tape.flush()) return absl::ResourceExhaustedError(absl::StrCat("cannot write ", tape_path));
-  return ToJson(seed, *result, absl::ToDoubleSeconds(clock.Now() - begin));
+  const double wall_seconds = absl::ToDoubleSeconds(clock.Now() - begin);
+  if (!tape_path.empty()) {
+    if (absl::Status status = tape.Finish(*result); !status.ok()) return status;
+  }
+  return ToJson(seed, *result, wall_seconds);
 }
 
 void PrintOne(const Scenario& scenario, const Json& run) {
@@ -201,14 +202,9 @@ int RunSeeds(const SimFlags& flags, const Scenario& scenario, uint64_t from, uin
 }
 
 int Sim(const SimFlags& flags) {
-  const absl::StatusOr<ScenarioSource> source = LoadScenarioFile(flags.scenario, flags.overrides);
-  if (!source.ok()) return ReportStatus(source.status());
-  const Scenario& scenario = source->scenario;
-  JobErrors errors;
-  for (const ScenarioProblem& problem : FindScenarioProblems(scenario)) {
-    errors.Add(source->Where(problem.key), problem.reason);
-  }
-  if (!errors.empty()) return ReportStatus(errors.ToStatus());
+  const absl::StatusOr<Scenario> loaded = LoadCheckedScenario(flags.scenario, flags.overrides);
+  if (!loaded.ok()) return ReportStatus(loaded.status());
+  const Scenario& scenario = *loaded;
   FLAGS_minloglevel = google::GLOG_FATAL;  // What nodes say to their logs is on the tape.
   if (!flags.seeds.empty()) {
     const std::vector<std::string> ends = absl::StrSplit(flags.seeds, "..");

@@ -15,8 +15,7 @@ namespace {
 constexpr char kRunDir[] = "/run";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
-// How long members that may be dead are waited for at the end, as in production.
-constexpr absl::Duration kFarewell = absl::Seconds(5);
+constexpr absl::Duration kFarewell = absl::Seconds(5);  // As coordinator/coordinator.cc waits for members to hear it.
 
 }  // namespace
 
@@ -26,13 +25,13 @@ struct SimCoordinator::Life {
   std::unique_ptr<CoordinatorCore> core;
   std::unique_ptr<NodeEngine> engine;
   std::unique_ptr<SimNode> node;
-  std::vector<std::function<void()>> waiters;  // For the disk.
-  bool serves = false;                         // Its term is on the disk.
+  std::vector<Action> waiters;  // For the disk.
+  bool serves = false;          // Its term is on the disk.
   bool syncing = false;
   bool snapshot_due = false;
   int64_t merged_tokens = 0;
   Version published;
-  absl::Time ended = absl::InfiniteFuture();  // When the budget was committed.
+  absl::Time over = absl::InfiniteFuture();  // When the budget was committed.
 };
 
 SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::Duration sync_time)
@@ -42,7 +41,7 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
       sync_time_(sync_time),
       disk_(DeriveSeed(world->seed, "sim.disk")) {
   door_.process = this;
-  door_.join = [this](const JoinRequest& request, const std::function<void(absl::StatusOr<JoinReply>)>& respond) {
+  door_.join = [this](const JoinRequest& request, SimCoordinatorDoor::Answer<JoinReply> respond) {
     absl::StatusOr<JoinReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr && life_state_->serves) {
       With([&](CoordinatorCore& core) { reply = core.Join(request, Now()); });
@@ -52,10 +51,9 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
       return;
     }
     // Nobody may be told an incarnation that another life of this coordinator could give away again.
-    WhenDurable([respond, reply] { respond(reply); });
+    WhenDurable([respond = std::move(respond), reply]() mutable { respond(reply); });
   };
-  door_.heartbeat = [this](const HeartbeatRequest& request,
-                           const std::function<void(absl::StatusOr<HeartbeatReply>)>& respond) {
+  door_.heartbeat = [this](const HeartbeatRequest& request, SimCoordinatorDoor::Answer<HeartbeatReply> respond) {
     absl::StatusOr<HeartbeatReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr && life_state_->serves) {
       With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
@@ -210,7 +208,7 @@ void SimCoordinator::Begin() {
 
 void SimCoordinator::End() { life_state_.reset(); }
 
-void SimCoordinator::With(const std::function<void(CoordinatorCore&)>& use) {
+void SimCoordinator::With(absl::FunctionRef<void(CoordinatorCore&)> use) {
   Life* life = life_state_.get();
   use(*life->core);
   for (CoordinatorCore::Effect& effect : life->core->TakeEffects()) {
@@ -230,7 +228,7 @@ absl::Status SimCoordinator::MakeDurable() {
   return absl::UnavailableError("the disk is at work");
 }
 
-void SimCoordinator::WhenDurable(std::function<void()> work) {
+void SimCoordinator::WhenDurable(Action work) {
   life_state_->waiters.push_back(std::move(work));
   SyncLater();
 }
@@ -247,9 +245,9 @@ void SimCoordinator::SyncLater() {
       After(kDiskRetry, [this] { SyncLater(); });
       return;
     }
-    std::vector<std::function<void()>> waiters;
+    std::vector<Action> waiters;
     waiters.swap(life->waiters);
-    for (const auto& waiter : waiters) waiter();
+    for (Action& waiter : waiters) waiter();
     if (life->engine->blocked()) life->engine->Resume();
     AtPlace(Place::kAfterAck, life->published);
     if (life->engine->blocked() || !life->waiters.empty()) SyncLater();
@@ -292,9 +290,9 @@ void SimCoordinator::Tick() {
   life->node->Pump();
   if (phase == CoordinatorCore::Phase::kFailed) Fail(absl::AbortedError(life->core->failure()));
   if (phase == CoordinatorCore::Phase::kDone) {
-    life->ended = std::min(life->ended, Now());
+    life->over = std::min(life->over, Now());
     budget_committed_ = true;
-    if (told || Now() - life->ended >= kFarewell) done_ = true;
+    if (told || Now() - life->over >= kFarewell) done_ = true;
   }
   if (life->log->ClaimSnapshot()) life->snapshot_due = true;
   TakeSnapshotIfDue();

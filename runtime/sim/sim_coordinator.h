@@ -8,11 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/root_log.h"
+#include "runtime/model/synthetic_trainer.h"
 #include "runtime/sim/sim_node.h"
 #include "runtime/sim/sim_session.h"
-#include "runtime/model/synthetic_trainer.h"
 #include "runtime/storage/fault_file_system.h"
 
 namespace wukong {
@@ -46,10 +47,10 @@ class SimCoordinator final : public SimProcess {
   void End() override;
   void Fail(const absl::Status& status);
   void CannotBegin(const absl::Status& status);
-  void With(const std::function<void(CoordinatorCore&)>& use);
+  void With(absl::FunctionRef<void(CoordinatorCore&)> use);
   void Tick();
   // Runs `work` when every record so far is on the disk.
-  void WhenDurable(std::function<void()> work);
+  void WhenDurable(Action work);
   absl::Status MakeDurable();
   void SyncLater();
   void TakeSnapshotIfDue();

@@ -18,13 +18,13 @@ SimLink::SimLink(EventQueue* queue, const LinkShape& shape, uint64_t seed, std::
     : queue_(queue), seed_(seed), name_(std::move(name)), model_(shape) {}
 
 int64_t SimLink::Open() {
-  const int64_t connection = next_connection_++;
-  connections_.emplace(connection, StreamModel(seed_, name_, static_cast<uint64_t>(connection)));
-  return connection;
+  // They are numbered from 1 where their random streams are chosen.
+  connections_.emplace_back(StreamModel(seed_, name_, connections_.size() + 1));
+  return static_cast<int64_t>(connections_.size()) - 1;
 }
 
-void SimLink::Send(int64_t connection, int64_t bytes, std::function<void()> departed, std::function<void()> arrived) {
-  Connection& from = connections_.at(connection);
+void SimLink::Send(int64_t connection, int64_t bytes, Arrival departed, Arrival arrived) {
+  Connection& from = At(connection);
   if (from.messages.empty()) turns_.push_back(connection);
   from.messages.push_back({bytes + kFrameBytes, std::move(departed), std::move(arrived)});
   bytes_ += bytes + kFrameBytes;
@@ -33,27 +33,31 @@ void SimLink::Send(int64_t connection, int64_t bytes, std::function<void()> depa
 
 void SimLink::SetShape(const LinkShape& shape) {
   model_.SetShape(shape, queue_->Now());
-  for (auto& [number, connection] : connections_) connection.model.Restart(queue_->Now());
+  for (Connection& connection : connections_) connection.model.Restart(queue_->Now());
   WakeAt(queue_->Now());
 }
 
 void SimLink::SetCut(bool cut) {
   cut_ = cut;
   if (cut) return;
-  std::deque<std::function<void()>> held = std::move(held_);
-  held_.clear();
+  std::vector<size_t> held;
+  held.swap(held_);
   model_.HoldUntil(queue_->Now());
-  for (auto& arrived : held) queue_->After(model_.shape().delay, std::move(arrived));
-  for (auto& [number, connection] : connections_) connection.model.HoldUntil(queue_->Now() + model_.shape().delay);
+  for (const size_t message : held) {
+    queue_->After(model_.shape().delay, [this, message] { Arrive(message); });
+  }
+  for (Connection& connection : connections_) connection.model.HoldUntil(queue_->Now() + model_.shape().delay);
   WakeAt(queue_->Now());
 }
 
-void SimLink::Arrive(std::function<void()> arrived) {
+void SimLink::Arrive(size_t message) {
   if (cut_) {
-    held_.push_back(std::move(arrived));
-  } else {
-    arrived();
+    held_.push_back(message);
+    return;
   }
+  Arrival arrival = std::move(in_flight_[message]);
+  free_.push_back(message);
+  arrival.Happen();
 }
 
 void SimLink::WakeAt(absl::Time time) {
@@ -77,7 +81,7 @@ void SimLink::Pump() {
     absl::Time soonest = absl::InfiniteFuture();
     auto turn = turns_.begin();
     for (; turn != turns_.end(); ++turn) {
-      const absl::Time eligible = connections_.at(*turn).model.eligible_at();
+      const absl::Time eligible = At(*turn).model.eligible_at();
       if (eligible <= now) break;
       soonest = std::min(soonest, eligible);
     }
@@ -87,7 +91,7 @@ void SimLink::Pump() {
     }
     const int64_t number = *turn;
     turns_.erase(turn);
-    Connection& connection = connections_.at(number);
+    Connection& connection = At(number);
     Message& message = connection.messages.front();
     const int64_t bytes = connection.model.NextBytes(model_.shape(), std::min(message.left, model_.QuantumBytes()));
     const StreamModel::Sent sent = connection.model.Send(model_, rtt_, now, bytes);
@@ -96,8 +100,20 @@ void SimLink::Pump() {
       turns_.push_back(number);
       continue;
     }
-    if (message.departed) queue_->At(sent.departure, std::move(message.departed));
-    queue_->At(sent.arrival, [this, arrived = std::move(message.arrived)] { Arrive(arrived); });
+    if (message.departed.action) {
+      Arrival& departed = message.departed;
+      queue_->At(sent.departure, std::move(departed.action), departed.to,
+                 SimProcess::TagOf(departed.life, /*on_arrival=*/true));
+    }
+    size_t place = in_flight_.size();
+    if (free_.empty()) {
+      in_flight_.push_back(std::move(message.arrived));
+    } else {
+      place = free_.back();
+      free_.pop_back();
+      in_flight_[place] = std::move(message.arrived);
+    }
+    queue_->At(sent.arrival, [this, place] { Arrive(place); });
     connection.messages.pop_front();
     if (!connection.messages.empty()) turns_.push_back(number);
   }
@@ -141,82 +157,108 @@ std::shared_ptr<SimNetwork::Stream> SimNetwork::OpenStream(SimProcess* from, Sim
   return stream;
 }
 
-void SimNetwork::Stream::Send(int64_t bytes, std::function<void()> departed, std::function<void()> receive) {
-  auto arrived = [to = to_, life = to_life_, receive = std::move(receive)] {
-    if (to->alive() && to->life() == life) to->Deliver(receive);
-  };
-  std::function<void()> left;
-  if (departed) {
-    left = [from = from_, life = from_life_, departed = std::move(departed)] {
-      if (from->alive() && from->life() == life) from->Deliver(departed);
-    };
-  }
+void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
   if (link_ != nullptr) {
-    link_->Send(connection_, bytes, std::move(left), std::move(arrived));
+    link_->Send(connection_, bytes, {from_, from_life_, std::move(departed)}, {to_, to_life_, std::move(receive)});
     return;
   }
   const absl::Time departure =
       std::max(queue_->Now(), last_) + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond);
   last_ = departure;
-  if (left) queue_->At(departure, std::move(left));
-  queue_->At(departure + kLocalDelay, std::move(arrived));
+  if (departed) {
+    queue_->At(departure, std::move(departed), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
+  }
+  queue_->At(departure + kLocalDelay, std::move(receive), to_, SimProcess::TagOf(to_life_, /*on_arrival=*/true));
 }
 
-void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, std::function<void()> arrived) {
+void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived) {
   SimLink* link = LinkBetween(from->site(), to->site());
   if (link == nullptr) {
     queue_->After(kLocalDelay + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond),
                   std::move(arrived));
     return;
   }
-  int64_t& connection = connections_[{from, to}];
-  if (connection == 0) connection = link->Open();
-  link->Send(connection, bytes, nullptr, std::move(arrived));
+  const auto [connection, is_new] = connections_.try_emplace(std::make_pair(from, to), 0);
+  if (is_new) connection->second = link->Open();
+  link->Send(connection->second, bytes, {}, {nullptr, 0, std::move(arrived)});
 }
 
-void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout,
-                      const std::function<void(const Respond&)>& serve,
-                      const std::function<void(absl::Status)>& failed) {
-  struct State {
-    bool over = false;
-    int64_t hook = 0;  // At the server, for when it dies.
-  };
-  auto state = std::make_shared<State>();
-  const auto fail = [state, from, life = from->life(), failed](const absl::Status& status) {
-    if (state->over || !from->alive() || from->life() != life) return;
-    state->over = true;
-    from->Deliver([failed, status] { failed(status); });
-  };
-  from->After(timeout, [fail] { fail(absl::DeadlineExceededError("no answer in time")); });
+// A call under way. Everything that happens on its behalf holds it and nothing else, so that its events are small.
+struct SimNetwork::PendingCall {
+  SimNetwork* network = nullptr;
+  SimProcess* from = nullptr;
+  SimProcess* to = nullptr;
+  int64_t from_life = 0;
+  int64_t bytes = 0;
+  Serve serve;
+  Failed failed;
+  Action done;
+  absl::Status status;
+  bool over = false;
+  int64_t hook = 0;  // At the server, for when it dies.
+  EventQueue::EventId timeout;
 
-  const auto arrive = [this, state, from, to, serve, fail, from_life = from->life()](bool first) {
-    if (!to->alive()) {
-      if (first) Carry(to, from, 0, [fail] { fail(absl::UnavailableError("nobody listens")); });
+  // False when nobody waits for the end of the call any more.
+  bool End() {
+    if (over || !from->alive() || from->life() != from_life) return false;
+    over = true;
+    network->queue_->Cancel(timeout);
+    return true;
+  }
+  static void Fail(const std::shared_ptr<PendingCall>& call, absl::Status status) {
+    if (!call->End()) return;
+    call->status = std::move(status);
+    call->from->Deliver([call] { call->failed(call->status); });
+  }
+  static void Arrive(const std::shared_ptr<PendingCall>& call, bool first) {
+    SimNetwork* const network = call->network;
+    if (!call->to->alive()) {
+      if (!first) return;
+      network->Carry(call->to, call->from, 0, [call] { Fail(call, absl::UnavailableError("nobody listens")); });
       return;
     }
     if (first) {
-      state->hook = to->OnDeath([this, from, to, fail] {
-        Carry(to, from, 0, [fail] { fail(absl::UnavailableError("the connection broke")); });
+      call->hook = call->to->OnDeath([call] {
+        call->network->Carry(call->to, call->from, 0,
+                             [call] { Fail(call, absl::UnavailableError("the connection broke")); });
       });
+      call->to->Deliver([call] { call->serve(Respond(call, true)); });
+    } else {
+      call->to->Deliver([call] { call->serve(Respond(call, false)); });
     }
-    to->Deliver([this, state, from, to, serve, from_life, first] {
-      serve([this, state, from, to, from_life, first](int64_t reply_bytes, const std::function<void()>& done) {
-        if (!first) return;  // Nobody waits for the answer to a second copy.
-        to->Forget(state->hook);
-        Carry(to, from, reply_bytes, [state, from, from_life, done] {
-          if (state->over || !from->alive() || from->life() != from_life) return;
-          state->over = true;
-          from->Deliver(done);
-        });
-      });
-    });
-  };
+  }
+};
+
+void SimNetwork::Respond::operator()(int64_t bytes, Action done) const {
+  if (!first_) return;
+  call_->to->Forget(call_->hook);
+  call_->done = std::move(done);
+  call_->network->Carry(call_->to, call_->from, bytes, [call = call_] {
+    if (call->End()) call->from->Deliver(std::move(call->done));
+  });
+}
+
+void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve,
+                      Failed failed) {
+  auto call = std::make_shared<PendingCall>();
+  call->network = this;
+  call->from = from;
+  call->to = to;
+  call->from_life = from->life();
+  call->bytes = bytes;
+  call->serve = std::move(serve);
+  call->failed = std::move(failed);
+  call->timeout =
+      from->After(timeout, [call] { PendingCall::Fail(call, absl::DeadlineExceededError("no answer in time")); });
+
   const Faults faults = FaultsBetween(from->site(), to->site());
   const absl::Duration rtt = RoundTrip(from->site(), to->site());
   const auto late = [this, rtt] { return absl::Seconds(random_.Exponential(absl::ToDoubleSeconds(rtt) + 0.001)); };
   if (Happens(faults.duplicate)) {
     ++duplicated_;
-    queue_->After(late(), [this, from, to, bytes, arrive] { Carry(from, to, bytes, [arrive] { arrive(false); }); });
+    queue_->After(late(), [call] {
+      call->network->Carry(call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, false); });
+    });
   }
   absl::Duration delay;
   if (Happens(faults.reorder)) {
@@ -224,9 +266,11 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
     delay = late();
   }
   if (delay > absl::ZeroDuration()) {
-    queue_->After(delay, [this, from, to, bytes, arrive] { Carry(from, to, bytes, [arrive] { arrive(true); }); });
+    queue_->After(delay, [call] {
+      call->network->Carry(call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); });
+    });
   } else {
-    Carry(from, to, bytes, [arrive] { arrive(true); });
+    Carry(from, to, bytes, [call = std::move(call)] { PendingCall::Arrive(call, true); });
   }
 }
 

@@ -5,12 +5,14 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
-#include <map>
+#include <list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "runtime/base/random.h"
@@ -20,6 +22,20 @@
 
 namespace wukong {
 
+// Where bytes arrive: at a process in one of its lives, or (no process) in the network itself.
+struct Arrival {
+  SimProcess* to = nullptr;
+  int64_t life = 0;
+  Action action;
+  void Happen() {
+    if (to == nullptr) {
+      action();
+    } else {
+      to->Happen(SimProcess::TagOf(life, /*on_arrival=*/true), std::move(action));
+    }
+  }
+};
+
 // One direction of a link. A cut link holds what is on it, as TCP does under a partition, and delivers when it heals.
 class SimLink {
  public:
@@ -27,8 +43,8 @@ class SimLink {
 
   // Bytes of one connection arrive in the order in which they were sent.
   int64_t Open();
-  // `departed` (may be null) when the last byte is on the wire; `arrived` at the other end.
-  void Send(int64_t connection, int64_t bytes, std::function<void()> departed, std::function<void()> arrived);
+  // `departed` (its action may be null) when the last byte is on the wire; `arrived` at the other end.
+  void Send(int64_t connection, int64_t bytes, Arrival departed, Arrival arrived);
 
   const LinkShape& shape() const { return model_.shape(); }
   void SetShape(const LinkShape& shape);
@@ -39,28 +55,31 @@ class SimLink {
  private:
   struct Message {
     int64_t left = 0;
-    std::function<void()> departed;
-    std::function<void()> arrived;
+    Arrival departed;
+    Arrival arrived;
   };
   struct Connection {
     explicit Connection(const StreamModel& stream) : model(stream) {}
     StreamModel model;
-    std::deque<Message> messages;
+    std::list<Message> messages;
   };
+  Connection& At(int64_t connection) { return connections_[static_cast<size_t>(connection)]; }
   void Pump();
   void WakeAt(absl::Time time);
-  void Arrive(std::function<void()> arrived);
+  // `message` is its place in in_flight_.
+  void Arrive(size_t message);
 
   EventQueue* const queue_;
   const uint64_t seed_;
   const std::string name_;
   LinkModel model_;
   absl::Duration rtt_;
-  std::map<int64_t, Connection> connections_;
-  std::deque<int64_t> turns_;  // Connections that have something to send.
-  int64_t next_connection_ = 1;
+  std::deque<Connection> connections_;
+  std::deque<int64_t> turns_;       // Connections that have something to send.
+  std::vector<Arrival> in_flight_;  // Between departure and arrival; what is not is in free_.
+  std::vector<size_t> free_;
   bool cut_ = false;
-  std::deque<std::function<void()>> held_;
+  std::vector<size_t> held_;  // In in_flight_: what would have arrived while the link was cut.
   absl::Time wake_ = absl::InfiniteFuture();
   int64_t bytes_ = 0;
 };
@@ -90,7 +109,7 @@ class SimNetwork {
   class Stream {
    public:
     // `receive` runs in the receiving process, `departed` in the sender's.
-    void Send(int64_t bytes, std::function<void()> departed, std::function<void()> receive);
+    void Send(int64_t bytes, Action departed, Action receive);
     SimProcess* receiver() const { return to_; }
 
    private:
@@ -108,10 +127,11 @@ class SimNetwork {
 
   // A call: `serve(respond)` runs at `to`, `respond(bytes, done)` runs `done` at `from` when the answer is there.
   // `failed` runs at `from` when the answer does not come within `timeout`, or `to` is dead or dies. One of the two
-  // runs, once.
-  using Respond = std::function<void(int64_t bytes, std::function<void()> done)>;
-  void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout,
-            const std::function<void(const Respond&)>& serve, const std::function<void(absl::Status)>& failed);
+  // runs, once; `serve` runs twice for a request that is duplicated.
+  class Respond;
+  using Serve = absl::AnyInvocable<void(const Respond&)>;
+  using Failed = absl::AnyInvocable<void(const absl::Status&)>;
+  void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve, Failed failed);
 
   // Draws whether something with this probability happens to a message.
   bool Happens(double probability);
@@ -125,15 +145,28 @@ class SimNetwork {
     std::unique_ptr<SimLink> up, down;
     Faults faults;
   };
+  struct PendingCall;
   // A message on the connection that two processes have for their calls.
-  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, std::function<void()> arrived);
+  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived);
 
   EventQueue* const queue_;
   const uint64_t seed_;
   Random random_{DeriveSeed(seed_, "sim.network")};
   std::vector<Region> regions_;
-  std::map<std::pair<SimProcess*, SimProcess*>, int64_t> connections_;
+  absl::flat_hash_map<std::pair<SimProcess*, SimProcess*>, int64_t> connections_;
   int64_t duplicated_ = 0, reordered_ = 0, corrupted_ = 0;
+};
+
+// Answers a call; may be kept for later.
+class SimNetwork::Respond {
+ public:
+  void operator()(int64_t bytes, Action done) const;
+
+ private:
+  friend class SimNetwork;
+  Respond(std::shared_ptr<PendingCall> call, bool first) : call_(std::move(call)), first_(first) {}
+  std::shared_ptr<PendingCall> call_;
+  bool first_;  // Nobody waits for the answer to a second copy.
 };
 
 }  // namespace wukong

@@ -31,7 +31,7 @@ void SimNode::SetEngine(NodeEngine* engine) {
 }
 
 void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
-                         std::function<void(absl::StatusOr<ContributeReply>)> respond) {
+                         absl::AnyInvocable<void(absl::StatusOr<ContributeReply>)> respond) {
   if (engine_ == nullptr) {
     respond(absl::UnavailableError("the aggregator has no parameters yet"));
     return;
@@ -49,8 +49,9 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
   NodeEngine::Contribution contribution;
   contribution.header = header;
   contribution.payload = payload;
-  contribution.answer = [this, id, ranges = std::move(manifest.ranges), respond = std::move(respond)](
-                            Verdict verdict, const std::string& detail) {
+  const auto answer = std::make_shared<decltype(respond)>(std::move(respond));
+  contribution.answer = [this, id, ranges = std::move(manifest.ranges), answer](Verdict verdict,
+                                                                                const std::string& detail) {
     if (verdict != VERDICT_OUT_OF_ORDER) {
       world_->Note(TapeEvent::kAnswered, process_->name(), {id[0], id[1], id[2], verdict});
     }
@@ -62,7 +63,7 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
     ContributeReply reply;
     reply.set_verdict(verdict);
     reply.set_detail(detail);
-    respond(reply);
+    (*answer)(std::move(reply));
   };
   engine_->Take(std::move(contribution));
   engine_->Flush();
@@ -80,7 +81,9 @@ bool SimNode::Follow(Follower follower) {
                                             Sequence(std::max<int64_t>(1, request.next_sequence()))});
   following->cursor = engine_->public_parameters().CursorAt(std::move(have));
   following->follower = std::move(follower);
+  following->follower.connection->CountIn(closed_);
   engine_->public_parameters().AddFollower();
+  pumped_ = Version();
   followers_.push_back(std::move(following));
   Pump();
   return true;
@@ -97,8 +100,13 @@ void SimNode::NotePublished() {
 void SimNode::Pump() {
   if (engine_ == nullptr) return;
   NotePublished();
+  // Whoever is not up to date is being sent something, and goes on after that.
+  const Version version = engine_->public_parameters().version();
+  if (*closed_ == 0 && version == pumped_) return;
+  *closed_ = 0;
+  pumped_ = version;
   for (size_t i = 0; i < followers_.size();) {
-    if (followers_[i]->follower.closed()) {
+    if (!followers_[i]->follower.connection->open()) {
       followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
       engine_->public_parameters().RemoveFollower();
       continue;
@@ -128,13 +136,13 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
       bytes,
       [this, following] {
         following->busy = false;
-        if (following->follower.closed()) {
+        if (!following->follower.connection->open()) {
           Pump();
         } else {
           PumpOne(following);
         }
       },
-      [take = following->follower.take, sent = *std::move(message)] { take(sent); });
+      [following, sent = *std::move(message)]() mutable { following->follower.take(std::move(sent)); });
 }
 
 SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent,
@@ -157,12 +165,13 @@ absl::Duration SimUplink::Backoff(int attempt) {
 }
 
 void SimUplink::ConnectLater() {
-  ++connection_;
+  connection_->Close();
   self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
 }
 
 void SimUplink::Connect() {
-  const int64_t connection = ++connection_;
+  connection_->Close();
+  connection_ = std::make_shared<SimConnection>();
   FollowRequest request;
   request.set_member(options_.self.member.value());
   request.set_incarnation(options_.self.incarnation.value());
@@ -170,45 +179,43 @@ void SimUplink::Connect() {
   request.set_have_version(have.complete.value());
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_next_sequence(next_sequence_.value());
-  const auto closed = [open = open_, this, connection] { return !*open || connection_ != connection; };
-  const auto failed = [this, closed](const absl::Status&) {
-    if (!closed()) ConnectLater();
-  };
+  const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
   world_->network.Call(
-      self_, process_, static_cast<int64_t>(request.ByteSizeLong()), absl::Seconds(10),
-      [this, request, closed, connection, self = self_, life = self_->life()](const SimNetwork::Respond& respond) {
+      self_, process_, bytes, absl::Seconds(10),
+      [this, request, connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
-        if (closed()) return;
+        if (!connection->open()) return;
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
-        follower.stream = world_->network.OpenStream(process_, self);
-        follower.closed = [closed, self, life] { return !self->alive() || self->life() != life || closed(); };
-        follower.take = [this, closed, connection](const FollowMessage& message) {
-          if (!closed()) Take(connection, message);
+        follower.stream = world_->network.OpenStream(process_, self_);
+        follower.connection = connection;
+        follower.take = [this, connection](FollowMessage message) {
+          if (connection->open()) Take(std::move(message));
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
-        respond(16, [this, closed, taken] {
-          if (closed()) return;
-          if (!taken) ConnectLater();
+        respond(16, [this, connection, taken] {
+          if (connection->open() && !taken) ConnectLater();
         });
       },
-      failed);
+      [this, connection = connection_](const absl::Status&) {
+        if (connection->open()) ConnectLater();
+      });
   // A parent that dies resets the connection.
-  process_->OnDeath([this, closed, self = self_, life = self_->life()] {
-    if (closed() || !self->alive() || self->life() != life) return;
-    world_->queue.After(world_->network.RoundTrip(process_->site(), self->site()) / 2, [this, closed, self, life] {
-      if (self->alive() && self->life() == life && !closed())
-        self->Deliver(Guard([this, closed] {
-          if (!closed()) ConnectLater();
-        }));
+  process_->OnDeath([this, connection = connection_] {
+    if (!connection->open()) return;
+    const absl::Duration way = world_->network.RoundTrip(process_->site(), self_->site()) / 2;
+    world_->queue.After(way, [this, connection] {
+      if (!connection->open()) return;
+      self_->Deliver([this, connection] {
+        if (connection->open()) ConnectLater();
+      });
     });
   });
 }
 
-void SimUplink::Take(int64_t connection, const FollowMessage& message) {
-  if (connection != connection_) return;
-  const absl::StatusOr<bool> completed = parameters_.Take(message);
+void SimUplink::Take(FollowMessage message) {
+  const absl::StatusOr<bool> completed = parameters_.Take(std::move(message));
   if (!completed.ok()) {
     parameters_.Reset();
     ConnectLater();
@@ -232,47 +239,52 @@ void SimUplink::SendLater() {
                }));
 }
 
+void SimUplink::Answered(const absl::StatusOr<ContributeReply>& reply) {
+  if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
+    SendLater();
+    return;
+  }
+  send_attempt_ = 0;
+  sending_ = false;
+  const Sequence sequence = outgoing_.front().manifest.sequence;
+  outgoing_.pop_front();
+  next_sequence_ = Sequence(sequence.value() + 1);
+  const auto open = open_;
+  callbacks_.on_answer(sequence, reply->verdict());
+  if (*open) SendNext();
+}
+
 void SimUplink::SendNext() {
   if (sending_ || outgoing_.empty()) return;
   sending_ = true;
   const Outgoing& outgoing = outgoing_.front();
-  ContributionHeader header;
+  auto sent = std::make_shared<Sent>();
+  ContributionHeader& header = sent->header;
   ManifestToProto(outgoing.manifest, &header);
   header.set_codec(outgoing.payload->codec);
   header.set_fragments(static_cast<int>(outgoing.payload->fragments.size()));
   header.set_payload_checksum(outgoing.payload->checksum());
   header.set_schema_digest(options_.schema_digest);
-  std::shared_ptr<const EncodedVector> payload = outgoing.payload;
+  sent->payload = outgoing.payload;
   if (world_->network.Happens(world_->network.FaultsBetween(self_->site(), process_->site()).corrupt)) {
-    payload = Damaged(*payload, random_());
+    sent->payload = Damaged(*sent->payload, random_());
     world_->network.NoteCorrupted();
   }
+  const int64_t bytes = static_cast<int64_t>(header.ByteSizeLong()) + sent->payload->bytes();
   world_->network.Call(
-      self_, process_, static_cast<int64_t>(header.ByteSizeLong()) + payload->bytes(),
-      absl::Nanoseconds(world_->job.limits().rpc_ns()),
-      [this, open = open_, header, payload](const SimNetwork::Respond& respond) {
+      self_, process_, bytes, absl::Nanoseconds(world_->job.limits().rpc_ns()),
+      [this, open = open_, sent](const SimNetwork::Respond& respond) {
         // The parent is the one that this child was attached to, whether the child is still there or not.
         SimNode* node = *open ? parent_() : nullptr;
-        const auto answer = [this, open, respond](const absl::StatusOr<ContributeReply>& reply) {
-          respond(32, [this, open, reply] {
-            if (!*open) return;
-            if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
-              SendLater();
-              return;
-            }
-            send_attempt_ = 0;
-            sending_ = false;
-            const Sequence sequence = outgoing_.front().manifest.sequence;
-            outgoing_.pop_front();
-            next_sequence_ = Sequence(sequence.value() + 1);
-            callbacks_.on_answer(sequence, reply->verdict());
-            if (*open) SendNext();
+        const auto answer = [this, open, respond](absl::StatusOr<ContributeReply> reply) {
+          respond(32, [this, open, reply = std::move(reply)] {
+            if (*open) Answered(reply);
           });
         };
         if (node == nullptr) {
           answer(absl::UnavailableError("no parent"));
         } else {
-          node->Contribute(header, payload, answer);
+          node->Contribute(sent->header, sent->payload, answer);
         }
       },
       [this, open = open_](const absl::Status&) {

@@ -32,6 +32,22 @@ struct SimWorld {
   Tape tape;
 };
 
+// A child's connection to its parent, which both ends hold: whether it is still open.
+class SimConnection {
+ public:
+  bool open() const { return open_; }
+  void Close() {
+    if (open_ && closed_ != nullptr) ++*closed_;
+    open_ = false;
+  }
+  // Counted there when it is closed.
+  void CountIn(std::shared_ptr<int64_t> closed) { closed_ = std::move(closed); }
+
+ private:
+  bool open_ = true;
+  std::shared_ptr<int64_t> closed_;
+};
+
 // The parent's side: contributions come in, versions go out. Lives as long as its process does.
 class SimNode {
  public:
@@ -42,13 +58,13 @@ class SimNode {
   NodeEngine* engine() const { return engine_; }
 
   void Contribute(const ContributionHeader& header, const std::shared_ptr<const EncodedVector>& payload,
-                  std::function<void(absl::StatusOr<ContributeReply>)> respond);
-  // Messages go to `child` until either dies or `closed()`; each is given to `take` there.
+                  absl::AnyInvocable<void(absl::StatusOr<ContributeReply>)> respond);
+  // Messages go to `child` until either dies or closes the connection; each is given to `take` there.
   struct Follower {
     FollowRequest request;
     std::shared_ptr<SimNetwork::Stream> stream;
-    std::function<bool()> closed;
-    std::function<void(const FollowMessage&)> take;
+    std::shared_ptr<SimConnection> connection;
+    std::function<void(FollowMessage)> take;
   };
   bool Follow(Follower follower);
   // Sends what there is to send. After everything that may have made a version.
@@ -70,6 +86,9 @@ class SimNode {
   NodeEngine* engine_ = nullptr;
   Version published_;
   std::vector<std::shared_ptr<Following>> followers_;
+  // Since the last time that all followers were looked at: connections that were closed, and the version then.
+  std::shared_ptr<int64_t> closed_ = std::make_shared<int64_t>(0);
+  Version pumped_;
 };
 
 // The child's side, as ParentLink is in production.
@@ -88,7 +107,10 @@ class SimUplink final : public ParentPort {
   // `parent()` is the node at `process`, or null while it has none.
   SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std::function<SimNode*()> parent, Options options,
             Callbacks callbacks);
-  ~SimUplink() override { *open_ = false; }
+  ~SimUplink() override {
+    *open_ = false;
+    connection_->Close();
+  }
 
   const FollowedParameters& parameters() const override { return parameters_; }
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
@@ -98,15 +120,21 @@ class SimUplink final : public ParentPort {
     Manifest manifest;
     std::shared_ptr<const EncodedVector> payload;
   };
+  // A contribution on its way, again and again until it is answered.
+  struct Sent {
+    ContributionHeader header;
+    std::shared_ptr<const EncodedVector> payload;
+  };
+  void Answered(const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
-  void Take(int64_t connection, const FollowMessage& message);
+  void Take(FollowMessage message);
   void SendNext();
   void SendLater();
   absl::Duration Backoff(int attempt);
   // For callbacks that may come when this is gone.
-  std::function<void()> Guard(std::function<void()> work) {
-    return [open = open_, work = std::move(work)] {
+  Action Guard(Action work) {
+    return [open = open_, work = std::move(work)]() mutable {
       if (*open) work();
     };
   }
@@ -121,7 +149,8 @@ class SimUplink final : public ParentPort {
   std::deque<Outgoing> outgoing_;
   bool sending_ = false;
   Sequence next_sequence_;
-  int64_t connection_ = 0;  // Messages of earlier ones are not taken.
+  std::shared_ptr<SimConnection> connection_ =
+      std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
   int follow_attempt_ = 0;
   int send_attempt_ = 0;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);

@@ -3,11 +3,10 @@
 #define WUKONG_RUNTIME_SIM_SIM_PROCESS_H_
 
 #include <cstdint>
-#include <deque>
-#include <functional>
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "runtime/base/clock.h"
@@ -17,7 +16,7 @@ namespace wukong {
 
 // What a process holds in memory dies with it: callbacks are for the life in which they were made, and messages that a
 // frozen process gets wait until it thaws.
-class SimProcess : public Clock {
+class SimProcess : public Clock, public EventQueue::Place {
  public:
   SimProcess(EventQueue* queue, std::string name, int site) : queue_(queue), name_(std::move(name)), site_(site) {}
   ~SimProcess() override = default;
@@ -33,7 +32,10 @@ class SimProcess : public Clock {
   EventQueue* queue() const { return queue_; }
 
   // The process's own clock.
-  absl::Time Now() const override { return own_ + (queue_->Now() - since_) * rate_; }
+  absl::Time Now() const override {
+    const absl::Duration passed = queue_->Now() - since_;
+    return own_ + (rate_ == 1 ? passed : passed * rate_);
+  }
   absl::Time WallNow() const override { return Now(); }
   // From now on its clock makes `rate` seconds a second.
   void SetClockRate(double rate) {
@@ -43,18 +45,31 @@ class SimProcess : public Clock {
   }
 
   // In this life, or not at all.
-  void Deliver(std::function<void()> work) { After(absl::ZeroDuration(), std::move(work)); }
+  void Deliver(Action&& work) { After(absl::ZeroDuration(), std::move(work)); }
   // By its own clock.
-  void After(absl::Duration delay, std::function<void()> work) { AfterWork(delay / rate_, std::move(work)); }
+  EventQueue::EventId After(absl::Duration delay, Action&& work) {
+    return AfterWork(rate_ == 1 ? delay : delay / rate_, std::move(work));
+  }
   // What takes time whatever the clock says.
-  void AfterWork(absl::Duration time, std::function<void()> work) {
-    queue_->After(time, [this, life = life_, work = std::move(work)] {
-      if (life == life_ && alive_) Run(work);
-    });
+  EventQueue::EventId AfterWork(absl::Duration time, Action&& work) {
+    return queue_->After(time, std::move(work), this, TagOf(life_, /*on_arrival=*/false));
+  }
+  // With this tag an event of the queue happens to this process, in life `life` or not at all. What arrives from
+  // elsewhere is delivered, after whatever else happens to it at that time.
+  static int64_t TagOf(int64_t life, bool on_arrival) { return 2 * life + (on_arrival ? 1 : 0); }
+  void Happen(int64_t tag, Action&& work) override {
+    if (!alive_ || tag / 2 != life_) return;
+    if (tag % 2 != 0) {
+      Deliver(std::move(work));
+    } else if (frozen_) {
+      backlog_.push_back(std::move(work));
+    } else {
+      work();
+    }
   }
   // Called when this life ends; returns a number for Forget.
-  int64_t OnDeath(std::function<void()> hook) {
-    on_death_[++next_hook_] = std::move(hook);
+  int64_t OnDeath(Action hook) {
+    on_death_.emplace_hint(on_death_.end(), ++next_hook_, std::move(hook));
     return next_hook_;
   }
   void Forget(int64_t hook) { on_death_.erase(hook); }
@@ -80,9 +95,9 @@ class SimProcess : public Clock {
     if (!alive_ || frozen_ == frozen) return;
     frozen_ = frozen;
     if (frozen) return;
-    std::deque<std::function<void()>> backlog = std::move(backlog_);
+    std::vector<Action> backlog = std::move(backlog_);
     backlog_.clear();
-    for (auto& work : backlog) Deliver(std::move(work));
+    for (Action& work : backlog) Deliver(std::move(work));
   }
 
  protected:
@@ -90,14 +105,6 @@ class SimProcess : public Clock {
   virtual void End() = 0;
 
  private:
-  void Run(const std::function<void()>& work) {
-    if (frozen_) {
-      backlog_.push_back(work);
-    } else {
-      work();
-    }
-  }
-
   EventQueue* const queue_;
   const std::string name_;
   const int site_;
@@ -107,8 +114,8 @@ class SimProcess : public Clock {
   double rate_ = 1;
   absl::Time own_ = absl::UnixEpoch();
   absl::Time since_ = absl::UnixEpoch();
-  std::deque<std::function<void()>> backlog_;
-  std::map<int64_t, std::function<void()>> on_death_;
+  std::vector<Action> backlog_;
+  std::map<int64_t, Action> on_death_;
   int64_t next_hook_ = 0;
 };
 

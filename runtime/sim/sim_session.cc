@@ -54,34 +54,35 @@ void SimSession::Beat() {
   ++timer_;
   kicked_ = false;
   beating_ = true;
-  HeartbeatRequest request;
-  request.set_member(key_.member.value());
-  request.set_incarnation(key_.incarnation.value());
-  request.set_beat(++beat_);
-  callbacks_.fill(&request);
-  request.mutable_usage()->set_round_trip_seconds(round_trip_);
+  auto request = std::make_shared<HeartbeatRequest>();
+  request->set_member(key_.member.value());
+  request->set_incarnation(key_.incarnation.value());
+  request->set_beat(++beat_);
+  callbacks_.fill(request.get());
+  request->mutable_usage()->set_round_trip_seconds(round_trip_);
   first_try_ = self_->Now();
   SendBeat(request);
 }
 
-void SimSession::SendBeat(const HeartbeatRequest& request) {
+void SimSession::BeatFailed(const std::shared_ptr<const HeartbeatRequest>& request, const absl::Status& status) {
+  const bool gave_up = self_->Now() - first_try_ > absl::Nanoseconds(world_->job.limits().start_ns());
+  if (!IsTransient(status) || gave_up) {
+    callbacks_.on_lost(status);
+    return;
+  }
+  self_->After(kRetry, [this, request] { SendBeat(request); });
+}
+
+void SimSession::SendBeat(const std::shared_ptr<const HeartbeatRequest>& request) {
   const absl::Time sent = self_->Now();
-  const auto failed = [this, request](const absl::Status& status) {
-    const bool gave_up = self_->Now() - first_try_ > absl::Nanoseconds(world_->job.limits().start_ns());
-    if (!IsTransient(status) || gave_up) {
-      callbacks_.on_lost(status);
-      return;
-    }
-    self_->After(kRetry, [this, request] { SendBeat(request); });
-  };
   world_->network.Call(
-      self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), kCallTimeout,
-      [this, request, failed, sent, door = door_](const SimNetwork::Respond& respond) {
-        door->heartbeat(request, [this, respond, failed, sent](absl::StatusOr<HeartbeatReply> reply) {
+      self_, door_->process, static_cast<int64_t>(request->ByteSizeLong()), kCallTimeout,
+      [this, request, sent, door = door_](const SimNetwork::Respond& respond) {
+        door->heartbeat(*request, [this, request, respond, sent](absl::StatusOr<HeartbeatReply> reply) {
           const int64_t bytes = reply.ok() ? static_cast<int64_t>(reply->ByteSizeLong()) : 16;
-          respond(bytes, [this, reply = std::move(reply), failed, sent] {
+          respond(bytes, [this, request, reply = std::move(reply), sent] {
             if (!reply.ok()) {
-              failed(reply.status());
+              BeatFailed(request, reply.status());
               return;
             }
             round_trip_ = absl::ToDoubleSeconds(self_->Now() - sent);
@@ -91,7 +92,7 @@ void SimSession::SendBeat(const HeartbeatRequest& request) {
           });
         });
       },
-      failed);
+      [this, request](const absl::Status& status) { BeatFailed(request, status); });
 }
 
 }  // namespace wukong

@@ -16,8 +16,10 @@ namespace wukong {
 struct SimCoordinatorDoor {
   SimProcess* process = nullptr;
   // The answer may come later; not at all when the process dies before.
-  std::function<void(const JoinRequest&, std::function<void(absl::StatusOr<JoinReply>)>)> join;
-  std::function<void(const HeartbeatRequest&, std::function<void(absl::StatusOr<HeartbeatReply>)>)> heartbeat;
+  template <typename Reply>
+  using Answer = absl::AnyInvocable<void(absl::StatusOr<Reply>)>;
+  std::function<void(const JoinRequest&, Answer<JoinReply>)> join;
+  std::function<void(const HeartbeatRequest&, Answer<HeartbeatReply>)> heartbeat;
 };
 
 class SimSession {
@@ -37,7 +39,8 @@ class SimSession {
 
  private:
   void Beat();
-  void SendBeat(const HeartbeatRequest& request);
+  void SendBeat(const std::shared_ptr<const HeartbeatRequest>& request);
+  void BeatFailed(const std::shared_ptr<const HeartbeatRequest>& request, const absl::Status& status);
   void Wait();
 
   SimWorld* const world_;

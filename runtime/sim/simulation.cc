@@ -143,6 +143,7 @@ class Simulation {
     result.goodput = static_cast<double>(result.samples_committed) /
                      (steps_per_second_ * scenario_.workload().micro_batch() * seconds);
     Judge(&result);
+    result.tape_events = world_.tape.size();
     result.tape_hash = world_.tape.hash();
     return result;
   }

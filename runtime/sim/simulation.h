@@ -35,6 +35,7 @@ struct SimulationResult {
 
   absl::Duration virtual_time;  // Until the budget was committed, or the end.
   int64_t events = 0;           // Of the queue.
+  int64_t tape_events = 0;
   uint64_t tape_hash = 0;
   std::string parameters_sha256;
   int64_t samples_committed = 0;

@@ -85,13 +85,15 @@ void RootHistory::Commit(int64_t begin, int64_t end) {
 
 absl::Status RootHistory::CheckSender(const ContributionHeader& header) const {
   const RootMember* member = FindMember(header.member());
-  const std::string who = absl::StrFormat("contribution %d of member %d incarnation %d", header.sequence(),
-                                          header.member(), header.incarnation());
+  const auto who = [&] {
+    return absl::StrFormat("contribution %d of member %d incarnation %d", header.sequence(), header.member(),
+                           header.incarnation());
+  };
   if (member == nullptr || member->incarnation() != header.incarnation()) {
-    return Broken("I7", absl::StrCat(who, " comes from nobody who joined"));
+    return Broken("I7", absl::StrCat(who(), " comes from nobody who joined"));
   }
   if (header.sequence() != member->offered() + 1) {
-    return Broken("I7", absl::StrFormat("%s follows %d", who, member->offered()));
+    return Broken("I7", absl::StrFormat("%s follows %d", who(), member->offered()));
   }
   return absl::OkStatus();
 }

@@ -107,7 +107,7 @@ std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberKey ch
 std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout,
                                                           bool* taken) {
   MutexLock lock(mutex_);
-  if (UpToDate(*cursor) && !stopping_) changed_.WaitFor(mutex_, timeout);
+  if (UpToDate(*cursor) && !stopping_ && timeout > absl::ZeroDuration()) changed_.WaitFor(mutex_, timeout);
   if (UpToDate(*cursor) || stopping_) return std::nullopt;
   FollowMessage message;
   while (true) {
@@ -259,21 +259,21 @@ FollowedParameters::FollowedParameters(std::vector<FragmentSpan> fragments)
   CHECK(!fragments_.empty());
 }
 
-absl::StatusOr<bool> FollowedParameters::Take(const FollowMessage& message) {
+absl::StatusOr<bool> FollowedParameters::Take(FollowMessage message) {
   MutexLock lock(mutex_);
-  absl::StatusOr<bool> completed = TakeLocked(message);
+  absl::StatusOr<bool> completed = TakeLocked(&message);
   // The values may be between two versions now, and nobody may take them for one.
   if (!completed.ok()) ResetLocked();
   return completed;
 }
 
-absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message) {
-  if (message.has_fragment()) {
-    const absl::Status status = Stage(message.fragment());
+absl::StatusOr<bool> FollowedParameters::TakeLocked(FollowMessage* message) {
+  if (message->has_fragment()) {
+    const absl::Status status = Stage(std::move(*message->mutable_fragment()));
     if (!status.ok()) return status;
     return false;
   }
-  if (!message.has_complete()) return absl::DataLossError("a message of an unknown kind from the parent");
+  if (!message->has_complete()) return absl::DataLossError("a message of an unknown kind from the parent");
   for (std::vector<FragmentUpdate>& updates : staged_) {
     for (const FragmentUpdate& update : updates) {
       const absl::Status status = Apply(update);
@@ -282,7 +282,7 @@ absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message
     updates.clear();
   }
   staged_bytes_ = 0;
-  const VersionComplete& complete = message.complete();
+  const VersionComplete& complete = message->complete();
   for (size_t f = 0; f < fragments_.size(); ++f) {
     if (fragment_versions_[f].value() != complete.version()) {
       return absl::DataLossError(absl::StrFormat("version %d is said to be complete, but fragment %d is at version %d",
@@ -301,7 +301,7 @@ absl::StatusOr<bool> FollowedParameters::TakeLocked(const FollowMessage& message
   return true;
 }
 
-absl::Status FollowedParameters::Stage(const FragmentUpdate& update) {
+absl::Status FollowedParameters::Stage(FragmentUpdate update) {
   if (update.index() < 0 || update.index() >= static_cast<int>(fragments_.size())) {
     return absl::DataLossError(
         absl::StrFormat("update of fragment %d, but there are %d; does the parent run another model?", update.index(),
@@ -315,7 +315,7 @@ absl::Status FollowedParameters::Stage(const FragmentUpdate& update) {
   }
   std::vector<FragmentUpdate>& updates = staged_[update.index()];
   if (update.absolute()) updates.clear();  // It stands for all before it.
-  updates.push_back(update);
+  updates.push_back(std::move(update));
   return absl::OkStatus();
 }
 

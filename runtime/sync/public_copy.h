@@ -150,7 +150,7 @@ class FollowedParameters {
 
   // Takes a message of the stream. DATA_LOSS when a version does not check out: everything is then forgotten as by
   // Reset, and the caller begins anew. Returns true when a version was completed.
-  absl::StatusOr<bool> Take(const FollowMessage& message);
+  absl::StatusOr<bool> Take(FollowMessage message);
   // Where a new stream goes on. What the one before it brought of a version that was not completed stays staged.
   PublicParameters::Position Resume();
   // Forgets everything, so that the parent sends the whole.
@@ -165,8 +165,8 @@ class FollowedParameters {
   }
 
  private:
-  absl::StatusOr<bool> TakeLocked(const FollowMessage& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status Stage(const FragmentUpdate& update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<bool> TakeLocked(FollowMessage* message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Stage(FragmentUpdate update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Apply(const FragmentUpdate& update) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ResetLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -124,7 +124,7 @@ absl::Status ParentLink::FollowOnce() {
   absl::Status taken = absl::OkStatus();
   while (reader->Read(&message)) {
     bytes_down_ += static_cast<int64_t>(message.fragment().payload().size());
-    const absl::StatusOr<bool> completed = parameters_.Take(message);
+    const absl::StatusOr<bool> completed = parameters_.Take(std::move(message));
     if (!completed.ok()) {
       taken = completed.status();
       context.TryCancel();
