@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "coordinator/member_usage.h"
 #include "coordinator/test_cluster.h"
+#include "runtime/base/random.h"
 
 namespace wukong {
 namespace {
@@ -454,6 +458,48 @@ TEST(CoordinatorReportTest, UsageOfEarlierLivesIsCounted) {
   EXPECT_EQ(status.tokens_computed(), 200);
   EXPECT_EQ(status.phase(), "training");
   EXPECT_EQ(status.members_size(), 5);
+}
+
+// The speed that workers are compared with is kept as speeds come and go; here it is looked up each time.
+TEST(CoordinatorDataTest, TheReferenceSpeedIsAHighPercentileOfTheLivingWhoeverComesAndGoes) {
+  Job job = MakeJob();
+  job.mutable_regions(0)->set_workers(30);
+  job.mutable_limits()->set_start_ns(int64_t{1'000'000'000'000'000});  // It never begins.
+  Cluster c(job);
+  Process aggregator = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  struct Worker {
+    Process process;
+    double speed = 0;
+    bool alive = false;
+  };
+  std::vector<Worker> workers(30);
+  Random random(1);
+  for (int step = 0; step < 3000; ++step) {
+    const size_t w = random.Below(workers.size());
+    Worker& worker = workers[w];
+    if (!worker.alive || random.Below(10) == 0) {
+      worker.process = c.Join(ROLE_WORKER, "beijing", absl::StrCat("worker-", w));  // Its speed is still known.
+      worker.alive = true;
+    }
+    HeartbeatRequest request;
+    if (random.Below(3) > 0) worker.speed = static_cast<double>(1 + random.Below(20));  // Some are equal.
+    request.set_samples_per_second(worker.speed);
+    const double reference = c.Beat(&worker.process, request).samples_per_second_reference();
+    std::vector<double> speeds;
+    for (const Worker& one : workers) {
+      if (one.alive && one.speed > 0) speeds.push_back(one.speed);
+    }
+    ASSERT_EQ(reference, Percentile(speeds, 80)) << "at step " << step;
+    if (random.Below(50) != 0) continue;
+    // Everybody but one falls silent.
+    for (int second = 0; second < 12; ++second) {
+      c.now += absl::Seconds(1);
+      c.Beat(&worker.process);
+      c.Beat(&aggregator);
+      c.core.Tick(c.now);
+    }
+    for (Worker& one : workers) one.alive = one.alive && &one == &worker;
+  }
 }
 
 }  // namespace
