@@ -388,7 +388,9 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     if (refused != state.refused().end()) stats_.contributions[static_cast<Verdict>(v)] = refused->second;
   }
   for (const auto& [versions, count] : state.staleness()) stats_.staleness[versions] = count;
-  publish_wanted_ = true;  // What was merged last may not have been told yet.
+  // What was merged last may not have been told yet. A version without anything new would only make older what waits for
+  // its quorum.
+  publish_wanted_ = !state.told();
 }
 
 }  // namespace wukong

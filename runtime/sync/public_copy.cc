@@ -107,7 +107,7 @@ std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberKey ch
 std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout,
                                                           bool* taken) {
   MutexLock lock(mutex_);
-  if (UpToDate(*cursor) && !stopping_) changed_.WaitFor(mutex_, timeout);
+  if (UpToDate(*cursor) && !stopping_ && timeout > absl::ZeroDuration()) changed_.WaitFor(mutex_, timeout);
   if (UpToDate(*cursor) || stopping_) return std::nullopt;
   FollowMessage message;
   while (true) {
