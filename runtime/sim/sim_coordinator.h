@@ -48,6 +48,7 @@ class SimCoordinator final : public SimProcess {
   void CannotBegin(const absl::Status& status);
   void With(const std::function<void(CoordinatorCore&)>& use);
   void Tick();
+  void NoteLeases(const HeartbeatReply& reply, int64_t member);
   // Runs `work` when every record so far is on the disk.
   void WhenDurable(std::function<void()> work);
   absl::Status MakeDurable();

@@ -218,15 +218,19 @@ void Timeline::End(size_t number, const FaultTarget& target) {
 void Timeline::ReshapeLinks(int region) {
   for (const bool is_up : {true, false}) {
     LinkShape shape = (is_up ? up_ : down_)[region];
+    // Of several of a kind the strongest counts, not all of them one upon the other.
+    double bandwidth = 1, latency = 1;
     bool cut = false;
     for (const auto& [number, active] : on_link_[region]) {
       const Fault& fault = *active.fault;
       if (!(is_up ? active.up : active.down)) continue;
       if (fault.fault() == FAULT_KIND_CUT) cut = true;
-      if (fault.fault() == FAULT_KIND_BANDWIDTH) shape.bandwidth_bits_per_s *= fault.factor();
-      if (fault.fault() == FAULT_KIND_LATENCY) shape.delay *= fault.factor();
+      if (fault.fault() == FAULT_KIND_BANDWIDTH) bandwidth = std::min(bandwidth, fault.factor());
+      if (fault.fault() == FAULT_KIND_LATENCY) latency = std::max(latency, fault.factor());
       if (fault.fault() == FAULT_KIND_LOSS) shape.loss = std::max(shape.loss, fault.probability());
     }
+    shape.bandwidth_bits_per_s *= bandwidth;
+    shape.delay *= latency;
     SimLink& link = is_up ? world_->network.up(region) : world_->network.down(region);
     link.SetShape(shape);
     link.SetCut(cut);
