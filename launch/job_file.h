@@ -63,6 +63,8 @@ absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 
 // The whole job as a job file, with units for people: LoadJobFile makes the same job of it.
 std::string ResolvedYaml(const Job& job);
+// The scenario file that says the same.
+std::string ScenarioYaml(const Scenario& scenario);
 
 // A Markdown table of every key with its type, default, bounds and meaning.
 std::string KeyReference();

@@ -114,6 +114,12 @@ void WriteReference(const Descriptor& type, const std::string& prefix, bool by_p
 
 }  // namespace
 
+std::string ScenarioYaml(const Scenario& scenario) {
+  std::string text;
+  WriteMessage(scenario, 0, false, &text);
+  return text;
+}
+
 std::string ResolvedYaml(const Job& job) {
   std::string text;
   WriteMessage(job, 0, false, &text);
