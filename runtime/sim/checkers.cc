@@ -225,6 +225,22 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   std::map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
+// What is not finite is accepted by nobody.
+class NothingDamagedIsAccepted final : public Checker {
+ public:
+  const char* name() const override { return "I12"; }
+  void See(const TapeEvent& event) override {
+    const auto key = std::make_tuple(event.values[0], event.values[1], event.values[2]);
+    if (event.kind == TapeEvent::kDamaged) damaged_.insert(key);
+    if (event.kind != TapeEvent::kAnswered || event.values[3] != VERDICT_ACCEPTED || damaged_.count(key) == 0) return;
+    Violated(event, absl::StrFormat("contribution %d of member %d is accepted, and is not finite", event.values[2],
+                                    event.values[0]));
+  }
+
+ private:
+  std::set<std::tuple<int64_t, int64_t, int64_t>> damaged_;
+};
+
 // What a contribution adds to the model is what its manifest says that it was made from, and nobody's parameters count
 // far more samples than were ever given out. What a worker sent to a parent that is gone may count twice until the
 // coordinator has said what became of it, so a little more is no error.
@@ -263,6 +279,7 @@ std::vector<std::unique_ptr<Checker>> MakeCheckers() {
   checkers.push_back(std::make_unique<StalenessIsBounded>());
   checkers.push_back(std::make_unique<OneTermOneLife>());
   checkers.push_back(std::make_unique<RepeatsGetTheFirstAnswer>());
+  checkers.push_back(std::make_unique<NothingDamagedIsAccepted>());
   checkers.push_back(std::make_unique<ContentIsWhatTheManifestSays>());
   return checkers;
 }

@@ -174,11 +174,18 @@ void SimUplink::Connect() {
   const auto failed = [this, closed](const absl::Status&) {
     if (!closed()) ConnectLater();
   };
+  // Unlike a contribution, which is sent again when no answer comes, a stream is opened once.
+  auto served = std::make_shared<bool>(false);
   world_->network.Call(
       self_, process_, static_cast<int64_t>(request.ByteSizeLong()), absl::Seconds(10),
-      [this, request, closed, connection, self = self_, life = self_->life()](const SimNetwork::Respond& respond) {
+      [this, request, closed, served, connection, self = self_,
+       life = self_->life()](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
         if (closed()) return;
+        if (*served) {
+          respond(16, [] {});
+          return;
+        }
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
@@ -188,6 +195,7 @@ void SimUplink::Connect() {
           if (!closed()) Take(connection, message);
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
+        *served = taken;
         respond(16, [this, closed, taken] {
           if (closed()) return;
           if (!taken) ConnectLater();

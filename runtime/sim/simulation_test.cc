@@ -336,6 +336,13 @@ TEST(CheckersTest, EachNoticesItsOwn) {
       {"I10", {event(TapeEvent::kContent, {1, 1, 64, 60})}},
       {"I10", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {7001})}},
       {"", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {5000})}},
+      {"I12",
+       {at("beijing/worker-0", TapeEvent::kDamaged, {1, 1, 5}),
+        at("beijing", TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED})}},
+      {"",
+       {at("beijing/worker-0", TapeEvent::kDamaged, {1, 1, 5}),
+        at("beijing", TapeEvent::kAnswered, {1, 1, 5, VERDICT_NON_FINITE}),
+        at("beijing", TapeEvent::kAnswered, {1, 1, 6, VERDICT_ACCEPTED})}},
       // I2: what a living region acknowledged is nobody's any more.
       {"I2", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {4, 12, 7, 5})}},
       {"", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {8, 12, 7, 5})}},

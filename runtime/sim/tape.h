@@ -32,6 +32,7 @@ struct TapeEvent {
                // another life of the root may lease them again, if it may
     kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples
     kTook,     // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
+    kDamaged,  // A contribution that is sent and is not finite, by a worker. values: member, incarnation, sequence
     kCounted,  // By a worker that took a version, where the model counts. values: samples that its parameters count
     kKinds
   };
