@@ -31,8 +31,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// A scenario that takes longer, in real time, does not end.
+// A scenario that takes longer, in real time, does not end. A bug is known for one by a shorter time.
 constexpr unsigned kHungSeconds = 300;
+constexpr unsigned kMutantHungSeconds = 45;
 
 struct Flags {
   double seconds = 60;
@@ -110,7 +111,8 @@ class Swarm {
     ::close(ends[0]);
     for (uint64_t index = runner->next; !Over(); index += static_cast<uint64_t>(jobs_)) {
       CHECK_NOTNULL(std::freopen(runner->errors.c_str(), "w", stderr));
-      ::alarm(kHungSeconds);
+      std::setvbuf(stderr, nullptr, _IONBF, 0);  // What a process says last must not be lost with it.
+      ::alarm(HungSeconds());
       Tell(ends[1], {{"begins", index}});
       const Scenario scenario = DrawScenario(flags_.seed, index);
       const absl::StatusOr<SimulationResult> result = RunSimulation(scenario, scenario.seed(), nullptr);
@@ -161,8 +163,10 @@ class Swarm {
     return true;
   }
 
-  static std::string WhyItDied(const Runner& runner, int status) {
-    if (WTERMSIG(status) == SIGALRM) return absl::StrCat("it did not end within ", kHungSeconds, " s of real time");
+  unsigned HungSeconds() const { return flags_.mutation.empty() ? kHungSeconds : kMutantHungSeconds; }
+
+  std::string WhyItDied(const Runner& runner, int status) const {
+    if (WTERMSIG(status) == SIGALRM) return absl::StrCat("it did not end within ", HungSeconds(), " s of real time");
     std::ifstream errors(runner.errors);
     for (std::string line; std::getline(errors, line);) {
       if (const size_t at = line.find("Check failed"); at != std::string::npos) return line.substr(at);
