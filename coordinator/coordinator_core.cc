@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "coordinator/member_usage.h"
 #include "glog/logging.h"
+#include "runtime/base/mutation.h"
 #include "runtime/base/region_name.h"
 
 namespace wukong {
@@ -41,7 +42,7 @@ CoordinatorCore::CoordinatorCore(const Job& job, std::string run, std::string sc
       run_(std::move(run)),
       schema_digest_(std::move(schema_digest)),
       parameters_(parameters),
-      term_(std::max<int64_t>(1, state.term())),
+      term_(Mutated("core.forgets_the_term") ? 1 : std::max<int64_t>(1, state.term())),
       journal_(std::move(journal)),
       ledger_(TotalSamples(job), StepSamples(job) * job.data().range_steps(), (term_ << kTermShift) + 1),
       created_(now),
@@ -213,9 +214,12 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
     member->name =
         request.name().empty() ? absl::StrFormat("%s-%d", RoleName(request.role()), member->rank) : request.name();
   } else {
-    if (member->state == State::kLive) Expire(member, "a new process joined under its name");
+    if (member->state == State::kLive && !Mutated("core.does_not_fence_the_earlier_life")) {
+      Expire(member, "a new process joined under its name");
+    }
     Add(member->usage, &member->usage_of_earlier_lives);
-    member->key.incarnation = Incarnation(member->key.incarnation.value() + 1);
+    const int64_t one_more = Mutated("core.keeps_the_incarnation") ? 0 : 1;
+    member->key.incarnation = Incarnation(member->key.incarnation.value() + one_more);
   }
   member->state = State::kLive;
   member->address = request.address();
@@ -278,7 +282,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
                         Describe(member), request.incarnation()));
   }
   member.last_seen = now;
-  if (request.beat() == member.beat) return member.last_reply;
+  if (request.beat() == member.beat && !Mutated("core.answers_a_beat_twice")) return member.last_reply;
   if (request.beat() < member.beat) return absl::InvalidArgumentError("an older beat than the last one");
   member.beat = request.beat();
   if (member.role == ROLE_AGGREGATOR) TakeRefusals(member, request);
@@ -494,7 +498,7 @@ void CoordinatorCore::Expire(Member* member, const std::string& reason) {
   std::set<MemberKey> speaking;
   for (Member* worker : by_region_[member->region].workers) {
     if (worker->state == State::kFencing) worker->state = State::kGone;
-    if (worker->state != State::kLive) continue;
+    if (worker->state != State::kLive || Mutated("core.asks_nobody_after_a_lost_region")) continue;
     worker->must_assert = true;
     speaking.insert(worker->key);
   }
@@ -538,7 +542,7 @@ void CoordinatorCore::Tick(absl::Time now) {
   GiveUpRegionsWithoutAggregator(now);
   const auto lease = absl::Nanoseconds(job_.limits().lease_ns());
   for (auto& [id, member] : members_) {
-    if (member.state == State::kLive && now - member.last_seen > lease) {
+    if (member.state == State::kLive && now - member.last_seen > lease && !Mutated("core.never_expires")) {
       Expire(&member, absl::StrFormat("silent for %s", absl::FormatDuration(now - member.last_seen)));
     }
   }
@@ -582,12 +586,12 @@ void CoordinatorCore::Tick(absl::Time now) {
 Verdict CoordinatorCore::Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
   const auto found = members_.find(manifest.sender.member);
   if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || found->second.state != State::kLive ||
-      !(found->second.key == manifest.sender)) {
+      (!(found->second.key == manifest.sender) && !Mutated("core.admits_fenced_lives"))) {
     *detail = "the sender is not a live aggregator";
     return VERDICT_FENCED;
   }
   if (!ledger_.Admit(found->second.region, manifest.ranges, detail)) return VERDICT_RANGES;
-  Write(accepted);
+  if (!Mutated("core.admits_without_a_record")) Write(accepted);
   return VERDICT_ACCEPTED;
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "coordinator/coordinator_core.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -32,7 +33,7 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
     member.pid = known.pid();
     member.rank = known.rank();
     member.last_seen = now;
-    if (known.incarnation() >= known.fenced_below()) {
+    if (known.incarnation() >= known.fenced_below() || Mutated("recovery.forgets_fences")) {
       member.must_assert = true;
     } else {
       member.state = State::kGone;
@@ -56,7 +57,8 @@ bool CoordinatorCore::AggregatorMaySpeak(int region) const { return by_region_[r
 void CoordinatorCore::MaybeEndRecovery() {
   if (!recovering()) return;
   for (const RegionMembers& there : by_region_) {
-    if (there.must_assert > 0 || there.aggregator_must_assert) return;
+    const bool speaks = there.must_assert > 0 || there.aggregator_must_assert;
+    if (speaks && !Mutated("recovery.ends_before_all_have_spoken")) return;
   }
   const int64_t before = ledger_.available();
   ledger_.EndRecovery();
@@ -64,7 +66,7 @@ void CoordinatorCore::MaybeEndRecovery() {
 }
 
 void CoordinatorCore::RaiseCeiling() {
-  if (ledger_.leased_end() <= lease_ceiling_) return;
+  if (ledger_.leased_end() <= lease_ceiling_ || Mutated("recovery.no_lease_ceiling")) return;
   const int64_t range = StepSamples(job_) * job_.data().range_steps();
   lease_ceiling_ = std::min(ledger_.total(), ledger_.leased_end() + kCeilingRanges * range);
   LogRecord record;

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "glog/logging.h"
 #include "runtime/base/fault_point.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -130,7 +131,7 @@ absl::Status RootLog::WriteAndPrune(const Checkpoint& checkpoint) {
   }
   // Both that are kept can be the one that a restart begins with.
   int64_t needed = checkpoint.state.index() + 1;
-  if (snapshots->front().path != path) {
+  if (snapshots->front().path != path && !Mutated("snapshot.older_one_loses_its_log")) {
     const absl::StatusOr<Checkpoint> older = ReadCheckpoint(files_, snapshots->front().path);
     if (older.ok()) needed = std::min(needed, older->state.index() + 1);
   }

@@ -12,6 +12,7 @@
 #include "coordinator/root_log.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/mutation.h"
 #include "runtime/base/random.h"
 #include "runtime/sync/node_options.h"
 
@@ -194,6 +195,7 @@ ParameterServer::Restored RootReplay::Restored() {
   restored.public_values = public_->Copy(&checksum);
   restored.momentum.assign(outer_.momentum().begin(), outer_.momentum().end());
   restored.buffer.assign(outer_.buffer().begin(), outer_.buffer().end());
+  if (Mutated("recovery.forgets_momentum")) std::fill(restored.momentum.begin(), restored.momentum.end(), 0.0f);
   return restored;
 }
 
@@ -212,6 +214,7 @@ absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState s
   snapshot.tensors = trainer->layout().tensors();
   snapshot.parameters.assign(vectors.theta.begin(), vectors.theta.end());
   snapshot.extra_vectors[kPublic] = vectors.public_values;
+  if (Mutated("snapshot.public_copy_is_theta")) snapshot.extra_vectors[kPublic] = snapshot.parameters;
   if (!vectors.momentum.empty()) {
     snapshot.extra_vectors[kMomentum].assign(vectors.momentum.begin(), vectors.momentum.end());
     snapshot.extra_vectors[kBuffer].assign(vectors.buffer.begin(), vectors.buffer.end());
@@ -227,6 +230,9 @@ absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState s
   }
   int64_t samples = 0;
   for (const SampleRange& range : state.committed()) samples += range.end() - range.begin();
+  if (Mutated("snapshot.without_the_ledger")) state.clear_committed();
+  if (Mutated("snapshot.without_the_members")) state.clear_members();
+  if (Mutated("snapshot.without_the_unmerged")) state.clear_unmerged();
   snapshot.notes["committed_tokens"] = absl::StrCat(samples * context);
   state.set_public_checksum(vectors.public_checksum);
   snapshot.identity = identity;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 
@@ -93,7 +94,8 @@ std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_
     const auto entry = entries_.find(*available_.begin());
     const int64_t begin = entry->first;
     SplitAt(std::min({entry->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want}));
-    Hold(entry, holder, region, next_token_++, /*custody=*/false);
+    const int64_t token = Mutated("ledger.gives_a_token_twice") ? next_token_ : next_token_++;
+    Hold(entry, holder, region, token, /*custody=*/false);
     leased_end_ = std::max(leased_end_, entry->second.end);
     granted.push_back({begin, entry->second.end, entry->second.token});
     want -= granted.back().size();
@@ -111,8 +113,11 @@ void ShardLedger::ForEach(const LeasedRange& range, Use use) {
 void ShardLedger::Restore(const std::vector<LeasedRange>& committed, const std::vector<LeasedRange>& admitted,
                           int64_t ceiling) {
   leased_end_ = std::min(ceiling, total_);
-  ForEach({0, leased_end_, 0}, [&](Entries::iterator entry) { SetState(entry, kUnknown); });
+  if (!Mutated("ledger.forgets_leases_at_restart")) {
+    ForEach({0, leased_end_, 0}, [&](Entries::iterator entry) { SetState(entry, kUnknown); });
+  }
   for (const LeasedRange& range : committed) {
+    if (Mutated("ledger.forgets_a_commit_at_restart") && &range == &committed.back()) continue;
     ForEach(range, [&](Entries::iterator entry) { SetState(entry, kCommitted); });
   }
   for (const LeasedRange& range : admitted) {
@@ -171,6 +176,7 @@ void ShardLedger::EndRecovery() {
 
 void ShardLedger::Release(MemberKey holder, const std::vector<LeasedRange>& ranges) {
   for (const LeasedRange& range : ranges) {
+    if (Mutated("ledger.keeps_released_leases")) break;
     ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token &&
           !entry->second.custody) {
@@ -185,7 +191,7 @@ void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>
   for (const LeasedRange& range : custody) {
     ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.holder == holder && entry->second.token == range.token) {
-        entry->second.custody = true;
+        entry->second.custody = !Mutated("ledger.ignores_custody");
       }
     });
     Merge(range.begin, range.end);
@@ -194,6 +200,7 @@ void ShardLedger::ReleaseFenced(MemberKey holder, const std::vector<LeasedRange>
 }
 
 void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ranges) {
+  if (Mutated("ledger.keeps_refused_ranges")) return;
   for (const LeasedRange& range : ranges) {
     ForEach(range, [&](Entries::iterator entry) {
       if (entry->second.state == kLeased && entry->second.region == region && entry->second.token == range.token) {
@@ -205,6 +212,7 @@ void ShardLedger::ReleaseRefused(int region, const std::vector<LeasedRange>& ran
 }
 
 void ShardLedger::ReleaseRegion(int region, const std::set<MemberKey>& speaking) {
+  if (Mutated("ledger.keeps_a_lost_region")) return;
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
     if (entry->second.state == kLeased && entry->second.region == region &&
         (entry->second.custody || speaking.count(entry->second.holder) == 0)) {
@@ -228,7 +236,7 @@ bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std:
       const bool held =
           entry->second.state == kLeased && entry->second.region == region && entry->second.token == range.token;
       const bool may_be_held = entry->second.state == kUnknown && range.token < first_token_;
-      if (!held && !may_be_held) {
+      if (!held && !may_be_held && !Mutated("ledger.admits_anything")) {
         static constexpr const char* kNames[] = {"available", "unknown", "leased", "admitted", "committed"};
         *detail = absl::StrFormat("samples [%d, %d) under token %d are %s under token %d", entry->first,
                                   entry->second.end, range.token, kNames[entry->second.state], entry->second.token);
@@ -251,6 +259,7 @@ void ShardLedger::Commit(const std::vector<LeasedRange>& ranges) {
     SplitAt(range.end);
     for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
       CHECK_EQ(entry->second.state, kAdmitted) << "samples [" << entry->first << ", " << entry->second.end << ")";
+      if (Mutated("ledger.counts_the_budget_twice")) count_[kCommitted] += entry->second.end - entry->first;
       SetState(entry, kCommitted);
     }
     Merge(range.begin, range.end);

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "launch/job_file.h"
 #include "runtime/sim/simulation.h"
+#include "runtime/sim/swarm.h"
 
 namespace wukong {
 namespace {
@@ -104,6 +105,19 @@ TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
     }
     EXPECT_TRUE(absl::StrContains(text, one.message)) << text;
     EXPECT_TRUE(absl::StrContains(text, path)) << text;
+  }
+  std::filesystem::remove(path);
+}
+
+// What the swarm writes down when a drawn scenario fails repeats that scenario.
+TEST(ScenarioFileTest, AScenarioThatIsWrittenReadsTheSame) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/scenario_file_test.", getpid(), ".yaml");
+  for (uint64_t index = 0; index < 100; ++index) {
+    const Scenario scenario = DrawScenario(1, index);
+    std::ofstream(path) << ScenarioYaml(scenario);
+    const auto source = LoadScenarioFile(path, {});
+    ASSERT_TRUE(source.ok()) << source.status() << "\n" << ScenarioYaml(scenario);
+    EXPECT_EQ(source->scenario.DebugString(), scenario.DebugString());
   }
   std::filesystem::remove(path);
 }

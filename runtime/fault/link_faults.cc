@@ -13,12 +13,15 @@ bool Concerns(const Fault& fault, LinkDirection direction) {
 
 LinkShape LinkFaults::Shape(LinkShape healthy, LinkDirection direction) const {
   LinkShape shape = healthy;
+  double bandwidth = 1, latency = 1;
   for (const auto& [number, fault] : active_) {
     if (!Concerns(*fault, direction)) continue;
-    if (fault->fault() == FAULT_KIND_BANDWIDTH) shape.bandwidth_bits_per_s *= fault->factor();
-    if (fault->fault() == FAULT_KIND_LATENCY) shape.delay *= fault->factor();
+    if (fault->fault() == FAULT_KIND_BANDWIDTH) bandwidth = std::min(bandwidth, fault->factor());
+    if (fault->fault() == FAULT_KIND_LATENCY) latency = std::max(latency, fault->factor());
     if (fault->fault() == FAULT_KIND_LOSS) shape.loss = std::max(shape.loss, fault->probability());
   }
+  shape.bandwidth_bits_per_s *= bandwidth;
+  shape.delay *= latency;
   return shape;
 }
 

@@ -18,7 +18,7 @@ class LinkFaults {
   void End(size_t number) {
     if (const auto found = active_.find(number); found != active_.end()) active_.erase(found);
   }
-  // Of a direction that has `healthy` without faults.
+  // Of a direction that has `healthy` without faults. Of several faults of a kind the strongest counts.
   LinkShape Shape(LinkShape healthy, LinkDirection direction) const;
   bool Cut(LinkDirection direction) const;
   // The last fault of this kind, or null.

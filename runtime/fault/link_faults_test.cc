@@ -29,7 +29,7 @@ TEST(LinkFaultsTest, AddUpPerDirectionAndGoOneByOne) {
   faults.Begin(1, far);
   faults.Begin(2, lossy);
   faults.Begin(3, cut);
-  EXPECT_DOUBLE_EQ(faults.Shape(healthy, LinkDirection::kUp).bandwidth_bits_per_s, 1e6) << "twice a tenth";
+  EXPECT_DOUBLE_EQ(faults.Shape(healthy, LinkDirection::kUp).bandwidth_bits_per_s, 1e7) << "of two the strongest";
   EXPECT_DOUBLE_EQ(faults.Shape(healthy, LinkDirection::kDown).bandwidth_bits_per_s, 1e8);
   EXPECT_EQ(faults.Shape(healthy, LinkDirection::kUp).delay, absl::Milliseconds(30));
   EXPECT_EQ(faults.Shape(healthy, LinkDirection::kDown).delay, absl::Milliseconds(30));
@@ -41,7 +41,7 @@ TEST(LinkFaultsTest, AddUpPerDirectionAndGoOneByOne) {
   EXPECT_EQ(faults.Find(FAULT_KIND_LOSS), &lossy);
   faults.End(0);
   faults.End(3);
-  faults.End(3);
+  faults.End(3);  // Is not there any more.
   EXPECT_DOUBLE_EQ(faults.Shape(healthy, LinkDirection::kUp).bandwidth_bits_per_s, 1e7);
   EXPECT_FALSE(faults.Cut(LinkDirection::kDown));
 }

@@ -81,6 +81,8 @@ class AcknowledgedWorkIsKept final : public Checker {
         break;
       case TapeEvent::kLeased:
         if (!tokens_.insert(event.values[2]).second) break;  // The answer to a repeated request.
+        if (!event.text.empty()) not_kept_.Add(event.values[0], event.values[1]);
+        if (not_kept_.Overlaps(event.values[0], event.values[1])) break;
         for (const auto& [region, samples] : held_) {
           if (!samples.Overlaps(event.values[0], event.values[1])) continue;
           Violated(event, absl::StrFormat("samples %d to %d are leased again, although %s has acknowledged them",
@@ -108,14 +110,26 @@ class AcknowledgedWorkIsKept final : public Checker {
   std::map<std::string, SampleSet> held_;  // By region, while the root knows it.
   std::map<int64_t, std::string> region_of_;
   std::set<int64_t> tokens_;
+  // Leased while the disk failed: a loss of power may take the lease, and with it the work. Rather that than a member
+  // that hears nothing while the disk is full.
+  SampleSet not_kept_;
 };
 
-// A version is one set of bits for ever, at its parent and at every child, and rises at each node.
+// A version is one set of bits for ever, at its parent and at every child, and rises at each node; and no version holds
+// less of a child's contributions than an earlier one said.
 class VersionsOnlyRise final : public Checker {
  public:
   const char* name() const override { return "I4"; }
   void See(const TapeEvent& event) override {
+    if (event.kind == TapeEvent::kStarted) included_.erase(event.who);
     if (event.kind == TapeEvent::kTook) {
+      auto& [parent, included] = included_[event.who];
+      if (parent == event.values[2] && event.values[3] < included) {
+        Violated(event, absl::StrFormat("version %d includes contribution %d, and an earlier one %d", event.values[0],
+                                        event.values[3], included));
+      }
+      parent = event.values[2];
+      included = event.values[3];
       const size_t slash = event.who.find('/');
       SeeBits(event, slash == std::string::npos ? "root" : event.who.substr(0, slash), event.values[2]);
     }
@@ -137,6 +151,7 @@ class VersionsOnlyRise final : public Checker {
 
   std::map<std::tuple<std::string, int64_t, int64_t>, int64_t> checksums_;  // By parent, its incarnation, version.
   std::map<std::pair<std::string, int64_t>, int64_t> last_;
+  std::map<std::string, std::pair<int64_t, int64_t>> included_;  // By child in its present life: parent, sequence.
 };
 
 // Each life of the root speaks in one term, above all terms before it; so no lease is given twice.
@@ -210,6 +225,22 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   std::map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
+// What is not finite is accepted by nobody.
+class NothingDamagedIsAccepted final : public Checker {
+ public:
+  const char* name() const override { return "I12"; }
+  void See(const TapeEvent& event) override {
+    const auto key = std::make_tuple(event.values[0], event.values[1], event.values[2]);
+    if (event.kind == TapeEvent::kDamaged) damaged_.insert(key);
+    if (event.kind != TapeEvent::kAnswered || event.values[3] != VERDICT_ACCEPTED || damaged_.count(key) == 0) return;
+    Violated(event, absl::StrFormat("contribution %d of member %d is accepted, and is not finite", event.values[2],
+                                    event.values[0]));
+  }
+
+ private:
+  std::set<std::tuple<int64_t, int64_t, int64_t>> damaged_;
+};
+
 // What a contribution adds to the model is what its manifest says that it was made from, and nobody's parameters count
 // far more samples than were ever given out. What a worker sent to a parent that is gone may count twice until the
 // coordinator has said what became of it, so a little more is no error.
@@ -248,6 +279,7 @@ std::vector<std::unique_ptr<Checker>> MakeCheckers() {
   checkers.push_back(std::make_unique<StalenessIsBounded>());
   checkers.push_back(std::make_unique<OneTermOneLife>());
   checkers.push_back(std::make_unique<RepeatsGetTheFirstAnswer>());
+  checkers.push_back(std::make_unique<NothingDamagedIsAccepted>());
   checkers.push_back(std::make_unique<ContentIsWhatTheManifestSays>());
   return checkers;
 }

@@ -27,7 +27,7 @@ class Checker {
   std::string violation_;  // The first.
 };
 
-// Those that need nothing but the tape: I1, I2, I4, I5, I6, I7, and I10 where the model counts.
+// Those that need nothing but the tape: I1, I2, I4, I5, I6, I7, I12, and I10 where the model counts.
 std::vector<std::unique_ptr<Checker>> MakeCheckers();
 
 }  // namespace wukong

@@ -25,8 +25,10 @@ struct SimCoordinator::Life {
   std::unique_ptr<CoordinatorCore> core;
   std::unique_ptr<NodeEngine> engine;
   std::unique_ptr<SimNode> node;
-  std::vector<Action> waiters;  // For the disk.
-  bool serves = false;          // Its term is on the disk.
+  std::vector<Action> waiters;     // For everything to be on the disk.
+  std::vector<Action> after_sync;  // For the next sync, failed or not.
+  int64_t ceiling_index = 0;       // Of the last record of a ceiling of the leases.
+  bool serves = false;             // Its term is on the disk.
   bool syncing = false;
   bool snapshot_due = false;
   int64_t merged_tokens = 0;
@@ -56,14 +58,20 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
   door_.heartbeat = [this](const HeartbeatRequest& request, SimCoordinatorDoor::Answer<HeartbeatReply> respond) {
     absl::StatusOr<HeartbeatReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr && life_state_->serves) {
+      const int64_t ceiling = life_state_->ceiling_index;
       With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
-      if (reply.ok()) {
-        for (const SampleRange& range : reply->granted()) {
-          world_->Note(TapeEvent::kLeased, name(), {range.begin(), range.end(), range.token(), request.member()});
-        }
+      auto tell = [this, member = request.member(), respond = std::move(respond), reply]() mutable {
+        if (reply.ok()) NoteLeases(*reply, member);
+        respond(reply);
+      };
+      // What is beyond the ceiling on the disk waits for one sync, whether that succeeds or not.
+      if (life_state_->ceiling_index == ceiling) {
+        tell();
+      } else {
+        life_state_->after_sync.push_back(std::move(tell));
+        SyncLater();
       }
-      // The ceiling of the leases, if it was raised.
-      if (life_state_->log->durable_index() < life_state_->log->index()) SyncLater();
+      return;
     }
     respond(std::move(reply));
   };
@@ -194,6 +202,7 @@ void SimCoordinator::Begin() {
           record.mutable_run_started()->set_unix_ns(std::max<int64_t>(1, absl::ToUnixNanos(Now())));
         }
         life->log->Append(record);
+        if (record.has_lease_ceiling()) life->ceiling_index = life->log->index();
       });
   if (state.started_unix_ns() > 0) life->core->BackdateStart(absl::FromUnixNanos(state.started_unix_ns()));
   life->engine = MakeEngine(restored);
@@ -228,6 +237,14 @@ absl::Status SimCoordinator::MakeDurable() {
   return absl::UnavailableError("the disk is at work");
 }
 
+void SimCoordinator::NoteLeases(const HeartbeatReply& reply, int64_t member) {
+  const bool kept = life_state_->ceiling_index <= life_state_->log->durable_index();
+  for (const SampleRange& range : reply.granted()) {
+    world_->Note(TapeEvent::kLeased, name(), {range.begin(), range.end(), range.token(), member},
+                 kept ? "" : "beyond the ceiling on the disk");
+  }
+}
+
 void SimCoordinator::WhenDurable(Action work) {
   life_state_->waiters.push_back(std::move(work));
   SyncLater();
@@ -241,6 +258,9 @@ void SimCoordinator::SyncLater() {
     if (disk_error_) disk_.Fail(FaultFileSystem::kSync);
     const absl::Status status = life->log->MakeDurableOnce();
     life->syncing = false;
+    std::vector<Action> after_sync;
+    after_sync.swap(life->after_sync);
+    for (Action& tell : after_sync) tell();
     if (!status.ok()) {
       After(kDiskRetry, [this] { SyncLater(); });
       return;

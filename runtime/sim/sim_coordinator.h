@@ -49,6 +49,7 @@ class SimCoordinator final : public SimProcess {
   void CannotBegin(const absl::Status& status);
   void With(absl::FunctionRef<void(CoordinatorCore&)> use);
   void Tick();
+  void NoteLeases(const HeartbeatReply& reply, int64_t member);
   // Runs `work` when every record so far is on the disk.
   void WhenDurable(Action work);
   absl::Status MakeDurable();

@@ -180,11 +180,17 @@ void SimUplink::Connect() {
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_next_sequence(next_sequence_.value());
   const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
+  // Unlike a contribution, which is sent again when no answer comes, a stream is opened once.
+  auto served = std::make_shared<bool>(false);
   world_->network.Call(
       self_, process_, bytes, absl::Seconds(10),
-      [this, request, connection = connection_](const SimNetwork::Respond& respond) {
+      [this, request, served, connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
         if (!connection->open()) return;
+        if (*served) {
+          respond(16, [] {});
+          return;
+        }
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
@@ -194,6 +200,7 @@ void SimUplink::Connect() {
           if (connection->open()) Take(std::move(message));
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
+        *served = taken;
         respond(16, [this, connection, taken] {
           if (connection->open() && !taken) ConnectLater();
         });

@@ -380,6 +380,8 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
   std::shared_ptr<const EncodedVector> payload = *std::move(sent);
   faults_.damaged += faults_.nan || faults_.sign_flip || faults_.scale != 1 ? 1 : 0;
   if (faults_.nan) {
+    world_->Note(TapeEvent::kDamaged, name(),
+                 {life->self.member.value(), life->self.incarnation.value(), contribute.manifest.sequence.value()});
     auto damaged = std::make_shared<EncodedVector>(*payload);
     for (std::string& fragment : damaged->fragments) std::fill(fragment.begin(), fragment.end(), '\xff');
     payload = damaged;

@@ -7,8 +7,8 @@ namespace wukong {
 
 const char* TapeKindName(TapeEvent::Kind kind) {
   static constexpr const char* kNames[TapeEvent::kKinds] = {
-      "started", "died",   "fault",     "coordinator", "trained", "offered", "accepted", "answered",
-      "content", "merged", "published", "committed",   "leased",  "held",    "took",     "counted"};
+      "started", "died",      "fault",     "coordinator", "trained", "offered", "accepted", "answered", "content",
+      "merged",  "published", "committed", "leased",      "held",    "took",    "damaged",  "counted"};
   return kNames[kind];
 }
 

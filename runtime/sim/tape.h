@@ -28,10 +28,12 @@ struct TapeEvent {
     kMerged,     // By `who`. values: member, sequence, staleness, bound on staleness
     kPublished,  // By `who`. values: version, checksum, term (root) or 0, incarnation (aggregator) or 0
     kCommitted,  // At the root, durable. values: begin, end of samples
-    kLeased,     // By the root; again when an answer is repeated. values: begin, end of samples, token, member
-    kHeld,       // By an aggregator, which has acknowledged it. values: begin, end of samples
-    kTook,       // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
-    kCounted,    // By a worker that took a version, where the model counts. values: samples that its parameters count
+    kLeased,   // By the root; again when an answer is repeated. values: begin, end of samples, token, member. text: why
+               // another life of the root may lease them again, if it may
+    kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples
+    kTook,     // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
+    kDamaged,  // A contribution that is sent and is not finite, by a worker. values: member, incarnation, sequence
+    kCounted,  // By a worker that took a version, where the model counts. values: samples that its parameters count
     kKinds
   };
   absl::Duration time;

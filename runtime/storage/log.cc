@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "glog/logging.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -167,6 +168,7 @@ absl::Status ReadSegment(FileSystem* files, const std::string& path, int64_t fir
                                    " bytes before it are on the disk"));
       }
       if (frame.synced == offset) proven = index - 1;  // The first of what one Sync wrote.
+      if (next == 0 && frame.end == size && Mutated("log.cuts_one_record_too_many")) break;
       if (index < from) continue;
       status = use(index, frame.payload);
       if (!status.ok()) return status;
@@ -318,11 +320,13 @@ absl::Status LogWriter::ContinueSegment() {
   int64_t end = segment_bytes_;
   absl::Status status = AppendUnsynced(file_.get(), &end);
   if (!status.ok()) {
+    if (Mutated("log.keeps_a_partial_write")) return status;
     if (!file_->Truncate(segment_bytes_).ok()) file_ = nullptr;
     return status;
   }
-  if (options_.sync) status = file_->Sync();
+  if (options_.sync && !Mutated("log.skip_fsync")) status = file_->Sync();
   if (!status.ok()) {
+    if (Mutated("log.trusts_a_failed_fsync")) return status;
     file_ = nullptr;  // What reached the disk is unknown, and a later sync would not say.
     return status;
   }
@@ -348,7 +352,7 @@ absl::Status LogWriter::BeginSegment() {
   if (status.ok() && options_.sync && !unsynced_.empty()) status = (*file)->Sync();
   // A segment of the same name has no record that is not in this one as well.
   if (status.ok()) status = files_->Rename(temporary, SegmentPath(directory_, first));
-  if (status.ok()) status = files_->SyncDirectory(directory_);
+  if (status.ok() && !Mutated("log.skip_directory_sync")) status = files_->SyncDirectory(directory_);
   if (!status.ok()) return status;
   if (segments_.empty() || segments_.back() != first) segments_.push_back(first);
   file_ = *std::move(file);
@@ -402,6 +406,7 @@ absl::Status LogWriter::StartSegment() {
 
 absl::Status LogWriter::RemoveBefore(int64_t index) {
   MutexLock io(io_mutex_);
+  if (Mutated("log.removes_what_is_needed")) index = next_index();
   while (segments_.size() >= 2 && segments_[1] <= index) {
     absl::Status status = files_->Remove(SegmentPath(directory_, segments_[0]));
     // It is gone when an earlier call failed after removing it. Synced one by one: no gap may ever be on the disk.

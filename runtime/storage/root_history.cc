@@ -240,11 +240,14 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
       PushBounded(static_cast<double>(header.tokens()), state_.mutable_recent_tokens());
       ++(*state_.mutable_staleness())[merged.parts(i).staleness()];
     }
+    state_.set_told(false);
     state_.set_contributions_merged(state_.contributions_merged() + merged.parts_size());
     state_.mutable_unmerged()->erase(state_.unmerged().begin(), state_.unmerged().begin() + merged.parts_size());
     state_.set_merges_since_momentum(merged.momentum_step() ? 0 : state_.merges_since_momentum() + 1);
   } else if (record.has_published()) {
     state_.set_version(record.published().version());
+    state_.set_told(true);
+    for (auto& [id, member] : members_) member.set_told(member.included());
   } else if (record.has_lease_ceiling()) {
     state_.set_lease_ceiling(std::max(state_.lease_ceiling(), record.lease_ceiling().sample()));
   } else if (record.has_run_started()) {

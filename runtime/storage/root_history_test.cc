@@ -116,6 +116,24 @@ TEST(RootHistoryTest, AddsUpWhatWasCommitted) {
   EXPECT_EQ(state.members(0).included(), 1);
 }
 
+TEST(RootHistoryTest, KnowsWhatTheNewestVersionHoldsAndWhatWasMergedSince) {
+  History h;
+  for (const LogRecord& record : {Term(1), Joined(1, 1), Accepted(1, 1, 1, {{0, 8}}), Accepted(1, 1, 2, {{8, 12}})}) {
+    ASSERT_TRUE(h.Add(record).ok());
+  }
+  EXPECT_FALSE(h.history.state().told());
+  ASSERT_TRUE(h.Add(MergedOf({h.history.unmerged()[0].header()})).ok());
+  ASSERT_TRUE(h.Add(PublishedAs(2)).ok());
+  EXPECT_TRUE(h.history.state().told());
+  EXPECT_EQ(h.history.state().members(0).told(), 1);
+  ASSERT_TRUE(h.Add(MergedOf({h.history.unmerged()[0].header()})).ok());
+  EXPECT_FALSE(h.history.state().told());
+  EXPECT_EQ(h.history.state().members(0).told(), 1);
+  EXPECT_EQ(h.history.state().members(0).included(), 2);
+  ASSERT_TRUE(h.Add(Joined(1, 2)).ok());
+  EXPECT_EQ(h.history.state().members(0).told(), 0) << "a new life has sent nothing";
+}
+
 TEST(RootHistoryTest, NamesWhatContradictsTheRecordsBefore) {
   History h;
   ASSERT_TRUE(h.Add(Term(1)).ok());

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "glog/logging.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -89,6 +90,7 @@ std::vector<LeasedRange> LeafSchedule::Answered(Sequence sequence, Verdict verdi
   }
   std::vector<LeasedRange> ranges = std::move(found->second.work.ranges);
   sent_.erase(found);
+  if (Mutated("leaf.keeps_refused_leases")) return {};
   return ranges;
 }
 
@@ -107,7 +109,7 @@ void LeafSchedule::SentForgotten() {
 
 std::vector<Sequence> LeafSchedule::ParentLost() {
   if (MaySend()) orphan_steps_ = 0;
-  awaits_decision_ = true;
+  awaits_decision_ = !Mutated("leaf.does_not_wait_for_the_decision");
   asserted_ = false;
   for (auto& [sequence, sent] : sent_) {
     if (sent.answered) continue;
@@ -137,7 +139,9 @@ std::vector<LeasedRange> LeafSchedule::Holdings() {
   for (const auto& [sequence, sent] : sent_) {
     if (!sent.answered) Append(sent.work.ranges, &ranges);
   }
-  for (const auto& [sequence, sent] : undecided_) Append(sent.work.ranges, &ranges);
+  if (!Mutated("leaf.forgets_what_is_undecided")) {
+    for (const auto& [sequence, sent] : undecided_) Append(sent.work.ranges, &ranges);
+  }
   asserted_ = true;
   return Coalesce(std::move(ranges));
 }
@@ -161,9 +165,10 @@ LeafSchedule::Decision LeafSchedule::HoldingsAnswered(const std::vector<LeasedRa
   std::vector<LeasedRange> again;
   for (const auto& [sequence, sent] : undecided_) {
     const std::vector<LeasedRange> left = Subtract(sent.work.ranges, taken);
-    if (Subtract(sent.work.ranges, committed).empty()) {
+    if (Subtract(sent.work.ranges, committed).empty() && !Mutated("leaf.sends_committed_work_again")) {
       decision.included.push_back(sequence);
-    } else if (sent.forgotten || Samples(left) < Samples(sent.work.ranges)) {
+    } else if ((sent.forgotten || Samples(left) < Samples(sent.work.ranges)) &&
+               !Mutated("leaf.sends_committed_work_again")) {
       decision.dropped.push_back(sequence);
       Append(left, &decision.released);
     } else {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/fault_point.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -66,7 +67,7 @@ NodeEngine::NodeEngine(const Options& options, Hooks hooks, absl::Span<float> th
 }
 
 void NodeEngine::WhenDurable(std::function<void()> effect) {
-  if (hooks_.make_durable == nullptr) {
+  if (hooks_.make_durable == nullptr || Mutated("engine.answers_before_durable")) {
     effect();
   } else {
     outbox_.push_back(std::move(effect));
@@ -204,7 +205,7 @@ void NodeEngine::Do(const ParentNode::Reply& reply) {
   CHECK(found != offers_.end());
   const std::shared_ptr<Offer> offer = found->second;
   const bool refused = reply.verdict != VERDICT_ACCEPTED && reply.verdict != VERDICT_OUT_OF_ORDER;
-  if (refused && reply.decided && hooks_.record) {
+  if (refused && reply.decided && hooks_.record && !Mutated("engine.refusals_are_no_records")) {
     LogRecord record;
     *record.mutable_refused()->mutable_header() = offer->contribution.header;
     record.mutable_refused()->set_verdict(reply.verdict);
@@ -236,6 +237,7 @@ void NodeEngine::Do(const ParentNode::Apply& apply) {
     recorded_ = true;
   }
   absl::Status status = outer_.Apply(apply.merge, payloads);
+  if (Mutated("engine.applies_twice")) status.Update(outer_.Apply(apply.merge, payloads));
   if (status.ok() && steps) {
     status = hooks_.gradient_step(outer_.gradient(), rate);
     std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
@@ -277,7 +279,7 @@ void NodeEngine::Do(const ParentNode::Publish& publish) {
     record.mutable_published()->set_previous_checksum(public_.checksum());
     hooks_.record(record);
     recorded_ = true;
-    if (!Flush()) {
+    if (!Mutated("engine.publishes_before_durable") && !Flush()) {
       if (blocked_) continuation_ = [this, publish] { PublishNow(publish); };
       return;
     }

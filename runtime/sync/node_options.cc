@@ -1,5 +1,7 @@
 #include "runtime/sync/node_options.h"
 
+#include "runtime/base/mutation.h"
+
 #include <algorithm>
 #include <utility>
 
@@ -30,8 +32,8 @@ VersionNotes NotesOf(const RootState& state) {
   notes.root_version = Version(std::max<int64_t>(1, state.version()));
   notes.tokens_committed = state.tokens_merged();
   for (const RootMember& member : state.members()) {
-    if (member.included() == 0) continue;
-    notes.included[{MemberId(member.member()), Incarnation(member.incarnation())}] = Sequence(member.included());
+    if (member.told() == 0 || Mutated("recovery.forgets_the_notes")) continue;
+    notes.included[{MemberId(member.member()), Incarnation(member.incarnation())}] = Sequence(member.told());
   }
   return notes;
 }

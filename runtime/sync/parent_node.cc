@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 namespace {
@@ -31,7 +32,7 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
   } else if (const auto* fenced = std::get_if<ChildFenced>(&event)) {
     On(*fenced, &actions);
   } else if (const auto* idle = std::get_if<IdleChildren>(&event)) {
-    idle_ = idle->idle;
+    if (!Mutated("parent.waits_for_the_idle")) idle_ = idle->idle;
   } else if (const auto* offered = std::get_if<Offered>(&event)) {
     On(*offered, now, &actions);
   } else if (const auto* checked = std::get_if<Checked>(&event)) {
@@ -50,7 +51,7 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
   if (publish_wanted_ && followers_ready_) {
     publish_wanted_ = false;
     followers_ready_ = false;
-    version_ = Version(version_.value() + 1);
+    if (!Mutated("parent.version_is_not_raised")) version_ = Version(version_.value() + 1);
     VersionNotes notes;
     notes.included = included_;
     notes.root_version = options_.is_root ? version_ : root_version_;
@@ -62,7 +63,10 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
 
 void ParentNode::On(const ChildAttached& event, std::vector<Action>* actions) {
   const auto oldest = oldest_allowed_.find(event.child.member);
-  if (oldest != oldest_allowed_.end() && event.child.incarnation < oldest->second) return;
+  if (oldest != oldest_allowed_.end() && event.child.incarnation < oldest->second &&
+      !Mutated("parent.forgets_the_fence")) {
+    return;
+  }
   const auto found = children_.find(event.child.member);
   if (found != children_.end()) {
     if (found->second.incarnation >= event.child.incarnation) return;  // The same life follows again.
@@ -136,7 +140,7 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
     return;
   }
   Child& child = found->second;
-  if (manifest.sequence <= child.offered) {
+  if (manifest.sequence <= child.offered && !Mutated("parent.takes_repeats")) {
     for (auto& [handle, staged] : staged_) {
       if (staged.manifest.sender == manifest.sender && staged.manifest.sequence == manifest.sequence) {
         staged.repeats.push_back(event.handle);
@@ -148,7 +152,7 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
                              "first answered earlier"});
     return;
   }
-  if (manifest.sequence.value() != child.offered.value() + 1) {
+  if (manifest.sequence.value() != child.offered.value() + 1 && !Mutated("parent.takes_repeats")) {
     actions->push_back(
         Reply{event.handle, VERDICT_OUT_OF_ORDER,
               absl::StrFormat("sequence %d came before %d", manifest.sequence.value(), child.offered.value() + 1)});
@@ -165,7 +169,8 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
     return;
   }
   const int64_t staleness = Staleness(manifest);
-  if (staleness > options_.level.staleness_max()) {
+  if (staleness > options_.level.staleness_max() + (Mutated("parent.one_version_too_stale") ? 1 : 0) &&
+      !Mutated("parent.no_bound_on_staleness")) {
     Refuse(event.handle, manifest.sender.member, VERDICT_STALE,
            absl::StrFormat("its base is %d versions behind, staleness_max is %d", staleness,
                            options_.level.staleness_max()),
@@ -183,6 +188,7 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
     if (child != children_.end() && ++child->second.damaged_in_a_row >= options_.quarantine_after) {
       child->second.damaged_in_a_row = 0;
       child->second.quarantined_until = now + options_.quarantine;
+      if (Mutated("parent.quarantine_without_end")) child->second.quarantined_until = absl::InfiniteFuture();
     }
   } else if (child != children_.end()) {
     child->second.damaged_in_a_row = 0;
@@ -197,7 +203,9 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
   Staged staged = std::move(found->second);
   staged_.erase(found);
   ++stats_.contributions[VERDICT_ACCEPTED];
-  children_[staged.manifest.sender.member].verdicts[staged.manifest.sequence] = VERDICT_ACCEPTED;
+  if (!Mutated("parent.forgets_its_answers")) {
+    children_[staged.manifest.sender.member].verdicts[staged.manifest.sequence] = VERDICT_ACCEPTED;
+  }
   actions->push_back(Reply{event.handle, VERDICT_ACCEPTED, "", /*keep_payload=*/true, /*decided=*/true});
   for (const Handle repeat : staged.repeats) actions->push_back(Reply{repeat, VERDICT_ACCEPTED, ""});
   ready_.emplace_back(event.handle, std::move(staged.manifest));
@@ -280,7 +288,8 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
     // merges.
     const double share = static_cast<double>(merged.size()) / std::max<double>(1, members);
-    const double scale = level.weight() == WEIGHT_SUM ? 1 : share / std::max(normalizer, 1e-300);
+    double scale = level.weight() == WEIGHT_SUM ? 1 : share / std::max(normalizer, 1e-300);
+    if (Mutated("parent.wrong_weight")) scale *= share;
     for (Merge::Part& part : apply.merge.parts) part.weight *= scale;
 
     apply.merge.learning_rate = level.learning_rate();
@@ -302,7 +311,10 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
         unsent_.steps += manifest.steps;
         unsent_.tokens += manifest.tokens;
         unsent_.root_base = std::min(unsent_.root_base.value_or(manifest.root_base), manifest.root_base);
-        for (const LeasedRange& range : manifest.ranges) unsent_.ranges.emplace_back(manifest.sender, range);
+        for (const LeasedRange& range : manifest.ranges) {
+          if (Mutated("parent.names_one_range_of_each") && range.begin != manifest.ranges.front().begin) continue;
+          unsent_.ranges.emplace_back(manifest.sender, range);
+        }
       }
       apply.manifests.push_back(std::move(manifest));
     }
@@ -329,8 +341,7 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   std::vector<LeasedRange> ranges;
   for (const auto& [sender, range] : unsent_.ranges) ranges.push_back(range);
   send.manifest.ranges = Coalesce(std::move(ranges));
-  unanswered_[sent_] = std::move(unsent_);
-  unsent_ = Cargo();
+  unanswered_[sent_] = Mutated("parent.names_ranges_twice") ? unsent_ : std::exchange(unsent_, Cargo());
   actions->push_back(std::move(send));
 }
 
@@ -346,6 +357,7 @@ void ParentNode::ForEachInCustody(Use use) const {
 }
 
 std::vector<LeasedRange> ParentNode::CustodyOf(MemberKey sender) const {
+  if (Mutated("parent.forgets_its_custody")) return {};
   std::vector<LeasedRange> ranges;
   ForEachInCustody([&](MemberKey from, const LeasedRange& range) {
     if (from == sender) ranges.push_back(range);
@@ -354,6 +366,7 @@ std::vector<LeasedRange> ParentNode::CustodyOf(MemberKey sender) const {
 }
 
 std::vector<LeasedRange> ParentNode::Custody() const {
+  if (Mutated("parent.asserts_nothing")) return {};
   std::vector<LeasedRange> ranges;
   ForEachInCustody([&](MemberKey, const LeasedRange& range) { ranges.push_back(range); });
   return Coalesce(std::move(ranges));
@@ -371,6 +384,7 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     if (member.incarnation() < member.fenced_below()) continue;
     Child& child = children_[id];
     child.incarnation = Incarnation(member.incarnation());
+    if (Mutated("recovery.forgets_what_was_offered")) continue;
     child.offered = Sequence(member.offered());
     for (const VerdictKept& kept : member.verdicts()) child.verdicts[Sequence(kept.sequence())] = kept.verdict();
   }
@@ -388,7 +402,9 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     if (refused != state.refused().end()) stats_.contributions[static_cast<Verdict>(v)] = refused->second;
   }
   for (const auto& [versions, count] : state.staleness()) stats_.staleness[versions] = count;
-  publish_wanted_ = true;  // What was merged last may not have been told yet.
+  // What was merged last may not have been told yet. A version without anything new would only make older what waits
+  // for its quorum.
+  publish_wanted_ = !state.told() && !Mutated("recovery.tells_nobody");
 }
 
 }  // namespace wukong

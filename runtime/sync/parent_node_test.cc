@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "runtime/sync/node_options.h"
+
 namespace wukong {
 namespace {
 
@@ -357,6 +359,27 @@ TEST(ParentNodeRestored, RemembersItsChildrenTheirAnswersAndWhatWaitsForItsQuoru
   ASSERT_EQ(apply.manifests.size(), 2u) << "with what had been accepted before";
   EXPECT_EQ(apply.manifests[0].sequence, Sequence(4));
   EXPECT_EQ(n.node.stats().tokens_merged, 700);
+}
+
+// A version without anything new would make older what waits for its quorum, beyond the bound where that is 0.
+TEST(ParentNodeRestored, TellsAgainOnlyWhatWasNotTold) {
+  RootState state;
+  state.set_version(7);
+  RootMember* child = state.add_members();
+  child->set_member(1);
+  child->set_incarnation(2);
+  child->set_role(ROLE_AGGREGATOR);
+  child->set_included(3);
+  child->set_told(2);
+  const VersionNotes notes = NotesOf(state);
+  EXPECT_THAT(notes.included, ElementsAre(Pair(Node::Key(1, 2), Sequence(2)))) << "3 was merged after version 7";
+  EXPECT_EQ(notes.root_version, Version(7));
+  for (const bool told : {false, true}) {
+    state.set_told(told);
+    Node n(MakeOptions(true, 0), 0);
+    n.node.Restore(state, {});
+    EXPECT_EQ(All<ParentNode::Publish>(n.Step(ParentNode::Tick{})).size(), told ? 0u : 1u);
+  }
 }
 
 TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 
@@ -94,7 +95,8 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
     if (!status.ok()) return status;  // The base has not moved yet.
   }
   if (moves_base()) {
-    const absl::Status status = AddToBase(*payload, 1.0f, /*theta_too=*/false);
+    const absl::Status status =
+        Mutated("replica.base_stays") ? absl::OkStatus() : AddToBase(*payload, 1.0f, /*theta_too=*/false);
     if (!status.ok()) return status;
     pending_.push_back({sequence, payload});
   } else {
@@ -130,7 +132,8 @@ std::shared_ptr<const EncodedVector> Replica::RemovePending(Sequence sequence) {
 
 absl::Status Replica::Drop(Sequence sequence) {
   const auto payload = RemovePending(sequence);
-  return payload == nullptr ? absl::OkStatus() : AddToBase(*payload, -1.0f, /*theta_too=*/true);
+  return payload == nullptr ? absl::OkStatus()
+                            : AddToBase(*payload, -1.0f, /*theta_too=*/!Mutated("replica.sends_refused_work_again"));
 }
 
 absl::Status Replica::TakeBack(Sequence sequence) {
@@ -144,7 +147,9 @@ absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, 
   // them.
   int newly_included = included > included_ ? 1 : 0;
   included_ = std::max(included_, included);
-  for (int popped = 1; !pending_.empty() && pending_.front().sequence <= included_; ++popped) {
+  for (int popped = 1;
+       !pending_.empty() && pending_.front().sequence <= included_ && !Mutated("replica.counts_included_work_twice");
+       ++popped) {
     pending_.pop_front();
     newly_included = popped;
   }
@@ -183,7 +188,7 @@ absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, 
       // base + (target - base) is the target; saying so keeps nodes that agree bit-identical.
       for (int64_t i = 0; i < span.size(); ++i) {
         const float progress = theta[i] - base[i];
-        theta[i] = target[i] + progress;
+        theta[i] = target[i] + (Mutated("replica.rebase_drops_progress") ? 0.0f : progress);
         base[i] = target[i];
       }
     } else {
