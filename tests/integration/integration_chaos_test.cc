@@ -56,11 +56,11 @@ Outcome RunScenario(const Workspace& workspace, const std::string& more) {
 TEST(ChaosRunTest, ProcessesOfEveryKindDieAndEachSampleCountsOnce) {
   const Workspace workspace(/*prepare_data=*/false);
   const Outcome run = RunScenario(workspace,
-                              "timeline:\n"
-                              "  - {fault: kill, target: [beijing/worker-1], at: 1s}\n"
-                              "  - {fault: freeze, target: [shenzhen/worker-0], at: 1500ms, for: 3s}\n"
-                              "  - {fault: kill, target: [shenzhen], at: 2s}\n"
-                              "  - {fault: kill, target: [root], at: 3s}\n");
+                                  "timeline:\n"
+                                  "  - {fault: kill, target: [beijing/worker-1], at: 1s}\n"
+                                  "  - {fault: freeze, target: [shenzhen/worker-0], at: 1500ms, for: 3s}\n"
+                                  "  - {fault: kill, target: [shenzhen], at: 2s}\n"
+                                  "  - {fault: kill, target: [root], at: 3s}\n");
   ASSERT_EQ(run.code, 0) << run.out;
   for (const char* name : {"I1", "I3", "I4", "I8", "I9", "I10", "I11", "I12", "fired"}) {
     EXPECT_EQ(run.result["verdicts"].value(name, ""), "holds") << name;
@@ -101,8 +101,8 @@ TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
 TEST(ChaosRunTest, WhatDoesNotHoldFailsTheRun) {
   const Workspace workspace(/*prepare_data=*/false);
   const Outcome run = RunScenario(workspace,
-                              "timeline:\n"
-                              "  - {fault: kill, target: [beijing/worker-1], at: 1000s}\n");
+                                  "timeline:\n"
+                                  "  - {fault: kill, target: [beijing/worker-1], at: 1000s}\n");
   EXPECT_EQ(run.code, 1) << run.out;
   EXPECT_THAT(run.result["verdicts"].value("fired", ""), HasSubstr("timeline[0] never happened"));
   EXPECT_EQ(run.result["passed"], false);
