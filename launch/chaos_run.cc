@@ -24,8 +24,10 @@
 #include "launch/process_faults.h"
 #include "launch/role_commands.h"
 #include "launch/status_text.h"
+#include "launch/tape_file.h"
 #include "runtime/base/file.h"
 #include "runtime/model/synthetic_trainer.h"
+#include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {
@@ -309,20 +311,9 @@ absl::StatusOr<JobSource> MakeJob(const Scenario& scenario, uint64_t seed, const
 
 int Run(const RunFlags& flags) {
   MakeFileLimitAnError();
-  const absl::StatusOr<ScenarioSource> source = LoadScenarioFile(flags.scenario, flags.overrides);
-  if (!source.ok()) return ReportStatus(source.status());
-  const Scenario& scenario = source->scenario;
-  JobErrors errors;
-  for (const ScenarioProblem& problem : FindScenarioProblems(scenario)) {
-    errors.Add(source->Where(problem.key), problem.reason);
-  }
-  for (const ScenarioProblem& problem : FindProcessProblems(scenario)) {
-    errors.Add(source->Where(problem.key), problem.reason);
-  }
-  if (scenario.backend() == BACKEND_SIM) {
-    errors.Add(source->Where("backend"), "this scenario is for the simulator (run it by: wukong sim)");
-  }
-  if (!errors.empty()) return ReportStatus(errors.ToStatus());
+  const absl::StatusOr<Scenario> loaded = LoadCheckedScenario(flags.scenario, flags.overrides, BACKEND_PROCESS);
+  if (!loaded.ok()) return ReportStatus(loaded.status());
+  const Scenario& scenario = *loaded;
   uint64_t seed = scenario.seed();
   if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
     return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));

@@ -57,7 +57,9 @@ std::string PlotScript(const ExperimentReport& report) {
                                              "linecolor rgb '#d93025' dashtype 2\n",
                                              object, span.begin, span.begin));
     }
-    if (report.faults.size() <= 12) {
+    const bool labelled = &span != &report.faults.front() && (&span)[-1].number == span.number &&
+                          (&span)[-1].begin == span.begin;  // One fault, several targets.
+    if (report.faults.size() <= 12 && !labelled) {
       absl::StrAppend(&text, "set label ", object, " ", Quoted(absl::StrCat(span.fault, " ", span.target)),
                       absl::StrFormat(" at first %.6g, graph 0.02 rotate by 90 font ',9' front\n", span.begin));
     }

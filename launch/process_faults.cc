@@ -3,10 +3,8 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <set>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "runtime/fault/link_shape.h"
 #include "runtime/transport/grpc_options.h"
@@ -96,37 +94,6 @@ std::string ProcessFaults::ProcessName(const FaultTarget& target) const {
 int64_t ProcessFaults::Count(size_t number) const {
   return std::count_if(observed_.begin(), observed_.end(),
                        [&](const ObservedFault& seen) { return seen.act.number == number && seen.act.begins; });
-}
-
-std::vector<ScenarioProblem> FindProcessProblems(const Scenario& scenario) {
-  std::vector<ScenarioProblem> problems;
-  static const std::set<FaultKind> kPossible = {
-      FAULT_KIND_KILL, FAULT_KIND_FREEZE, FAULT_KIND_CUT, FAULT_KIND_BANDWIDTH, FAULT_KIND_LATENCY,
-      FAULT_KIND_LOSS, FAULT_KIND_SLOW,   FAULT_KIND_NAN, FAULT_KIND_SIGN_FLIP, FAULT_KIND_SCALE};
-  for (int i = 0; i < scenario.timeline_size(); ++i) {
-    const Fault& fault = scenario.timeline(i);
-    const std::string key = absl::StrCat("timeline[", i, "]");
-    if (kPossible.count(fault.fault()) == 0) {
-      std::vector<std::string> names;
-      for (const FaultKind kind : kPossible) names.push_back(FaultName(kind));
-      problems.push_back({key + ".fault", absl::StrCat("cannot be done to real processes (expected ",
-                                                       absl::StrJoin(names, ", "), "; wukong sim has this one)")});
-    }
-    if (fault.on() != FAULT_PLACE_UNSPECIFIED) {
-      problems.push_back({key + ".on",
-                          "events of the protocol are not seen from outside of the processes (expected at "
-                          "or every; wukong sim has this one)"});
-    }
-  }
-  static const std::set<std::string> kInvariants = {"I1", "I3", "I4", "I8", "I9", "I10", "I12"};
-  for (int i = 0; i < scenario.expect().invariants_size(); ++i) {
-    if (kInvariants.count(scenario.expect().invariants(i)) == 0) {
-      problems.push_back({absl::StrCat("expect.invariants[", i, "]"),
-                          absl::StrCat("cannot be checked on real processes (expected ",
-                                       absl::StrJoin(kInvariants, ", "), "; wukong sim checks this one)")});
-    }
-  }
-  return problems;
 }
 
 }  // namespace wukong

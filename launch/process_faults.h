@@ -12,7 +12,6 @@
 #include "proto/scenario.pb.h"
 #include "runtime/fault/fault_schedule.h"
 #include "runtime/fault/link_faults.h"
-#include "runtime/sim/simulation.h"
 
 namespace wukong {
 
@@ -25,7 +24,7 @@ struct ObservedFault {
 
 class ProcessFaults {
  public:
-  // `scenario` is checked (FindProcessProblems) and outlives this, as does `job`.
+  // `scenario` is checked (FindScenarioProblems) and outlives this, as does `job`.
   ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed);
 
   // Does what is due. Of what waits for the coordinator to answer it tries the first again each time.
@@ -48,9 +47,6 @@ class ProcessFaults {
   std::vector<LinkFaults> links_;          // By region.
   std::vector<ObservedFault> observed_;
 };
-
-// What of a scenario cannot be done to real processes, beside what FindScenarioProblems finds.
-std::vector<ScenarioProblem> FindProcessProblems(const Scenario& scenario);
 
 }  // namespace wukong
 

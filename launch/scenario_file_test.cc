@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "launch/job_file.h"
+#include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
 #include "runtime/sim/swarm.h"
 

@@ -9,8 +9,10 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -19,9 +21,13 @@
 #include "absl/strings/str_split.h"
 #include "glog/logging.h"
 #include "launch/exit_code.h"
+#include "launch/experiment_report.h"
+#include "launch/job_file.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/fault/fault_schedule.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {
@@ -35,6 +41,7 @@ struct SimFlags {
   std::string seed;
   std::string seeds;
   std::string tape;
+  std::string report;
   int jobs = 0;
   bool json = false;
 };
@@ -65,22 +72,90 @@ Json ToJson(uint64_t seed, const SimulationResult& result, double wall_seconds) 
           {"parameters_sha256", result.parameters_sha256}};
 }
 
-absl::StatusOr<Json> RunSeed(const Scenario& scenario, uint64_t seed, const std::string& tape_path) {
+// When faults began and ended, and when who died was known to be gone and was back, as the tape says.
+class FaultWatcher {
+ public:
+  void See(const TapeEvent& event) {
+    const double now = absl::ToDoubleSeconds(event.time);
+    if (event.kind == TapeEvent::kFault && !event.text.empty()) {
+      const auto key = std::make_pair(event.values[0], event.who);
+      if (event.values[1] == 0) {
+        if (const auto found = lasting_.find(key); found != lasting_.end()) spans_[found->second].end = now;
+        return;
+      }
+      lasting_[key] = spans_.size();
+      FaultKind kind = FAULT_KIND_UNSPECIFIED;
+      const std::string name = FaultKind_Parse(event.text, &kind) ? FaultName(kind) : event.text;
+      spans_.push_back({name, event.who, static_cast<int>(event.values[0]), now, {}, {}, {}});
+      if (kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS) gone_[event.who] = spans_.size() - 1;
+    }
+    if (event.kind == TapeEvent::kStarted) {
+      if (const auto found = gone_.find(event.who); found != gone_.end()) {
+        spans_[found->second].back = now;
+        gone_.erase(found);
+      }
+    }
+  }
+  const std::vector<ExperimentReport::FaultSpan>& spans() const { return spans_; }
+
+ private:
+  std::vector<ExperimentReport::FaultSpan> spans_;
+  std::map<std::pair<int64_t, std::string>, size_t> lasting_;
+  std::map<std::string, size_t> gone_;
+};
+
+struct Outputs {
+  std::string tape;    // A file, or nothing.
+  std::string report;  // A folder, or nothing.
+};
+
+absl::Status WriteReport(const Outputs& outputs, const Scenario& scenario, const SimulationResult& result,
+                         const FaultWatcher& faults, Json json) {
+  ExperimentReport report;
+  report.name = scenario.name();
+  json["scenario"] = scenario.name();
+  json["backend"] = "sim";
+  json["binary_sha256"] = OwnBinarySha256();
+  report.result = std::move(json);
+  report.scenario_yaml = ScenarioYaml(scenario);
+  report.faults = faults.spans();
+  const bool has_loss = scenario.workload().fidelity() == FIDELITY_TOY;
+  for (const SimulationResult::Point& point : result.progress) {
+    report.progress.push_back({absl::ToDoubleSeconds(point.time), point.samples,
+                               has_loss ? std::optional<double>(point.loss) : std::nullopt});
+  }
+  std::string note;
+  const absl::Status status = WriteExperimentReport(outputs.report, report, &note);
+  if (!note.empty()) std::fprintf(stderr, "wukong: %s\n", note.c_str());
+  return status;
+}
+
+absl::StatusOr<Json> RunSeed(const Scenario& scenario, uint64_t seed, const Outputs& outputs) {
   TapeWriter tape;
+  if (!outputs.report.empty()) {
+    if (absl::Status status = MakeDirectories(outputs.report); !status.ok()) return status;
+  }
+  if (!outputs.tape.empty()) {
+    if (absl::Status status = tape.Open(outputs.tape, scenario, seed); !status.ok()) return status;
+  }
+  FaultWatcher faults;
   Tape::Watcher watcher;
-  if (!tape_path.empty()) {
-    if (absl::Status status = tape.Open(tape_path, scenario, seed); !status.ok()) return status;
-    watcher = [&tape](const TapeEvent& event) { tape.Add(event); };
+  if (!outputs.tape.empty() || !outputs.report.empty()) {
+    watcher = [&](const TapeEvent& event) {
+      if (!outputs.tape.empty()) tape.Add(event);
+      faults.See(event);
+    };
   }
   const RealClock clock;
   const absl::Time begin = clock.Now();
   const absl::StatusOr<SimulationResult> result = RunSimulation(scenario, seed, watcher);
   if (!result.ok()) return result.status();
-  const double wall_seconds = absl::ToDoubleSeconds(clock.Now() - begin);
-  if (!tape_path.empty()) {
-    if (absl::Status status = tape.Finish(*result); !status.ok()) return status;
-  }
-  return ToJson(seed, *result, wall_seconds);
+  Json json = ToJson(seed, *result, absl::ToDoubleSeconds(clock.Now() - begin));
+  absl::Status status;
+  if (!outputs.tape.empty()) status = tape.Finish(*result);
+  if (!outputs.report.empty()) status.Update(WriteReport(outputs, scenario, *result, faults, json));
+  if (!status.ok()) return status;
+  return json;
 }
 
 void PrintOne(const Scenario& scenario, const Json& run) {
@@ -156,7 +231,7 @@ int RunSeeds(const SimFlags& flags, const Scenario& scenario, uint64_t from, uin
       if (pid < 0) return ReportStatus(absl::ResourceExhaustedError("cannot start a process"));
       if (pid == 0) {
         ::close(ends[0]);
-        const absl::StatusOr<Json> run = RunSeed(scenario, next, "");
+        const absl::StatusOr<Json> run = RunSeed(scenario, next, Outputs());
         const std::string text = run.ok() ? run->dump() : std::string();
         for (size_t at = 0; at < text.size();) {
           const ssize_t written = ::write(ends[1], text.data() + at, text.size() - at);
@@ -213,8 +288,8 @@ int Sim(const SimFlags& flags) {
       return ReportStatus(
           absl::InvalidArgumentError(absl::StrCat("--seeds ", flags.seeds, ": expected FIRST..LAST, such as 1..100")));
     }
-    if (!flags.tape.empty() || !flags.seed.empty()) {
-      return ReportStatus(absl::InvalidArgumentError("--seeds goes without --seed and --tape"));
+    if (!flags.tape.empty() || !flags.report.empty() || !flags.seed.empty()) {
+      return ReportStatus(absl::InvalidArgumentError("--seeds goes without --seed, --tape and --report"));
     }
     return RunSeeds(flags, scenario, from, to);
   }
@@ -222,7 +297,10 @@ int Sim(const SimFlags& flags) {
   if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
     return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
   }
-  const absl::StatusOr<Json> run = RunSeed(scenario, seed, flags.tape);
+  Outputs outputs{flags.tape, flags.report};
+  // A report without its tape could not be looked into.
+  if (outputs.tape.empty() && !outputs.report.empty()) outputs.tape = outputs.report + "/tape.jsonl";
+  const absl::StatusOr<Json> run = RunSeed(scenario, seed, outputs);
   if (!run.ok()) return ReportStatus(run.status());
   if (flags.json) {
     std::printf("%s\n", run->dump(2).c_str());
@@ -246,6 +324,8 @@ void AddSimCommand(CLI::App& app, std::function<int()>* action) {
   command->add_option("--seeds", flags->seeds, "FIRST..LAST: run all of them, and name those that fail");
   command->add_option("--jobs", flags->jobs, "With --seeds: processes at a time (default: one per core)");
   command->add_option("--tape", flags->tape, "Write what happens to this file, as JSON lines");
+  command->add_option("--report", flags->report,
+                      "Write a folder with the scenario, the verdicts, faults, progress, a plot and the tape");
   command->add_flag("--json", flags->json, "Print the result as JSON");
   command->callback([flags, action] { *action = [flags] { return Sim(*flags); }; });
 }

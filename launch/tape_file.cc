@@ -6,6 +6,7 @@
 #include "launch/job_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/digest.h"
+#include "runtime/sim/scenario_problems.h"
 
 namespace wukong {
 namespace {
@@ -22,11 +23,12 @@ std::string LastLine(int64_t events, uint64_t hash) {
 
 }  // namespace
 
-absl::StatusOr<Scenario> LoadCheckedScenario(const std::string& path, const std::vector<std::string>& overrides) {
+absl::StatusOr<Scenario> LoadCheckedScenario(const std::string& path, const std::vector<std::string>& overrides,
+                                             Backend backend) {
   absl::StatusOr<ScenarioSource> source = LoadScenarioFile(path, overrides);
   if (!source.ok()) return source.status();
   JobErrors errors;
-  for (const ScenarioProblem& problem : FindScenarioProblems(source->scenario)) {
+  for (const ScenarioProblem& problem : FindScenarioProblems(source->scenario, backend)) {
     errors.Add(source->Where(problem.key), problem.reason);
   }
   if (!errors.empty()) return errors.ToStatus();

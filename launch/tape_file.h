@@ -18,8 +18,10 @@
 
 namespace wukong {
 
-// Loads a scenario file with overrides. INVALID_ARGUMENT names everything that is wrong with it, with file and line.
-absl::StatusOr<Scenario> LoadCheckedScenario(const std::string& path, const std::vector<std::string>& overrides);
+// Loads a scenario file with overrides, for `backend`. INVALID_ARGUMENT names everything that is wrong with it, with
+// file and line.
+absl::StatusOr<Scenario> LoadCheckedScenario(const std::string& path, const std::vector<std::string>& overrides,
+                                             Backend backend = BACKEND_SIM);
 
 class TapeWriter {
  public:

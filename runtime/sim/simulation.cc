@@ -1,4 +1,5 @@
 #include "runtime/sim/simulation.h"
+#include "runtime/sim/scenario_problems.h"
 
 #include <algorithm>
 #include <memory>
@@ -103,6 +104,12 @@ class Simulation {
     Account account;
     world_.tape.Watch([&account](const TapeEvent& event) { account.See(event); });
     if (watcher) world_.tape.Watch(watcher);
+    SimulationResult result;
+    int64_t committed = 0;
+    world_.tape.Watch([&](const TapeEvent& event) {
+      if (event.kind == TapeEvent::kCommitted) committed += event.values[1] - event.values[0];
+      if (event.kind == TapeEvent::kPublished && event.who == "root") AddProgress(event.time, committed, &result);
+    });
 
     Launch(root_.get());
     for (const auto& aggregator : aggregators_) Launch(aggregator.get());
@@ -125,7 +132,6 @@ class Simulation {
                           absl::FormatDuration(account.progress_since));
     }
 
-    SimulationResult result;
     result.virtual_time = world_.queue.elapsed();
     result.events = world_.queue.executed();
     result.versions = account.versions;
@@ -180,6 +186,15 @@ class Simulation {
     });
     world_.Note(TapeEvent::kStarted, process->name(), {process->life()});
     process->Start();
+  }
+
+  void AddProgress(absl::Duration time, int64_t committed, SimulationResult* result) const {
+    SimulationResult::Point point{time, committed, 0};
+    if (!world_.counts) {
+      const std::vector<float> parameters = root_->parameters();
+      if (!parameters.empty()) point.loss = model_->Loss(parameters);
+    }
+    result->progress.push_back(point);
   }
 
   // What is on the disk at the end, read as a stranger reads it.
@@ -281,151 +296,6 @@ class Simulation {
 
 bool SimulationResult::passed() const {
   return std::all_of(verdicts.begin(), verdicts.end(), [](const auto& verdict) { return verdict.second.empty(); });
-}
-
-absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
-  Job job;
-  job.set_name(scenario.name());
-  job.set_seed(scenario.seed());
-  job.mutable_model()->set_context(1);
-  job.mutable_model()->set_vocabulary(2);
-  const Workload& workload = scenario.workload();
-  job.mutable_model()->set_synthetic(workload.fidelity() == FIDELITY_TOY ? SYNTHETIC_KIND_TOY : SYNTHETIC_KIND_COUNTER);
-  job.mutable_model()->set_size(workload.parameters());
-  job.mutable_model()->set_step_ns(workload.step_ns());
-  job.mutable_model()->set_step_jitter(workload.step_jitter());
-  if (workload.fidelity() == FIDELITY_TOY) job.mutable_model()->set_noise(workload.noise());
-  job.mutable_data()->set_range_steps(workload.range_steps());
-  Optimizer* optimizer = job.mutable_optimizer();
-  optimizer->set_learning_rate(workload.learning_rate());
-  optimizer->set_final_learning_rate_fraction(1);
-  optimizer->set_decay(DECAY_CONSTANT);
-  optimizer->set_micro_batch(workload.micro_batch());
-  optimizer->set_accumulation(1);
-  optimizer->set_epsilon(1e-8);  // Nobody uses it; a job file must have one.
-  *job.mutable_strategy() = scenario.strategy();
-  if (workload.fidelity() == FIDELITY_COUNTER) {
-    for (Level* level : {job.mutable_strategy()->mutable_region(), job.mutable_strategy()->mutable_root()}) {
-      if (!level->has_weight()) level->set_weight(WEIGHT_SUM);
-      if (!level->has_learning_rate()) level->set_learning_rate(1);
-      if (!level->has_momentum()) level->set_momentum(0);
-      if (!level->has_codec_up()) level->set_codec_up(CODEC_KIND_FP32);
-      if (!level->has_codec_down()) level->set_codec_down(CODEC_KIND_FP32);
-    }
-  }
-  *job.mutable_regions() = scenario.regions();
-  *job.mutable_wan() = scenario.wan();
-  job.mutable_stop()->set_tokens(workload.samples());
-  *job.mutable_limits() = scenario.limits();
-  if (absl::Status status = ResolveStrategy(&job); !status.ok()) return status;
-  return job;
-}
-
-std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario) {
-  std::vector<ScenarioProblem> problems;
-  const auto add = [&](const std::string& key, const std::string& reason) { problems.push_back({key, reason}); };
-  std::set<std::string> names;
-  for (int r = 0; r < scenario.regions_size(); ++r) {
-    const Region& region = scenario.regions(r);
-    const std::string key = absl::StrCat("regions[", r, "]");
-    if (!names.insert(region.name()).second) add(key + ".name", "another region has this name");
-    if (region.name() == "root") add(key + ".name", "root is the root's");
-    if (region.speed_size() > 1 && region.speed_size() != region.workers()) {
-      add(key + ".speed", absl::StrCat(region.speed_size(), " speeds for ", region.workers(), " workers"));
-    }
-    if (region.collective() == COLLECTIVE_GLOO) add(key + ".collective", "collectives are not simulated");
-  }
-  for (int l = 0; l < scenario.wan().links_size(); ++l) {
-    if (names.count(scenario.wan().links(l).region()) == 0) {
-      add(absl::StrCat("wan.links[", l, "].region"), "there is no such region");
-    }
-  }
-  const bool counts = scenario.workload().fidelity() == FIDELITY_COUNTER;
-  if (counts && scenario.workload().samples() >= (1 << 24)) {
-    add("workload.samples", "a counter is exact below 16777216 samples");
-  }
-  if (scenario.expect().gap_max() > 0 && counts) {
-    add("expect.gap_max", "a counter has no loss; this can be checked with fidelity toy");
-  }
-  static const std::set<std::string> kInvariants = {"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I12"};
-  for (int i = 0; i < scenario.expect().invariants_size(); ++i) {
-    if (kInvariants.count(scenario.expect().invariants(i)) == 0) {
-      add(absl::StrCat("expect.invariants[", i, "]"),
-          absl::StrCat("cannot be checked (expected ", absl::StrJoin(kInvariants, ", "), ")"));
-    }
-  }
-  for (int i = 0; i < scenario.timeline_size(); ++i) {
-    const Fault& fault = scenario.timeline(i);
-    const std::string key = absl::StrCat("timeline[", i, "]");
-    const int triggers =
-        (fault.has_at_ns() ? 1 : 0) + (fault.has_every_ns() ? 1 : 0) + (fault.on() != FAULT_PLACE_UNSPECIFIED ? 1 : 0);
-    if (triggers != 1) add(key, "says when in more than one way, or not at all (expected one of at, every and on)");
-    if (fault.has_until_ns() && !fault.has_every_ns()) add(key + ".until", "is for faults that happen every so often");
-    const FaultKind kind = fault.fault();
-    const bool on_disk = kind == FAULT_KIND_POWER_LOSS || kind == FAULT_KIND_DISK_FULL || kind == FAULT_KIND_DISK_ERROR;
-    const bool on_worker =
-        kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
-    const bool on_process = kind == FAULT_KIND_KILL || kind == FAULT_KIND_FREEZE || kind == FAULT_KIND_CLOCK_SKEW;
-    if (fault.target_size() == 0 && !on_disk) add(key, "has no target");
-    for (int t = 0; t < fault.target_size(); ++t) {
-      const std::string at = absl::StrCat(key, ".target[", t, "]");
-      const auto targets = ResolveTarget(scenario, fault.target(t));
-      if (!targets.ok()) {
-        add(at, std::string(targets.status().message()));
-        continue;
-      }
-      for (const FaultTarget& target : *targets) {
-        const char* wrong = nullptr;
-        if (on_disk && !target.root()) wrong = "only the root has a disk";
-        if (on_worker && (target.root() || target.worker < 0))
-          wrong = "this happens to workers (expected REGION/worker-N)";
-        if (!on_disk && !on_worker && !on_process && (target.root() || target.worker >= 0)) {
-          wrong = "this happens to a region's link (expected REGION)";
-        }
-        if (wrong != nullptr) {
-          add(at, wrong);
-          break;
-        }
-      }
-    }
-    const bool needs_factor = kind == FAULT_KIND_SLOW || kind == FAULT_KIND_BANDWIDTH || kind == FAULT_KIND_LATENCY ||
-                              kind == FAULT_KIND_SCALE || kind == FAULT_KIND_CLOCK_SKEW;
-    if (needs_factor != fault.has_factor()) {
-      add(key + ".factor", needs_factor ? "is missing: how much?" : "means nothing for this fault");
-    }
-    const bool needs_probability = kind == FAULT_KIND_LOSS || kind == FAULT_KIND_DUPLICATE ||
-                                   kind == FAULT_KIND_REORDER || kind == FAULT_KIND_CORRUPT;
-    if (needs_probability != fault.has_probability()) {
-      add(key + ".probability", needs_probability ? "is missing: how often?" : "means nothing for this fault");
-    }
-    if (kind == FAULT_KIND_BANDWIDTH && scenario.wan().bandwidth_bps() == 0) {
-      add(key + ".fault", "the link's bandwidth is unlimited (set wan.bandwidth)");
-    }
-    if (kind == FAULT_KIND_CLOCK_SKEW && fault.factor() > 0.5)
-      add(key + ".factor", "a clock may be off by at most 0.5");
-    const bool lasts = kind != FAULT_KIND_KILL && kind != FAULT_KIND_POWER_LOSS;
-    if (!lasts && fault.has_for_ns()) add(key + ".for", "means nothing here: restarts.after says when it comes back");
-    if (lasts && !fault.has_for_ns() &&
-        (kind == FAULT_KIND_FREEZE || kind == FAULT_KIND_CUT || kind == FAULT_KIND_DISK_FULL ||
-         kind == FAULT_KIND_DISK_ERROR)) {
-      add(key + ".for", "is missing: without an end the run cannot go on");
-    }
-  }
-  const absl::StatusOr<Job> job = JobOfScenario(scenario);
-  if (!job.ok()) {
-    add("strategy", std::string(job.status().message()));
-  } else {
-    for (const StrategyProblem& problem : FindStrategyProblems(*job)) add(problem.key, problem.reason);
-    for (const Level* level : {&job->strategy().region(), &job->strategy().root()}) {
-      const bool exact = level->weight() == WEIGHT_SUM && level->learning_rate() == 1 && level->momentum() == 0 &&
-                         level->codec_up() == CODEC_KIND_FP32 && level->codec_down() == CODEC_KIND_FP32;
-      if (counts && !exact) {
-        add(level == &job->strategy().root() ? "strategy.root" : "strategy.region",
-            "a counter needs weight sum, learning_rate 1, momentum 0 and codecs fp32 (leave them unset)");
-      }
-    }
-  }
-  return problems;
 }
 
 absl::StatusOr<SimulationResult> RunSimulation(const Scenario& scenario, uint64_t seed, const Tape::Watcher& watcher) {

@@ -8,25 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "proto/job.pb.h"
 #include "proto/scenario.pb.h"
 #include "runtime/sim/tape.h"
 
 namespace wukong {
-
-// The job that a scenario is about: one token a sample, no text.
-absl::StatusOr<Job> JobOfScenario(const Scenario& scenario);
-
-// What is wrong with a scenario beyond single values: the key ("timeline[2].target") and the reason. Empty when all is
-// well.
-struct ScenarioProblem {
-  std::string key;
-  std::string reason;
-};
-std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario);
 
 struct SimulationResult {
   // Invariant or expectation ("I1", "completes", "fired", "goodput_min") -> what is wrong; empty when it holds.
@@ -48,6 +35,12 @@ struct SimulationResult {
   int64_t deaths = 0;
   std::map<int64_t, int64_t> staleness;            // Of merges at the root: versions -> contributions.
   std::map<std::string, int64_t> faults_observed;  // By kind.
+  struct Point {
+    absl::Duration time;
+    int64_t samples = 0;  // Committed by then.
+    double loss = 0;      // toy: of the root's parameters then.
+  };
+  std::vector<Point> progress;  // One per version of the root.
 };
 
 // `watcher` (may be null) sees the tape as it is written. INVALID_ARGUMENT: the scenario has problems.

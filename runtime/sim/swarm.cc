@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/base/random.h"
+#include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {
