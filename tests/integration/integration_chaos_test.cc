@@ -71,8 +71,8 @@ TEST(ChaosRunTest, ProcessesOfEveryKindDieAndEachSampleCountsOnce) {
   EXPECT_GE(run.result["restarts"]["total"], 3);
   EXPECT_EQ(run.result["binary_sha256"].get<std::string>().size(), 64u);
   const std::string faults = Read(run.folder + "/faults.csv");
-  EXPECT_THAT(faults, HasSubstr("0,kill,beijing/worker-1,1"));
-  EXPECT_THAT(faults, HasSubstr("3,kill,root,3"));
+  EXPECT_THAT(faults, HasSubstr("0,kill,beijing/worker-1,"));
+  EXPECT_THAT(faults, HasSubstr("3,kill,root,"));
   EXPECT_THAT(Read(run.folder + "/progress.csv"), HasSubstr(",4000,"));
   // The folder repeats itself.
   const auto again = workspace.Start({"sim", run.folder + "/scenario.yaml", "--json"});
