@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -26,7 +27,7 @@
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "runtime/base/file.h"
-#include "runtime/model/synthetic_trainer.h"
+#include "runtime/model/trainer.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
 
@@ -115,7 +116,7 @@ LocalRun::Options Experiment::RunOptions() {
   options.on_status = [this](const StatusReply& status) {
     if (status.phase() == "starting") return;
     const double seconds = began_ == absl::InfiniteFuture() ? 0 : absl::ToDoubleSeconds(absl::Now() - began_);
-    ExperimentReport::Point point{seconds, status.tokens_committed(), {}};
+    ExperimentReport::Point point{seconds, status.tokens_committed() / job_.model().context(), {}};
     if (job_.model().synthetic() != SYNTHETIC_KIND_COUNTER && status.loss() > 0) point.loss = status.loss();
     report_.progress.push_back(point);
     ended_ = absl::Now();
@@ -138,19 +139,25 @@ double Experiment::Goodput(double seconds) const {
 
 void Experiment::JudgeLog(Json* verdicts) {
   for (const char* invariant : {"I1", "I3", "I4", "I8", "I9", "I10", "I12"}) (*verdicts)[invariant] = "holds";
-  const auto trainer = MakeSyntheticTrainer(job_.model(), job_.seed());
+  const absl::StatusOr<std::unique_ptr<Trainer>> made = MakeTrainer(job_, TrainerOptions());
+  if (!made.ok()) {
+    (*verdicts)["I8"] = std::string(made.status().message());
+    return;
+  }
+  Trainer* const trainer = made->get();
   Json log;
-  const absl::Status status = VerifyRun(FileSystem::Real(), run_dir_, job_, trainer.get(), &log);
+  const absl::Status status = VerifyRun(FileSystem::Real(), run_dir_, job_, trainer, &log);
   if (!status.ok()) {
     const std::string text(status.message());
     const std::string named = text.substr(0, text.find(' '));
     (*verdicts)[verdicts->contains(named) ? named : "I8"] = text;
     return;
   }
-  report_.result["samples_committed"] = log["tokens_committed"];
+  report_.result["samples_committed"] = log["tokens_committed"].get<int64_t>() / job_.model().context();
   report_.result["versions"] = log["version"];
   report_.result["parameters_sha256"] = log["parameters_sha256"];
-  const double loss = trainer->Loss(trainer->parameters());
+  if (job_.model().synthetic() == SYNTHETIC_KIND_UNSPECIFIED) return;
+  const double loss = trainer->Evaluate(Batch()).value_or(std::numeric_limits<double>::quiet_NaN());
   report_.result["loss"] = loss;
   const bool sums = job_.strategy().root().weight() == WEIGHT_SUM && job_.strategy().region().weight() == WEIGHT_SUM;
   if (job_.model().synthetic() == SYNTHETIC_KIND_COUNTER && sums && log["complete"].get<bool>() &&
@@ -245,6 +252,9 @@ void Experiment::Judge(const LocalRun::Result& run) {
     if (last_merge < event.time) longest_pause = std::max(longest_pause, event.time - last_merge);
     last_merge = event.time;
   }
+  if (job_.model().synthetic() == SYNTHETIC_KIND_UNSPECIFIED && run.report.contains("validation_loss_final")) {
+    report_.result["loss"] = run.report["validation_loss_final"];
+  }
   const double seconds = std::max(0.0, absl::ToDoubleSeconds(ended_ - began_));
   report_.result["wall_seconds"] = seconds;
   report_.result["goodput"] = Goodput(seconds);
@@ -300,7 +310,8 @@ absl::StatusOr<JobSource> MakeJob(const Scenario& scenario, uint64_t seed, const
   job->set_seed(seed);
   job->set_fault_injection(FAULT_INJECTION_ALLOWED);
   job->mutable_report()->set_progress_every_ns(absl::ToInt64Nanoseconds(absl::Milliseconds(500)));
-  job->mutable_report()->set_validation_tokens(1);
+  const bool synthetic = job->model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED;
+  job->mutable_report()->set_validation_tokens(synthetic ? 1 : 65536);
   const std::string path = run_dir + "/job.yaml";
   if (absl::Status status = WriteFileAtomic(path, ResolvedYaml(*job)); !status.ok()) return status;
   absl::StatusOr<JobSource> source = LoadJobFile(path, {});

@@ -489,6 +489,15 @@ absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const s
   const absl::Status status =
       LoadMessage(path, overrides, "scenario", "name, workload and regions", &source, &source.scenario);
   if (!status.ok()) return status;
+  // Defaults of what is not there would say that it is.
+  if (source.scenario.workload().fidelity() != FIDELITY_GPT) {
+    const auto written = [&](const char* key) {
+      return source.lines.count(key) > 0 || source.overrides.count(key) > 0;
+    };
+    if (!written("model")) source.scenario.clear_model();
+    if (!written("data")) source.scenario.clear_data();
+    if (!written("optimizer")) source.scenario.clear_optimizer();
+  }
   return source;
 }
 

@@ -119,7 +119,7 @@ absl::Status WriteReport(const Outputs& outputs, const Scenario& scenario, const
   report.result = std::move(json);
   report.scenario_yaml = ScenarioYaml(scenario);
   report.faults = faults.spans();
-  const bool has_loss = scenario.workload().fidelity() == FIDELITY_TOY;
+  const bool has_loss = scenario.workload().fidelity() != FIDELITY_COUNTER;
   for (const SimulationResult::Point& point : result.progress) {
     report.progress.push_back({absl::ToDoubleSeconds(point.time), point.samples,
                                has_loss ? std::optional<double>(point.loss) : std::nullopt});
@@ -170,7 +170,7 @@ void PrintOne(const Scenario& scenario, const Json& run) {
               number("goodput"), 100 * number("compute_share"));
   std::printf("  root                 %.0f versions, longest pause between merges %.2f s\n", number("versions"),
               number("longest_pause_seconds"));
-  if (scenario.workload().fidelity() == FIDELITY_TOY) std::printf("  loss                 %.6g\n", number("loss"));
+  if (scenario.workload().fidelity() != FIDELITY_COUNTER) std::printf("  loss                 %.6g\n", number("loss"));
   std::string faults;
   for (const auto& [kind, count] : run["faults_observed"].items()) {
     absl::StrAppend(&faults, faults.empty() ? "" : ", ", kind, " ", count.get<int64_t>());

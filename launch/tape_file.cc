@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "google/protobuf/util/json_util.h"
+#include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/digest.h"
@@ -32,6 +33,15 @@ absl::StatusOr<Scenario> LoadCheckedScenario(const std::string& path, const std:
     errors.Add(source->Where(problem.key), problem.reason);
   }
   if (!errors.empty()) return errors.ToStatus();
+  if (source->scenario.workload().fidelity() == FIDELITY_GPT) {
+    // Model, data and optimizer have the keys that they have in a job file.
+    JobSource job;
+    static_cast<YamlSource&>(job) = *source;
+    job.job = *JobOfScenario(source->scenario);
+    CheckOptions check;
+    check.check_data = true;
+    if (absl::Status status = CheckJob(job, check); !status.ok()) return status;
+  }
   return std::move(source->scenario);
 }
 

@@ -1,5 +1,6 @@
 #include "runtime/sim/scenario_problems.h"
 
+#include <algorithm>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -8,27 +9,41 @@
 #include "runtime/sync/presets.h"
 
 namespace wukong {
+namespace {
+
+constexpr int kGptWorkersMax = 32;  // Each has a model of its own.
+
+}  // namespace
 
 absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
   Job job;
   job.set_name(scenario.name());
   job.set_seed(scenario.seed());
-  job.mutable_model()->set_context(1);
-  job.mutable_model()->set_vocabulary(2);
   const Workload& workload = scenario.workload();
-  job.mutable_model()->set_synthetic(workload.fidelity() == FIDELITY_TOY ? SYNTHETIC_KIND_TOY : SYNTHETIC_KIND_COUNTER);
-  job.mutable_model()->set_size(workload.parameters());
-  job.mutable_model()->set_step_ns(workload.step_ns());
-  job.mutable_model()->set_step_jitter(workload.step_jitter());
-  if (workload.fidelity() == FIDELITY_TOY) job.mutable_model()->set_noise(workload.noise());
-  job.mutable_data()->set_range_steps(workload.range_steps());
   Optimizer* optimizer = job.mutable_optimizer();
-  optimizer->set_learning_rate(workload.learning_rate());
-  optimizer->set_final_learning_rate_fraction(1);
-  optimizer->set_decay(DECAY_CONSTANT);
+  int64_t context = 1;
+  if (workload.fidelity() == FIDELITY_GPT) {
+    *job.mutable_model() = scenario.model();
+    *job.mutable_data() = scenario.data();
+    *optimizer = scenario.optimizer();
+    context = std::max(1, scenario.model().context());
+  } else {
+    Model* model = job.mutable_model();
+    model->set_context(1);
+    model->set_vocabulary(2);
+    model->set_synthetic(workload.fidelity() == FIDELITY_TOY ? SYNTHETIC_KIND_TOY : SYNTHETIC_KIND_COUNTER);
+    model->set_size(workload.parameters());
+    model->set_step_ns(workload.step_ns());
+    model->set_step_jitter(workload.step_jitter());
+    if (workload.fidelity() == FIDELITY_TOY) model->set_noise(workload.noise());
+    optimizer->set_learning_rate(workload.learning_rate());
+    optimizer->set_final_learning_rate_fraction(1);
+    optimizer->set_decay(DECAY_CONSTANT);
+    optimizer->set_epsilon(1e-8);  // Nobody uses it; a job file must have one.
+  }
+  job.mutable_data()->set_range_steps(workload.range_steps());
   optimizer->set_micro_batch(workload.micro_batch());
   optimizer->set_accumulation(1);
-  optimizer->set_epsilon(1e-8);  // Nobody uses it; a job file must have one.
   *job.mutable_strategy() = scenario.strategy();
   if (workload.fidelity() == FIDELITY_COUNTER) {
     for (Level* level : {job.mutable_strategy()->mutable_region(), job.mutable_strategy()->mutable_root()}) {
@@ -41,7 +56,7 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
   }
   *job.mutable_regions() = scenario.regions();
   *job.mutable_wan() = scenario.wan();
-  job.mutable_stop()->set_tokens(workload.samples());
+  job.mutable_stop()->set_tokens(workload.samples() * context);
   *job.mutable_limits() = scenario.limits();
   if (absl::Status status = ResolveStrategy(&job); !status.ok()) return status;
   return job;
@@ -68,6 +83,11 @@ void AddProcessProblems(const Scenario& scenario, std::vector<ScenarioProblem>* 
                            "events of the protocol are not seen from outside of the processes (expected at "
                            "or every; wukong sim has this one)"});
     }
+  }
+  if (scenario.expect().goodput_min() > 0 && scenario.workload().fidelity() == FIDELITY_GPT) {
+    problems->push_back({"expect.goodput_min",
+                         "the speed of real training is the machine's (expected no bound on real "
+                         "processes with fidelity gpt)"});
   }
   static const std::set<std::string> kInvariants = {"I1", "I3", "I4", "I8", "I9", "I10", "I12"};
   for (int i = 0; i < scenario.expect().invariants_size(); ++i) {
@@ -104,9 +124,23 @@ std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario, Back
   if (counts && scenario.workload().samples() >= (1 << 24)) {
     add("workload.samples", "a counter is exact below 16777216 samples");
   }
-  if (scenario.expect().gap_max() > 0 && counts) {
-    add("expect.gap_max", "a counter has no loss; this can be checked with fidelity toy");
+  const bool is_gpt = scenario.workload().fidelity() == FIDELITY_GPT;
+  if (scenario.expect().gap_max() > 0 && scenario.workload().fidelity() != FIDELITY_TOY) {
+    add("expect.gap_max", "no optimum is known; this can be checked with fidelity toy");
   }
+  int workers = 0;
+  for (const Region& region : scenario.regions()) workers += region.workers();
+  if (is_gpt && workers > kGptWorkersMax) {
+    add("regions",
+        absl::StrCat("too many workers for fidelity gpt (expected at most ", kGptWorkersMax, ", got ", workers, ")"));
+  }
+  if (is_gpt && scenario.model().context() == 0) {
+    add("model", "is missing (expected a model, data and optimizer as in a job file, for fidelity gpt)");
+  }
+  if (!is_gpt && scenario.has_model()) add("model", "means nothing here (expected fidelity gpt, or no model)");
+  if (!is_gpt && scenario.has_data()) add("data", "means nothing here (expected fidelity gpt, or no data)");
+  if (!is_gpt && scenario.has_optimizer())
+    add("optimizer", "means nothing here (expected fidelity gpt, or no optimizer)");
   static const std::set<std::string> kInvariants = {"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I12"};
   for (int i = 0; i < scenario.expect().invariants_size(); ++i) {
     if (kInvariants.count(scenario.expect().invariants(i)) == 0) {

@@ -20,7 +20,7 @@ constexpr absl::Duration kFarewell = absl::Seconds(5);  // As coordinator/coordi
 }  // namespace
 
 struct SimCoordinator::Life {
-  std::unique_ptr<SyntheticTrainer> trainer;
+  std::unique_ptr<Trainer> trainer;
   std::unique_ptr<RootLog> log;
   std::unique_ptr<CoordinatorCore> core;
   std::unique_ptr<NodeEngine> engine;
@@ -166,7 +166,7 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
 }
 
 void SimCoordinator::Begin() {
-  auto trainer = MakeSyntheticTrainer(world_->job.model(), world_->seed);
+  std::unique_ptr<Trainer> trainer = world_->model->NewTrainer();
   const bool holds_a_run = disk_.List(LogDirectory(kRunDir)).ok();
   absl::StatusOr<RecoveredRoot> begun = absl::NotFoundError("");
   if (holds_a_run) begun = RecoverRoot(&disk_, kRunDir, world_->job, trainer.get());

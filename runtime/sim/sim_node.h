@@ -11,6 +11,7 @@
 
 #include "proto/job.pb.h"
 #include "runtime/base/random.h"
+#include "runtime/sim/sim_model.h"
 #include "runtime/sim/sim_network.h"
 #include "runtime/sim/sim_process.h"
 #include "runtime/sim/tape.h"
@@ -20,12 +21,15 @@ namespace wukong {
 
 // What every simulated process can reach.
 struct SimWorld {
-  explicit SimWorld(const Job& the_job, uint64_t the_seed) : job(the_job), seed(the_seed), network(&queue, the_seed) {}
+  // `the_model` is the job's and outlives this.
+  SimWorld(const Job& the_job, uint64_t the_seed, SimModel* the_model)
+      : job(the_job), seed(the_seed), model(the_model), network(&queue, the_seed) {}
   void Note(TapeEvent::Kind kind, const std::string& who, std::array<int64_t, 4> values = {}, std::string text = {}) {
     tape.Add({queue.elapsed(), kind, who, values, std::move(text)});
   }
   const Job job;
   const uint64_t seed;
+  SimModel* const model;
   bool counts = false;  // The model is a counter: contributions can be checked against their manifests.
   EventQueue queue;
   SimNetwork network;

@@ -46,7 +46,7 @@ std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const
 }  // namespace
 
 struct SimWorker::Life {
-  Life(const Job& job, std::unique_ptr<SyntheticTrainer> own, std::vector<FragmentSpan> cut)
+  Life(const Job& job, std::unique_ptr<Trainer> own, std::vector<FragmentSpan> cut)
       : fragments(std::move(cut)),
         trainer(std::move(own)),
         schedule(ScheduleOptions(job)),
@@ -61,7 +61,7 @@ struct SimWorker::Life {
 
   const std::vector<FragmentSpan> fragments;
   std::unique_ptr<SimSession> session;
-  std::unique_ptr<SyntheticTrainer> trainer;
+  std::unique_ptr<Trainer> trainer;
   LeafSchedule schedule;
   Replica replica;
   MemberKey self;
@@ -104,7 +104,7 @@ SimWorker::SimWorker(SimWorld* world, const Workload& workload, SimCoordinator* 
 SimWorker::~SimWorker() = default;
 
 void SimWorker::Begin() {
-  life_state_ = std::make_unique<Life>(world_->job, MakeSyntheticTrainer(world_->job.model(), world_->seed),
+  life_state_ = std::make_unique<Life>(world_->job, world_->model->NewTrainer(),
                                        CutFragments(layout_.size(), world_->job.limits().fragment_bytes()));
   finished_ = false;
   SimSession::Callbacks callbacks;
@@ -339,11 +339,10 @@ void SimWorker::StepDone(const LeafSchedule::Train& train, absl::Duration time) 
   Life* life = life_state_.get();
   life->training = false;
   const bool gradient = world_->job.strategy().progress() == PROGRESS_GRADIENT;
-  int64_t count = 0;
-  for (const LeasedRange& range : train.samples) count += range.size();
-  for (const LeasedRange& range : train.samples) {
-    (void)life->trainer->AccumulateSamples(range.begin, range.end,
-                                           static_cast<double>(range.size()) / static_cast<double>(count));
+  const absl::StatusOr<double> loss = world_->model->Accumulate(life->trainer.get(), train.samples);
+  if (!loss.ok() || !std::isfinite(*loss)) {
+    Die(loss.ok() ? absl::OutOfRangeError("diverged: the loss is not finite") : loss.status());
+    return;
   }
   int64_t samples = 0;
   for (const LeasedRange& range : train.samples) {
@@ -356,7 +355,7 @@ void SimWorker::StepDone(const LeafSchedule::Train& train, absl::Duration time) 
     life->heard_tokens = snapshot.tokens_committed;
     life->own_tokens = 0;
   }
-  life->own_tokens += samples;
+  life->own_tokens += samples * world_->job.model().context();
   if (!gradient) {
     (void)life->trainer->OptimizerStep(
         LearningRate(world_->job.optimizer(), world_->job.stop().tokens(), life->heard_tokens + life->own_tokens));

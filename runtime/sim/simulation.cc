@@ -71,8 +71,8 @@ double SpeedOf(const Region& region, int worker) {
 // What a run is made of, in the order in which it must be taken down.
 class Simulation {
  public:
-  Simulation(const Scenario& scenario, const Job& job, uint64_t seed)
-      : scenario_(scenario), world_(job, seed), model_(MakeSyntheticTrainer(job.model(), seed)) {
+  Simulation(const Scenario& scenario, const Job& job, uint64_t seed, SimModel* model)
+      : scenario_(scenario), world_(job, seed, model) {
     world_.counts = scenario.workload().fidelity() == FIDELITY_COUNTER;
     root_ =
         std::make_unique<SimCoordinator>(&world_, scenario.workload(), absl::Nanoseconds(scenario.disk().sync_ns()));
@@ -81,12 +81,12 @@ class Simulation {
       const Region& region = scenario.regions(r);
       world_.network.AddRegion(region.name(), ShapeOfLink(job.wan(), region.name(), DIRECTION_UP),
                                ShapeOfLink(job.wan(), region.name(), DIRECTION_DOWN));
-      aggregators_.push_back(std::make_unique<SimAggregator>(&world_, root_.get(), model_->layout(), region.name(), r));
+      aggregators_.push_back(std::make_unique<SimAggregator>(&world_, root_.get(), model->layout(), region.name(), r));
       cast_.aggregators.push_back(aggregators_.back().get());
       cast_.workers.emplace_back();
       for (int w = 0; w < region.workers(); ++w) {
         workers_.push_back(std::make_unique<SimWorker>(&world_, scenario.workload(), root_.get(),
-                                                       aggregators_.back().get(), model_->layout(),
+                                                       aggregators_.back().get(), model->layout(),
                                                        absl::StrCat(region.name(), "/worker-", w), SpeedOf(region, w)));
         cast_.workers.back().push_back(workers_.back().get());
         steps_per_second_ +=
@@ -192,14 +192,14 @@ class Simulation {
     SimulationResult::Point point{time, committed, 0};
     if (!world_.counts) {
       const std::vector<float> parameters = root_->parameters();
-      if (!parameters.empty()) point.loss = model_->Loss(parameters);
+      if (!parameters.empty()) point.loss = world_.model->Loss(parameters);
     }
     result->progress.push_back(point);
   }
 
   // What is on the disk at the end, read as a stranger reads it.
   void JudgeLog(const Account& account, SimulationResult* result) {
-    const auto replayed = MakeSyntheticTrainer(world_.job.model(), world_.seed);
+    const std::unique_ptr<Trainer> replayed = world_.model->NewTrainer();
     nlohmann::ordered_json report;
     const absl::Status verified = VerifyRun(&root_->disk(), "/run", world_.job, replayed.get(), &report);
     for (const char* invariant : {"I3", "I8", "I9", "I12"}) result->verdicts[invariant];
@@ -210,9 +210,9 @@ class Simulation {
       result->verdicts[result->verdicts.count(named) > 0 ? named : "I8"] = text;
       return;
     }
-    result->samples_committed = report["tokens_committed"].get<int64_t>();
+    result->samples_committed = report["tokens_committed"].get<int64_t>() / world_.job.model().context();
     result->parameters_sha256 = report["parameters_sha256"].get<std::string>();
-    result->loss = replayed->Loss(replayed->parameters());
+    result->loss = world_.model->Loss(replayed->parameters());
     // Every sample is committed once, so more acknowledged than committed samples means that something was lost.
     if (account.samples_acknowledged > result->samples_committed) {
       result->verdicts["I3"] = absl::StrFormat("%d samples were acknowledged, %d are in the log",
@@ -220,9 +220,9 @@ class Simulation {
     }
     const bool averages = world_.job.strategy().root().weight() != WEIGHT_SUM;
     if (world_.counts && !averages && report["complete"].get<bool>() &&
-        replayed->Loss(replayed->parameters()) != static_cast<double>(result->samples_committed)) {
-      result->verdicts["I10"] = absl::StrFormat("the model counts %.0f samples, the log %d",
-                                                replayed->Loss(replayed->parameters()), result->samples_committed);
+        result->loss != static_cast<double>(result->samples_committed)) {
+      result->verdicts["I10"] =
+          absl::StrFormat("the model counts %.0f samples, the log %d", result->loss, result->samples_committed);
     }
     const std::vector<float> own = root_->parameters();
     if (!own.empty() && report["complete"].get<bool>() &&
@@ -281,7 +281,6 @@ class Simulation {
 
   const Scenario& scenario_;
   SimWorld world_;
-  const std::unique_ptr<SyntheticTrainer> model_;  // For its layout.
   std::unique_ptr<SimCoordinator> root_;
   std::vector<std::unique_ptr<SimAggregator>> aggregators_;
   std::vector<std::unique_ptr<SimWorker>> workers_;
@@ -306,7 +305,9 @@ absl::StatusOr<SimulationResult> RunSimulation(const Scenario& scenario, uint64_
   absl::StatusOr<Job> job = JobOfScenario(scenario);
   if (!job.ok()) return job.status();
   job->set_seed(seed);
-  return Simulation(scenario, *job, seed).Run(watcher);
+  const absl::StatusOr<std::unique_ptr<SimModel>> model = SimModel::Make(*job);
+  if (!model.ok()) return model.status();
+  return Simulation(scenario, *job, seed, model->get()).Run(watcher);
 }
 
 }  // namespace wukong

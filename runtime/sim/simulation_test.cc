@@ -1,8 +1,12 @@
 // Whole systems under faults, in virtual time.
 #include "runtime/sim/simulation.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -10,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "proto/wire.pb.h"
 #include "runtime/sim/checkers.h"
+#include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/timeline.h"
 
 namespace wukong {
@@ -389,6 +394,88 @@ TEST(CheckersTest, EachNoticesItsOwn) {
       EXPECT_EQ(!checker->violation().empty(), std::string(checker->name()) == one.name) << checker->violation();
     }
   }
+}
+
+// Two regions of two workers, a GPT of one layer and a text of one sentence.
+Scenario GptScenario() {
+  const std::string directory = absl::StrCat(testing::TempDir(), "/simulation_test.", getpid());
+  std::filesystem::create_directories(directory);
+  for (const char* name : {"train.bin", "validation.bin"}) {
+    std::ofstream file(absl::StrCat(directory, "/", name), std::ios::binary);
+    for (int i = 0; i < 4000; ++i) {
+      const char sentence[] = "the quick brown fox jumps over the lazy dog. ";
+      const char token[2] = {sentence[i % (sizeof(sentence) - 1)], 0};
+      file.write(token, 2);
+    }
+  }
+  Scenario scenario;
+  scenario.set_name("gpt");
+  Workload* workload = scenario.mutable_workload();
+  workload->set_fidelity(FIDELITY_GPT);
+  workload->set_samples(1200);
+  workload->set_step_ns(100'000'000);
+  workload->set_step_jitter(0.05);
+  workload->set_micro_batch(4);
+  workload->set_range_steps(2);
+  Model* model = scenario.mutable_model();
+  model->set_layers(1);
+  model->set_heads(2);
+  model->set_width(16);
+  model->set_context(16);
+  model->set_vocabulary(128);
+  scenario.mutable_data()->set_train(directory + "/train.bin");
+  scenario.mutable_data()->set_validation(directory + "/validation.bin");
+  Optimizer* optimizer = scenario.mutable_optimizer();
+  optimizer->set_learning_rate(1e-2);
+  optimizer->set_final_learning_rate_fraction(1);
+  optimizer->set_decay(DECAY_CONSTANT);
+  optimizer->set_beta1(0.9);
+  optimizer->set_beta2(0.95);
+  optimizer->set_epsilon(1e-8);
+  optimizer->set_clip_norm(1);
+  optimizer->set_precision(PRECISION_FP32);
+  for (const char* name : {"beijing", "shenzhen"}) {
+    Region* region = scenario.add_regions();
+    region->set_name(name);
+    region->set_workers(2);
+  }
+  const Scenario defaults = MakeScenario();
+  *scenario.mutable_wan() = defaults.wan();
+  *scenario.mutable_limits() = defaults.limits();
+  *scenario.mutable_restarts() = defaults.restarts();
+  *scenario.mutable_expect() = defaults.expect();
+  *scenario.mutable_disk() = defaults.disk();
+  scenario.mutable_strategy()->set_preset(PRESET_ASYNC);
+  scenario.mutable_strategy()->set_inner_steps(4);
+  return scenario;
+}
+
+TEST(SimulationTest, ARealModelIsTrainedThroughDeathsAndEndsWithTheSameBits) {
+  Scenario scenario = GptScenario();
+  Fault* kill = scenario.add_timeline();
+  kill->set_fault(FAULT_KIND_KILL);
+  kill->add_target("*/**");
+  kill->set_every_ns(4'000'000'000);
+  const auto first = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(first.ok()) << first.status();
+  for (const auto& [name, violation] : first->verdicts) EXPECT_EQ(violation, "") << name;
+  EXPECT_EQ(first->samples_committed, 1200);
+  ASSERT_FALSE(first->progress.empty());
+  EXPECT_GT(first->progress.front().loss, 4.0) << "as good as nothing: log 128 is 4.85";
+  EXPECT_LT(first->loss, 3.3) << "it knows at least how often each letter comes";
+  const auto again = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->tape_hash, first->tape_hash);
+  EXPECT_EQ(again->parameters_sha256, first->parameters_sha256);
+}
+
+TEST(SimulationTest, ARealModelNeedsWhatAJobNeeds) {
+  Scenario scenario = GptScenario();
+  scenario.mutable_data()->set_train("/nowhere/train.bin");
+  EXPECT_NE(RunSimulation(scenario, 1, nullptr).status().message().find("/nowhere/train.bin"), std::string::npos);
+  scenario.mutable_model()->clear_context();
+  ASSERT_FALSE(FindScenarioProblems(scenario).empty());
+  EXPECT_EQ(FindScenarioProblems(scenario)[0].key, "model");
 }
 
 }  // namespace
