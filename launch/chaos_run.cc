@@ -189,7 +189,7 @@ void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) 
   }
   report_.result["faults_observed"] = observed;
   check("fired", true, never.empty(), absl::StrJoin(never, ", ") + " never happened: this run shows nothing");
-  const double goodput = report_.result["goodput"].get<double>();
+  const double goodput = report_.result.value("goodput", 0.0);
   check("goodput_min", expect.goodput_min() > 0, goodput >= expect.goodput_min(),
         absl::StrFormat("goodput is %.3f, expected at least %.3f", goodput, expect.goodput_min()));
   const double loss = report_.result.value("loss", 0.0);
@@ -257,7 +257,7 @@ void Experiment::Judge(const LocalRun::Result& run) {
   }
   const double seconds = std::max(0.0, absl::ToDoubleSeconds(ended_ - began_));
   report_.result["wall_seconds"] = seconds;
-  report_.result["goodput"] = Goodput(seconds);
+  if (job_.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) report_.result["goodput"] = Goodput(seconds);
   report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(longest_pause);
   for (const char* key : {"compute_share", "staleness", "restarts", "contributions", "ledger"}) {
     if (run.report.contains(key)) report_.result[key] = run.report[key];
@@ -275,8 +275,11 @@ void Print(const Json& result) {
               result["seed"].get<unsigned long long>(), result["passed"].get<bool>() ? "passed" : "FAILED");
   std::printf("  time                 %.1f s\n", number("wall_seconds"));
   std::printf("  samples              %.0f committed\n", number("samples_committed"));
-  std::printf("  goodput              %.3f of what the workers could have made; computing %.1f%% of the time\n",
-              number("goodput"), 100 * number("compute_share"));
+  if (result.contains("goodput")) {
+    std::printf("  goodput              %.3f of what the workers could have made\n", number("goodput"));
+  }
+  std::printf("  computing            %.1f%% of the time\n", 100 * number("compute_share"));
+  if (result.contains("loss")) std::printf("  loss                 %.6g\n", number("loss"));
   std::printf("  root                 %.0f versions, longest pause between merges %.2f s\n", number("versions"),
               number("longest_pause_seconds"));
   std::vector<std::string> faults;
