@@ -68,6 +68,9 @@ grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const Heartbeat
   // Without the ceiling another life of this coordinator would give away again what is leased beyond it: nothing would
   // count twice, but work would be lost. Not worth a member that hears nothing while the disk is full.
   if (raised) LOG_IF(WARNING, !log_->MakeDurableOnce().ok()) << "the ceiling of the leases is not on the disk";
+  // Another life of this coordinator must know whom an aggregator fenced. It would take them for live otherwise, and
+  // lease to them for ever what their aggregator refuses. A fence that cannot be kept waits.
+  if (reply->fence_size() > 0 && !log_->MakeDurableOnce().ok()) reply->clear_fence();
   return status;
 }
 

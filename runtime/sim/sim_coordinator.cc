@@ -60,12 +60,16 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
     if (life_state_ != nullptr && life_state_->serves) {
       const int64_t ceiling = life_state_->ceiling_index;
       With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
-      auto tell = [this, member = request.member(), respond = std::move(respond), reply]() mutable {
+      const int64_t written = life_state_->log->index();
+      const bool fences = reply.ok() && reply->fence_size() > 0 && life_state_->log->durable_index() < written;
+      auto tell = [this, member = request.member(), respond = std::move(respond), reply, written]() mutable {
         if (reply.ok()) NoteLeases(*reply, member);
+        // As in production, a fence that another life would not know of waits.
+        if (reply.ok() && life_state_->log->durable_index() < written) reply->clear_fence();
         respond(reply);
       };
       // What is beyond the ceiling on the disk waits for one sync, whether that succeeds or not.
-      if (life_state_->ceiling_index == ceiling) {
+      if (life_state_->ceiling_index == ceiling && !fences) {
         tell();
       } else {
         life_state_->after_sync.push_back(std::move(tell));

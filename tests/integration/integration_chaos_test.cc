@@ -98,6 +98,17 @@ TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
   EXPECT_THAT(Read(run.folder + "/plot.gp"), HasSubstr("rectangle"));
 }
 
+// All workers are taken for dead, and the coordinator dies before anything but that made it write its log.
+TEST(ChaosRunTest, WhoWasFencedStaysFencedWhenTheRootDies) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: freeze, target: ['*/*'], at: 1s, for: 5s}\n"
+                                  "  - {fault: kill, target: [root], at: 4500ms}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["loss"], 4000);
+}
+
 TEST(ChaosRunTest, WhatDoesNotHoldFailsTheRun) {
   const Workspace workspace(/*prepare_data=*/false);
   const Outcome run = RunScenario(workspace,

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <sstream>
 #include <string>
@@ -38,6 +39,7 @@ constexpr unsigned kMutantHungSeconds = 45;
 struct Flags {
   double seconds = 60;
   uint64_t seed = 1;
+  uint64_t scenarios = std::numeric_limits<uint64_t>::max();
   int jobs = 0;
   std::string mutation;
   std::string only;
@@ -109,7 +111,7 @@ class Swarm {
       return;
     }
     ::close(ends[0]);
-    for (uint64_t index = runner->next; !Over(); index += static_cast<uint64_t>(jobs_)) {
+    for (uint64_t index = runner->next; !Over() && index < flags_.scenarios; index += static_cast<uint64_t>(jobs_)) {
       CHECK_NOTNULL(std::freopen(runner->errors.c_str(), "w", stderr));
       std::setvbuf(stderr, nullptr, _IONBF, 0);  // What a process says last must not be lost with it.
       ::alarm(HungSeconds());
@@ -157,7 +159,7 @@ class Swarm {
       Failed(runner->next, {{WTERMSIG(status) == SIGALRM ? "hangs" : "crash", WhyItDied(*runner, status)}});
       runner->next += static_cast<uint64_t>(jobs_);
     }
-    if (Over()) return false;
+    if (Over() || runner->next >= flags_.scenarios) return false;
     runner->text.clear();
     Start(runner);
     return true;
@@ -284,6 +286,7 @@ int Main(int argc, char** argv) {
   CLI::App app("Scenarios drawn at random, on the simulator (docs/simulation.md)");
   app.add_option("--seconds", flags.seconds, "How long scenarios are begun");
   app.add_option("--seed", flags.seed, "What they are drawn from");
+  app.add_option("--scenarios", flags.scenarios, "No more than these: numbers 0 to N-1 of the seed");
   app.add_option("--jobs", flags.jobs, "Processes at a time (default: one per core)");
   app.add_option("--mutation", flags.mutation, "With this bug (a build with -DWUKONG_MUTATIONS=ON)");
   app.add_option("--only", flags.only, "SEED:INDEX: this scenario alone");
