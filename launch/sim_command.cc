@@ -89,16 +89,32 @@ class FaultWatcher {
       spans_.push_back({name, event.who, static_cast<int>(event.values[0]), now, {}, {}, {}});
       if (kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS) gone_[event.who] = spans_.size() - 1;
     }
-    if (event.kind == TapeEvent::kStarted) {
-      if (const auto found = gone_.find(event.who); found != gone_.end()) {
-        spans_[found->second].back = now;
-        gone_.erase(found);
-      }
-    }
+    if (gone_.empty()) return;
+    if (event.kind == TapeEvent::kMerged && event.who == "root") Back("root", now);
+    if (event.kind != TapeEvent::kCoordinator) return;
+    const Json said = Json::parse(event.text, nullptr, /*allow_exceptions=*/false);
+    const std::string what = said.is_object() ? said.value("event", "") : "";
+    if (what != "joined" && what != "lost") return;
+    const std::string region = said.value("region", "");
+    const std::string who =
+        said.value("role", "") == "worker" ? absl::StrCat(region, "/", said.value("name", "")) : region;
+    Noticed(who, now);
+    if (what == "joined") Back(who, now);
   }
   const std::vector<ExperimentReport::FaultSpan>& spans() const { return spans_; }
 
  private:
+  void Noticed(const std::string& who, double now) {
+    const auto found = gone_.find(who);
+    if (found != gone_.end() && !spans_[found->second].detected) spans_[found->second].detected = now;
+  }
+  void Back(const std::string& who, double now) {
+    const auto found = gone_.find(who);
+    if (found == gone_.end()) return;
+    spans_[found->second].back = now;
+    gone_.erase(found);
+  }
+
   std::vector<ExperimentReport::FaultSpan> spans_;
   std::map<std::pair<int64_t, std::string>, size_t> lasting_;
   std::map<std::string, size_t> gone_;
