@@ -328,6 +328,10 @@ void CoordinatorCore::Refused(const Manifest& manifest) {
   if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || !(found->second.key == manifest.sender)) {
     return;  // Released already, with the region.
   }
+  if (found->second.must_assert) {
+    std::vector<LeasedRange>& unspoken = found->second.refused_unspoken;
+    unspoken.insert(unspoken.end(), manifest.ranges.begin(), manifest.ranges.end());
+  }
   const int64_t before = ledger_.available();
   ledger_.ReleaseRefused(found->second.region, manifest.ranges);
   if (ledger_.available() == before) return;

@@ -128,8 +128,10 @@ class CoordinatorCore {
     MemberUsage usage_of_earlier_lives;
     int64_t beat = 0;
     HeartbeatReply last_reply;
-    bool quarantined = false;        // Its aggregator takes nothing from it for a while.
-    bool must_assert = false;        // It gets no data before it has said what it holds.
+    bool quarantined = false;  // Its aggregator takes nothing from it for a while.
+    bool must_assert = false;  // It gets no data before it has said what it holds.
+    // Of contributions that the root refused before their sender said what it holds: it may not have known of that.
+    std::vector<LeasedRange> refused_unspoken;
     std::vector<FaultOrder> faults;  // Of this life; those that it has not heard.
   };
   // The members of a region, and what heartbeats ask about them all: nothing that comes from each of thousands of

@@ -195,6 +195,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
 
   member->must_assert = false;
   member->quarantined = false;
+  member->refused_unspoken.clear();
   member->faults.clear();
   Recount(region);
 

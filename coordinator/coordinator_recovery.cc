@@ -89,6 +89,8 @@ void CoordinatorCore::TakeHoldings(Member* member, const Holdings& holdings, Hea
   for (const SampleRange& range : holdings.ranges()) ranges.push_back(RangeFromProto(range));
   const int64_t before = ledger_.available();
   const ShardLedger::Claim claim = ledger_.Assert(member->key, member->region, ranges, member->role == ROLE_AGGREGATOR);
+  ledger_.ReleaseRefused(member->region, member->refused_unspoken);
+  member->refused_unspoken.clear();
   for (const LeasedRange& range : claim.committed) *reply->add_committed() = RangeToProto(range);
   for (const LeasedRange& range : claim.disowned) *reply->add_disowned() = RangeToProto(range);
   member->must_assert = false;

@@ -117,6 +117,32 @@ TEST(CoordinatorRecoveryTest, AContributionUnderALeaseOfTheTermBeforeIsCommitted
   EXPECT_EQ(after.core.Admit(after.ManifestOf(aggregator, b0), LogRecord(), &detail), VERDICT_RANGES);
 }
 
+// An aggregator says what it holds while the answer to a contribution of it is on its way: refused, and not to be sent
+// again.
+TEST(CoordinatorRecoveryTest, WhatWasRefusedBeforeItsSenderSpokeIsNotHeldByIt) {
+  Cluster before;
+  before.Start();
+  Cluster after(MakeJob(), before.history.state());
+  Process b0 = before.b0, b1 = before.b1, aggregator = before.aggregator_b;
+  aggregator.held = {b0.held[0]};  // As b0 contributed it.
+  b0.held.erase(b0.held.begin());
+  Manifest refused;
+  refused.sender = aggregator.key;
+  refused.sequence = Sequence(1);
+  refused.ranges = aggregator.held;
+  after.core.Refused(refused);  // For another reason: too old, not finite.
+  for (Process* worker : {&b0, &b1}) {
+    after.Beat(worker);
+    after.Assert(worker);
+  }
+  const int64_t available = after.core.ledger().available();
+  after.Beat(&aggregator);
+  after.Assert(&aggregator);
+  EXPECT_EQ(after.core.ledger().available(), available + refused.ranges[0].size());
+  std::string detail;
+  EXPECT_EQ(after.core.Admit(refused, LogRecord(), &detail), VERDICT_RANGES) << "it is nobody's";
+}
+
 TEST(CoordinatorRecoveryTest, WhoDoesNotComeBackIsFencedAndItsDataGoesToOthers) {
   Cluster before;
   before.Start();
