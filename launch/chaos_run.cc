@@ -257,6 +257,11 @@ void Experiment::Judge(const LocalRun::Result& run) {
   }
   const double seconds = std::max(0.0, absl::ToDoubleSeconds(ended_ - began_));
   report_.result["wall_seconds"] = seconds;
+  // The coordinator may end before it is asked again.
+  const auto committed = static_cast<int64_t>(report_.result.value("samples_committed", 0.0));
+  if (!report_.progress.empty() && report_.progress.back().samples < committed) {
+    report_.progress.push_back({seconds, committed, report_.progress.back().loss});
+  }
   if (job_.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) report_.result["goodput"] = Goodput(seconds);
   report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(longest_pause);
   for (const char* key : {"compute_share", "staleness", "restarts", "contributions", "ledger"}) {
