@@ -1,22 +1,20 @@
 // Faults that are ordered on members that live (docs/chaos.md).
 #include <set>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "coordinator/coordinator_core.h"
+#include "runtime/fault/fault_schedule.h"
 
 namespace wukong {
 namespace {
-
-std::string KindName(FaultKind kind) { return absl::AsciiStrToLower(FaultKind_Name(kind).substr(11)); }
 
 absl::Status CheckOrder(const FaultOrder& order, bool on_workers) {
   const FaultKind kind = order.fault();
   const bool on_process = kind == FAULT_KIND_KILL || kind == FAULT_KIND_FREEZE;
   const bool on_work =
       kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
-  const std::string name = KindName(kind);
+  const std::string name = FaultName(kind);
   if (!on_process && !on_work) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, " cannot be ordered (expected kill, freeze, slow, nan, sign_flip or scale)"));
@@ -76,7 +74,7 @@ absl::StatusOr<InjectFaultReply> CoordinatorCore::InjectFault(const InjectFaultR
   fault_orders_ = order.number();
   Log({{"event", "fault_ordered"},
        {"number", order.number()},
-       {"fault", KindName(order.fault())},
+       {"fault", FaultName(order.fault())},
        {"target", target},
        {"members", std::vector<std::string>(reply.members().begin(), reply.members().end())}});
   return reply;
@@ -91,7 +89,7 @@ void CoordinatorCore::TellFaults(Member* member, int64_t heard, HeartbeatReply* 
     } else {
       Log({{"event", "fault_heard"},
            {"number", order.number()},
-           {"fault", KindName(order.fault())},
+           {"fault", FaultName(order.fault())},
            {"name", Describe(*member)}});
     }
   }

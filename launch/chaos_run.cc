@@ -30,6 +30,7 @@
 #include "runtime/model/trainer.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
+#include "worker/training_step.h"
 
 namespace wukong {
 namespace {
@@ -128,8 +129,7 @@ double Experiment::Goodput(double seconds) const {
   double samples_per_second = 0;
   for (const Region& region : scenario_.regions()) {
     for (int w = 0; w < region.workers(); ++w) {
-      const double speed = region.speed_size() == 0 ? 1 : region.speed(w % region.speed_size());
-      samples_per_second += speed * scenario_.workload().micro_batch() /
+      samples_per_second += EmulatedSpeed(region, w) * scenario_.workload().micro_batch() /
                             absl::ToDoubleSeconds(absl::Nanoseconds(scenario_.workload().step_ns()));
     }
   }

@@ -4,8 +4,8 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/fault/fault_schedule.h"
 #include "runtime/sim/timeline.h"
 
 namespace wukong {
@@ -47,7 +47,7 @@ std::vector<Item> Ddmin(std::vector<Item> items, const std::function<bool(const 
 }
 
 std::string Words(const Fault& fault) {
-  std::string text = absl::AsciiStrToLower(FaultKind_Name(fault.fault()).substr(sizeof("FAULT_KIND_") - 1));
+  std::string text = FaultName(fault.fault());
   if (fault.target_size() == 1) absl::StrAppend(&text, " of ", fault.target(0));
   if (fault.target_size() > 1) absl::StrAppend(&text, " of ", fault.target_size(), " targets");
   if (fault.has_at_ns()) absl::StrAppend(&text, " at ", absl::FormatDuration(absl::Nanoseconds(fault.at_ns())));

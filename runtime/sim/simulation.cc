@@ -1,4 +1,5 @@
 #include "runtime/sim/simulation.h"
+#include "runtime/fault/fault_schedule.h"
 #include "runtime/sim/scenario_problems.h"
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 #include <tuple>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -252,7 +252,7 @@ class Simulation {
     std::vector<std::string> never;
     for (size_t i = 0; i < observed.size(); ++i) {
       const FaultKind kind = scenario_.timeline(static_cast<int>(i)).fault();
-      result->faults_observed[absl::AsciiStrToLower(FaultKind_Name(kind).substr(11))] += observed[i];
+      result->faults_observed[FaultName(kind)] += observed[i];
       if (observed[i] == 0) never.push_back(absl::StrFormat("timeline[%d]", i));
     }
     if (absl::Nanoseconds(scenario_.quiesce().after_ns()) > result->virtual_time) never.emplace_back("quiesce");
