@@ -100,7 +100,8 @@ RootReplay::RootReplay(const Job& job, Trainer* trainer, const RootState& state)
       trainer_(trainer),
       options_(RootOptions(job, trainer->layout())),
       history_(state),
-      outer_(trainer->parameters(), options_.fragments, options_.progress, options_.node.level.momentum() > 0) {}
+      outer_(trainer->parameters(), options_.fragments, options_.progress, options_.node.level.momentum() > 0,
+             AverageRuleOf(options_.node.level)) {}
 
 absl::StatusOr<std::unique_ptr<RootReplay>> RootReplay::Make(const Job& job, Trainer* trainer,
                                                              const Checkpoint* snapshot) {

@@ -19,6 +19,7 @@ std::shared_ptr<const EncodedVector> Scaled(const EncodedVector& payload, absl::
   auto damaged = std::make_shared<EncodedVector>(payload);
   const auto codec = MakeCodec(payload.codec);
   for (size_t f = 0; f < fragments.size(); ++f) {
+    if (payload.fragments[f].empty()) continue;
     std::vector<float> values(fragments[f].size());
     absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values));
     for (float& value : values) value *= factor;

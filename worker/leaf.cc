@@ -9,6 +9,8 @@
 #include "runtime/base/random.h"
 #include "runtime/base/restart.h"
 #include "runtime/sync/learning_rate.h"
+#include "runtime/sync/node_options.h"
+#include "runtime/sync/presets.h"
 #include "worker/contribution_fault.h"
 
 namespace wukong {
@@ -17,27 +19,6 @@ namespace {
 constexpr absl::Duration kLeaveTimeout = absl::Seconds(10);  // For the last contribution of a worker that is stopped.
 // Of data in hand at least: longer than a coordinator that died takes to come back.
 constexpr absl::Duration kPrefetch = absl::Seconds(4);
-
-LeafSchedule::Options ScheduleOptions(const Job& job, int group_size) {
-  LeafSchedule::Options options;
-  options.inner_steps = job.strategy().inner_steps();
-  options.scale_steps_by_speed = job.strategy().step_scaling() == STEP_SCALING_SPEED;
-  options.waits = job.strategy().in_flight() == IN_FLIGHT_WAIT;
-  options.in_flight_max = job.strategy().in_flight_max();
-  options.step_samples = int64_t{job.optimizer().micro_batch()} * job.optimizer().accumulation() * group_size;
-  options.tokens_per_sample = job.model().context();
-  options.gradient_progress = job.strategy().progress() == PROGRESS_GRADIENT;
-  options.prefetch = kPrefetch;
-  return options;
-}
-
-Replica::Options ReplicaOptions(const Job& job) {
-  Replica::Options options;
-  options.codec = job.strategy().region().codec_up();
-  options.mix = job.strategy().region().mix();
-  options.progress = job.strategy().progress();
-  return options;
-}
 
 }  // namespace
 
@@ -53,8 +34,9 @@ Leaf::Leaf(const Job& job, const Region& region, const JoinReply& joined, int gr
       gradient_progress_(job.strategy().progress() == PROGRESS_GRADIENT),
       step_({job.optimizer().micro_batch(), gradient_progress_, EmulatedSpeed(region, joined.rank())}, trainer_.get(),
             &reader_, [this](absl::Duration time) { mail_.WaitUntilOver(time); }),
-      schedule_(ScheduleOptions(job, group_size)),
-      replica_(trainer_->parameters(), Fragments(), ReplicaOptions(job)),
+      schedule_(LeafOptionsOf(job, group_size, kPrefetch)),
+      replica_(trainer_->parameters(), Fragments(),
+               ReplicaOptionsOf(job, /*parent_is_root=*/false, RegionLeaves(region))),
       parent_(LinkOptions(joined), &mail_) {
   FollowParent({MemberId(joined.parent_member()), Incarnation(joined.parent_incarnation())}, joined.parent_address());
 }
@@ -143,7 +125,7 @@ absl::Status Leaf::Contribute(const LeafSchedule::Contribute& contribute) {
   absl::Status pulled = gradient_progress_ ? trainer_->PullGradient() : trainer_->PullParameters();
   if (!pulled.ok()) return pulled;
   const auto payload = gradient_progress_ ? replica_.Send(contribute.manifest.sequence, trainer_->gradient())
-                                          : replica_.Send(contribute.manifest.sequence);
+                                          : replica_.Send(contribute.manifest.sequence, {}, contribute.whole);
   if (!payload.ok()) {
     return absl::OutOfRangeError(absl::StrCat("diverged: the progress is not finite: ", payload.status().message()));
   }
@@ -157,7 +139,7 @@ absl::Status Leaf::Rebase() {
   if (!status.ok()) return status;
   LeafSchedule::ParentState state;
   parent_.With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
-    state = {snapshot.version, snapshot.included, snapshot.root_version};
+    state = ParentStateOf(snapshot);
     const absl::StatusOr<bool> moved = replica_.Rebase(values, snapshot.included);
     if (moved.ok() && *moved) group_has_parameters_ = false;
     status = moved.status();
@@ -182,7 +164,7 @@ absl::Status Leaf::Prepare(const JoinReply& joined) {
   while (true) {
     const bool ready = parent_.With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
       replica_.Reset(values);
-      const LeafSchedule::ParentState state = {snapshot.version, snapshot.included, snapshot.root_version};
+      const LeafSchedule::ParentState state = ParentStateOf(snapshot);
       schedule_.VersionArrived(state);
       schedule_.Rebased(state);
     });

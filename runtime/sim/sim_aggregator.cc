@@ -105,7 +105,7 @@ void SimAggregator::OnVersion() {
                                      std::move(hooks), absl::MakeSpan(life->theta), notes, life->uplink.get(), this);
     life->node->SetEngine(life->engine.get());
   }
-  life->engine->Handle(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed});
+  life->engine->Handle(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});
   life->node->Pump();
 }
 

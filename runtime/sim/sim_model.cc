@@ -10,7 +10,8 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kValidationTokens = 8192;  // A curve has hundreds of points.
+constexpr int64_t kCurveTokens = 8192;  // A curve has hundreds of points.
+constexpr int64_t kFinalTokens = 65536;
 
 bool IsSynthetic(const Job& job) { return job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED; }
 
@@ -77,11 +78,11 @@ absl::StatusOr<double> SimModel::Accumulate(Trainer* trainer, const std::vector<
   return loss;
 }
 
-double SimModel::Loss(absl::Span<const float> parameters) {
+double SimModel::Loss(absl::Span<const float> parameters, Effort effort) {
   if (synthetic_ != nullptr) return synthetic_->Loss(parameters);
   std::copy(parameters.begin(), parameters.end(), trainer_->parameters().begin());
-  const int64_t samples =
-      std::clamp<int64_t>(kValidationTokens / validation_->context(), 1, validation_->samples_per_epoch());
+  const int64_t tokens = effort == Effort::kThorough ? kFinalTokens : kCurveTokens;
+  const int64_t samples = std::clamp<int64_t>(tokens / validation_->context(), 1, validation_->samples_per_epoch());
   Batch batch;
   batch.context = validation_->context();
   batch.samples = samples;

@@ -25,8 +25,9 @@ class SimModel {
   std::unique_ptr<Trainer> NewTrainer() const;
   // Adds the mean gradient of the samples to the trainer's. Returns their mean loss. Errors: the trainer's.
   absl::StatusOr<double> Accumulate(Trainer* trainer, const std::vector<LeasedRange>& samples) const;
-  // Of these parameters: without noise, or over some of the validation split.
-  double Loss(absl::Span<const float> parameters);
+  enum class Effort { kQuick, kThorough };
+  // Of these parameters: without noise, or over some of the validation split, and more of it at the end.
+  double Loss(absl::Span<const float> parameters, Effort effort);
 
  private:
   explicit SimModel(const Job& job) : job_(job) {}

@@ -9,24 +9,13 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/sync/learning_rate.h"
+#include "runtime/sync/node_options.h"
+#include "runtime/sync/presets.h"
 
 namespace wukong {
 namespace {
 
 constexpr absl::Duration kPrefetch = absl::Seconds(4);
-
-LeafSchedule::Options ScheduleOptions(const Job& job) {
-  LeafSchedule::Options options;
-  options.inner_steps = job.strategy().inner_steps();
-  options.scale_steps_by_speed = job.strategy().step_scaling() == STEP_SCALING_SPEED;
-  options.waits = job.strategy().in_flight() == IN_FLIGHT_WAIT;
-  options.in_flight_max = job.strategy().in_flight_max();
-  options.step_samples = job.optimizer().micro_batch();
-  options.tokens_per_sample = job.model().context();
-  options.gradient_progress = job.strategy().progress() == PROGRESS_GRADIENT;
-  options.prefetch = kPrefetch;
-  return options;
-}
 
 // Decoded, changed by `change`, and encoded again.
 std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments,
@@ -35,10 +24,12 @@ std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const
   changed->codec = payload.codec;
   const auto codec = MakeCodec(payload.codec);
   for (size_t f = 0; f < fragments.size(); ++f) {
+    changed->fragments.emplace_back();
+    if (payload.fragments[f].empty()) continue;
     std::vector<float> values(static_cast<size_t>(fragments[f].size()));
     CHECK(codec->Decode(payload.fragments[f], absl::MakeSpan(values)).ok());
     for (float& value : values) value *= factor;
-    CHECK(codec->Encode(values, &changed->fragments.emplace_back()).ok());
+    CHECK(codec->Encode(values, &changed->fragments.back()).ok());
   }
   return changed;
 }
@@ -46,19 +37,11 @@ std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const
 }  // namespace
 
 struct SimWorker::Life {
-  Life(const Job& job, std::unique_ptr<Trainer> own, std::vector<FragmentSpan> cut)
+  Life(const Job& job, int64_t siblings, std::unique_ptr<Trainer> own, std::vector<FragmentSpan> cut)
       : fragments(std::move(cut)),
         trainer(std::move(own)),
-        schedule(ScheduleOptions(job)),
-        replica(trainer->parameters(), fragments, ReplicaOptions(job)) {}
-  static Replica::Options ReplicaOptions(const Job& job) {
-    Replica::Options options;
-    options.codec = job.strategy().region().codec_up();
-    options.mix = job.strategy().region().mix();
-    options.progress = job.strategy().progress();
-    return options;
-  }
-
+        schedule(LeafOptionsOf(job, /*group_size=*/1, kPrefetch)),
+        replica(trainer->parameters(), fragments, ReplicaOptionsOf(job, /*parent_is_root=*/false, siblings)) {}
   const std::vector<FragmentSpan> fragments;
   std::unique_ptr<SimSession> session;
   std::unique_ptr<Trainer> trainer;
@@ -104,7 +87,11 @@ SimWorker::SimWorker(SimWorld* world, const Workload& workload, SimCoordinator* 
 SimWorker::~SimWorker() = default;
 
 void SimWorker::Begin() {
-  life_state_ = std::make_unique<Life>(world_->job, world_->model->NewTrainer(),
+  int64_t siblings = 1;
+  for (const Region& region : world_->job.regions()) {
+    if (region.name() == aggregator_->name()) siblings = RegionLeaves(region);
+  }
+  life_state_ = std::make_unique<Life>(world_->job, siblings, world_->model->NewTrainer(),
                                        CutFragments(layout_.size(), world_->job.limits().fragment_bytes()));
   finished_ = false;
   SimSession::Callbacks callbacks;
@@ -304,7 +291,7 @@ void SimWorker::Turn() {
           [&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
             if (snapshot.version.value() == 0) return;
             life->replica.Reset(values);
-            const LeafSchedule::ParentState state = {snapshot.version, snapshot.included, snapshot.root_version};
+            const LeafSchedule::ParentState state = ParentStateOf(snapshot);
             life->schedule.VersionArrived(state);
             life->schedule.Rebased(state);
             life->ready = true;
@@ -370,7 +357,7 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
   Life* life = life_state_.get();
   const bool gradient = world_->job.strategy().progress() == PROGRESS_GRADIENT;
   auto sent = gradient ? life->replica.Send(contribute.manifest.sequence, life->trainer->gradient())
-                       : life->replica.Send(contribute.manifest.sequence);
+                       : life->replica.Send(contribute.manifest.sequence, {}, contribute.whole);
   if (!sent.ok()) {
     Die(sent.status());
     return;
@@ -397,7 +384,7 @@ void SimWorker::Rebase() {
   LeafSchedule::ParentState state;
   absl::Status status;
   life->uplink->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
-    state = {snapshot.version, snapshot.included, snapshot.root_version};
+    state = ParentStateOf(snapshot);
     if (snapshot.version.value() > 0) status = life->replica.Rebase(values, snapshot.included).status();
   });
   if (!status.ok()) {

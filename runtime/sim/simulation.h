@@ -40,7 +40,7 @@ struct SimulationResult {
     int64_t samples = 0;  // Committed by then.
     double loss = 0;      // toy: of the root's parameters then.
   };
-  std::vector<Point> progress;  // One per version of the root.
+  std::vector<Point> progress;  // One per version of the root; of a real model, some 200.
 };
 
 // `watcher` (may be null) sees the tape as it is written. INVALID_ARGUMENT: the scenario has problems.

@@ -222,6 +222,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
     state_.set_tokens_accepted(state_.tokens_accepted() + header.tokens());
     (*state_.mutable_tokens_by_region())[member->region()] += header.tokens();
     PushBounded(record.accepted().norm(), state_.mutable_recent_norms());
+    PushBounded(static_cast<double>(header.tokens()), state_.mutable_recent_tokens());
     *state_.add_unmerged() = record.accepted();
   } else if (record.has_refused()) {
     const ContributionHeader& header = record.refused().header();
@@ -237,7 +238,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
       RootMember* member = Member(header.member());
       if (member->incarnation() == header.incarnation()) member->set_included(header.sequence());
       state_.set_tokens_merged(state_.tokens_merged() + header.tokens());
-      PushBounded(static_cast<double>(header.tokens()), state_.mutable_recent_tokens());
+      PushBounded(merged.parts(i).raw_weight(), state_.mutable_recent_weights());
       ++(*state_.mutable_staleness())[merged.parts(i).staleness()];
     }
     state_.set_told(false);

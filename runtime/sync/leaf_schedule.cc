@@ -248,7 +248,11 @@ LeafSchedule::Action LeafSchedule::Next() {
   const bool whole = made_.steps >= steps_per_contribution();
   const bool last = made_.steps > 0 && !have_data && (exhausted_ || stopping_);
   if (whole || last) {
-    if (MaySend() && static_cast<int>(sent_.size()) < options_.in_flight_max) return MakeContribution();
+    if (MaySend() && static_cast<int>(sent_.size()) < options_.in_flight_max) {
+      Contribute contribute = MakeContribution();
+      contribute.whole = last;
+      return contribute;
+    }
     // A worker that waits anyway cannot go on; progress can: the contribution grows meanwhile. But what a dead parent's
     // successor gets at once is bounded, as it is while a parent lives.
     const bool long_alone = !MaySend() && orphan_steps_ >= options_.in_flight_max * steps_per_contribution();
@@ -262,6 +266,7 @@ LeafSchedule::Action LeafSchedule::Next() {
   }
   // By the time that there is a parent again the gradient would be of parameters that nobody has any more.
   if (orphaned_ && options_.gradient_progress) return Wait{Reason::kParameters};
+  if (made_.steps == 0 && TooFarAhead()) return Wait{Reason::kOthers};
   Train train;
   int64_t missing = options_.step_samples;
   while (missing > 0 && !untrained_.empty()) {

@@ -32,6 +32,7 @@ class LeafSchedule {
     bool scale_steps_by_speed = false;
     bool waits = false;  // Each contribution waits for a version that includes it.
     int in_flight_max = 1;
+    int64_t lead_max = 0;      // Contributions ahead of the slowest leaf at which this one waits; 0: it never does.
     int64_t step_samples = 1;  // micro_batch * accumulation
     int64_t tokens_per_sample = 1;
     // A contribution is a gradient: it cannot become a part of the next one, and is worth nothing to another parent.
@@ -45,6 +46,7 @@ class LeafSchedule {
     Version version;
     Sequence included;
     Version root_version;
+    int64_t lead = 0;  // Of this leaf before the slowest, in contributions merged.
   };
 
   // ---- actions; Next returns one at a time, and the caller reports its end
@@ -53,9 +55,10 @@ class LeafSchedule {
   };
   struct Contribute {  // Encode and send; the manifest's sender is for the caller to fill in. Then go on.
     Manifest manifest;
+    bool whole = false;  // All parts of the parameters: there may be no later one.
   };
   struct Rebase {};  // Take the newest version; then Rebased with what was taken.
-  enum class Reason { kParameters, kData, kAnswer };
+  enum class Reason { kParameters, kData, kAnswer, kOthers };
   struct Wait {  // Until some event.
     Reason reason;
   };
@@ -131,6 +134,10 @@ class LeafSchedule {
     bool forgotten = false;  // Its progress is not in theta any more, and cannot be taken back.
   };
   bool MaySend() const { return !orphaned_ && !awaits_decision_; }
+  // Without a parent nobody says how far the others are.
+  bool TooFarAhead() const {
+    return options_.lead_max > 0 && MaySend() && base_.lead + static_cast<int64_t>(sent_.size()) >= options_.lead_max;
+  }
   void TakeBack(const Work& work);
   Contribute MakeContribution();
 

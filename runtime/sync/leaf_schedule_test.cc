@@ -265,6 +265,51 @@ TEST(LeafScheduleTest, RebasesOnlyBetweenStepsAndOncePerVersion) {
   leaf.Train();
 }
 
+TEST(LeafScheduleTest, WhoIsTooFarAheadWaitsForTheOthersWithoutATraceInItsWork) {
+  LeafSchedule::Options options = MakeOptions(1, /*waits=*/false, /*in_flight_max=*/4);
+  options.lead_max = 3;
+  Leaf leaf(options);
+  leaf.Lease(0, 100);
+  const auto hear = [&](int64_t version, int64_t included, int64_t lead) {
+    const LeafSchedule::ParentState state{Version(version), Sequence(included), Version(1), lead};
+    leaf.schedule.VersionArrived(state);
+    EXPECT_TRUE(std::holds_alternative<LeafSchedule::Rebase>(leaf.schedule.Next()));
+    leaf.schedule.Rebased(state);
+  };
+  for (int sequence = 1; sequence <= 3; ++sequence) {  // In flight: they will be ahead.
+    leaf.Train();
+    EXPECT_EQ(leaf.Contribute().sequence, Sequence(sequence));
+  }
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  for (int sequence = 1; sequence <= 3; ++sequence) leaf.schedule.Answered(Sequence(sequence), VERDICT_ACCEPTED);
+  hear(2, 3, 3);
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  hear(3, 3, 2);
+  leaf.Train();
+  leaf.Contribute();
+  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  leaf.schedule.Answered(Sequence(4), VERDICT_ACCEPTED);
+  hear(4, 4, 0);
+  leaf.Train();
+}
+
+TEST(LeafScheduleTest, TheLastContributionIsWhole) {
+  Leaf leaf(MakeOptions(1));
+  leaf.Lease(0, 8);
+  leaf.schedule.Leased({}, /*exhausted=*/true);
+  const auto whole = [&] {
+    const LeafSchedule::Action action = leaf.schedule.Next();
+    const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action);
+    EXPECT_NE(contribute, nullptr);
+    return contribute != nullptr && contribute->whole;
+  };
+  leaf.Train();
+  EXPECT_FALSE(whole());
+  leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+  leaf.Train();
+  EXPECT_TRUE(whole());
+}
+
 TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
   Leaf leaf(MakeOptions(10));
   EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 20) << "one step and one range";

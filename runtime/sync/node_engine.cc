@@ -21,6 +21,7 @@ LogRecord MergedRecord(const ParentNode::Apply& apply, double inner_learning_rat
     part->set_incarnation(manifest.sender.incarnation.value());
     part->set_sequence(manifest.sequence.value());
     part->set_weight(apply.merge.parts[i].weight);
+    part->set_raw_weight(apply.raw_weights[i]);
     part->set_staleness(apply.staleness[i]);
   }
   merged->set_learning_rate(apply.merge.learning_rate);
@@ -41,7 +42,8 @@ NodeEngine::NodeEngine(const Options& options, Hooks hooks, absl::Span<float> th
       up_(up),
       theta_(theta),
       node_(options.node),
-      outer_(theta, options.fragments, options.progress, options.node.level.momentum() > 0),
+      outer_(theta, options.fragments, options.progress, options.node.level.momentum() > 0,
+             AverageRuleOf(options.node.level)),
       public_(restored == nullptr ? theta : absl::MakeConstSpan(restored->public_values), options.fragments,
               options.codec_down, notes, restored == nullptr ? Version(1) : Version(restored->state.version())) {
   CHECK_EQ(options.node.is_root, up == nullptr);
@@ -301,7 +303,7 @@ void NodeEngine::PublishNow(const ParentNode::Publish& publish) {
 void NodeEngine::Do(const ParentNode::SendUp& send) {
   const absl::StatusOr<std::shared_ptr<const EncodedVector>> payload =
       options_.progress == PROGRESS_GRADIENT ? replica_->Send(send.manifest.sequence, outer_.gradient())
-                                             : replica_->Send(send.manifest.sequence);
+                                             : replica_->Send(send.manifest.sequence, {}, send.whole);
   if (!payload.ok()) {
     Fatal(
         absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", payload.status().message())));

@@ -15,16 +15,52 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
   options.node.level = level;
   options.node.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
   options.node.in_flight_max = strategy.in_flight_max();
+  options.node.tells_lead = strategy.lead_max() > 0;
   options.node.norm_ratio_max = job.limits().norm_ratio_max();
   options.node.quarantine = absl::Nanoseconds(job.limits().quarantine_ns());
   options.progress = strategy.progress();
   options.codec_down = level.codec_down();
   options.fragments = std::move(fragments);
   if (is_root) return options;
-  options.replica.codec = strategy.root().codec_up();
-  options.replica.mix = strategy.root().mix();
-  options.replica.progress = strategy.progress();
+  options.replica = ReplicaOptionsOf(job, /*parent_is_root=*/true, job.regions_size());
   return options;
+}
+
+Replica::Options ReplicaOptionsOf(const Job& job, bool parent_is_root, int64_t siblings) {
+  const Strategy& strategy = job.strategy();
+  const Level& level = parent_is_root ? strategy.root() : strategy.region();
+  Replica::Options options;
+  options.codec = level.codec_up();
+  options.mix = level.mix();
+  options.progress = strategy.progress();
+  options.parts = strategy.parts();
+  options.replaces = strategy.rebase() == REBASE_REPLACE;
+  if (strategy.pending() == PENDING_SHARE) {
+    // At the merge that takes it; what its momentum does later is not counted.
+    const double at_once = level.momentum_delay() == 1 ? 1 + level.momentum() : 1;
+    options.pending_weight = std::min(1.0, level.learning_rate() * at_once / static_cast<double>(siblings));
+  }
+  return options;
+}
+
+LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Duration prefetch) {
+  const Strategy& strategy = job.strategy();
+  LeafSchedule::Options options;
+  options.inner_steps = strategy.inner_steps();
+  options.scale_steps_by_speed = strategy.step_scaling() == STEP_SCALING_SPEED;
+  options.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
+  options.in_flight_max = strategy.in_flight_max();
+  options.lead_max = strategy.lead_max();
+  options.step_samples =
+      int64_t{job.optimizer().micro_batch()} * std::max(1, job.optimizer().accumulation()) * group_size;
+  options.tokens_per_sample = job.model().context();
+  options.gradient_progress = strategy.progress() == PROGRESS_GRADIENT;
+  options.prefetch = prefetch;
+  return options;
+}
+
+LeafSchedule::ParentState ParentStateOf(const FollowedParameters::Snapshot& snapshot) {
+  return {snapshot.version, snapshot.included, snapshot.root_version, snapshot.lead};
 }
 
 VersionNotes NotesOf(const RootState& state) {

@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
 #include "runtime/base/mutation.h"
-#include "runtime/codec/codec.h"
 
 namespace wukong {
 namespace {
@@ -21,9 +20,10 @@ int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
 }  // namespace
 
 OuterOptimizer::OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress,
-                               bool with_momentum)
+                               bool with_momentum, AverageRule average)
     : fragments_(std::move(fragments)),
       progress_(progress),
+      rule_(average),
       theta_(theta),
       merged_(LargestFragment(fragments_)),
       scratch_(LargestFragment(fragments_)) {
@@ -36,6 +36,39 @@ OuterOptimizer::OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan
   }
 }
 
+absl::StatusOr<bool> OuterOptimizer::Average(const Merge& merge,
+                                             const std::vector<std::shared_ptr<const EncodedVector>>& payloads,
+                                             size_t f) {
+  const int64_t n = fragments_[f].size();
+  std::fill_n(merged_.begin(), n, 0.0f);
+  std::vector<double> weights;
+  std::vector<size_t> carriers;
+  for (size_t p = 0; p < payloads.size(); ++p) {
+    if (payloads[p]->fragments[f].empty()) continue;
+    carriers.push_back(p);
+    weights.push_back(merge.parts[p].weight);
+  }
+  if (rule_ == AverageRule::kMean) {
+    for (size_t c = 0; c < carriers.size(); ++c) {
+      const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, absl::MakeSpan(scratch_).subspan(0, n));
+      if (!status.ok()) return status;
+      const auto weight = static_cast<float>(weights[c]);
+      for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];
+    }
+    return !carriers.empty();
+  }
+  scratch_.resize(std::max<size_t>(scratch_.size(), carriers.size() * n));
+  std::vector<absl::Span<const float>> contributions;
+  for (size_t c = 0; c < carriers.size(); ++c) {
+    const auto values = absl::MakeSpan(scratch_).subspan(c * n, n);
+    const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, values);
+    if (!status.ok()) return status;
+    contributions.push_back(values);
+  }
+  AverageContributions(rule_, contributions, weights, absl::MakeSpan(merged_).subspan(0, n));
+  return !carriers.empty();
+}
+
 absl::Status OuterOptimizer::Apply(const Merge& merge,
                                    const std::vector<std::shared_ptr<const EncodedVector>>& payloads) {
   CHECK_EQ(merge.parts.size(), payloads.size());
@@ -44,14 +77,8 @@ absl::Status OuterOptimizer::Apply(const Merge& merge,
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const FragmentSpan& span = fragments_[f];
     const int64_t n = span.size();
-    std::fill_n(merged_.begin(), n, 0.0f);
-    for (size_t p = 0; p < payloads.size(); ++p) {
-      const absl::Status status =
-          MakeCodec(payloads[p]->codec)->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
-      if (!status.ok()) return status;
-      const auto weight = static_cast<float>(merge.parts[p].weight);
-      for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];
-    }
+    const absl::StatusOr<bool> carried = Average(merge, payloads, f);
+    if (!carried.ok()) return carried.status();
     const float* c = merged_.data();
     if (progress_ == PROGRESS_GRADIENT) {
       float* gradient = gradient_.data() + span.begin;
@@ -65,6 +92,7 @@ absl::Status OuterOptimizer::Apply(const Merge& merge,
     }
     float* m = momentum_.data() + span.begin;
     float* buffer = buffer_.data() + span.begin;
+    if (!*carried && std::all_of(buffer, buffer + n, [](float value) { return value == 0; })) continue;
     if (merge.momentum_step) {
       for (int64_t i = 0; i < n; ++i) {
         m[i] = momentum * m[i] + (buffer[i] + c[i]);
@@ -86,12 +114,11 @@ absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std
     return absl::InvalidArgumentError(
         absl::StrFormat("%d fragments, expected %d", payload.fragments.size(), fragments.size()));
   }
-  const auto codec = MakeCodec(payload.codec);
   std::vector<float> values(LargestFragment(fragments));
   double squares = 0;
   for (size_t f = 0; f < fragments.size(); ++f) {
     const int64_t n = fragments[f].size();
-    const absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values).subspan(0, n));
+    const absl::Status status = DecodeFragment(payload, f, absl::MakeSpan(values).subspan(0, n));
     if (!status.ok() && !Mutated("engine.skips_the_finite_check")) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
     }

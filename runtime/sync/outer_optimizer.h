@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "runtime/base/ids.h"
 #include "runtime/model/parameter_layout.h"
+#include "runtime/sync/average.h"
 #include "runtime/sync/replica.h"
 
 namespace wukong {
@@ -32,10 +33,12 @@ struct Merge {
 //                (delayed Nesterov: Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", algorithm
 //                3; with a momentum step at every merge it is DiLoCo's Nesterov, Douillard et al. 2023)
 //   gradient:    gradient += c; whoever owns the optimizer takes it from there.
-// Thread-compatible.
+// c is the mean unless `average` says otherwise, each fragment on its own. A fragment that is in no contribution of a
+// merge (it was not its turn) stays where it is, but for what its buffer gives to a momentum step. Thread-compatible.
 class OuterOptimizer {
  public:
-  OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress, bool with_momentum);
+  OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress, bool with_momentum,
+                 AverageRule average = AverageRule::kMean);
 
   // `payloads` are the contributions of merge.parts in order. INVALID_ARGUMENT for a payload that cannot be decoded:
   // check contributions first, for some fragments have then been applied.
@@ -50,12 +53,17 @@ class OuterOptimizer {
  private:
   const std::vector<FragmentSpan> fragments_;
   const Progress progress_;
+  const AverageRule rule_;
   absl::Span<float> theta_;
   std::vector<float> momentum_;  // Empty without momentum.
   std::vector<float> buffer_;
   std::vector<float> gradient_;
+  // The fragment's c, of those contributions that carry it; false when there are none.
+  absl::StatusOr<bool> Average(const Merge& merge, const std::vector<std::shared_ptr<const EncodedVector>>& payloads,
+                               size_t f);
+
   std::vector<float> merged_;   // One fragment.
-  std::vector<float> scratch_;  // One fragment.
+  std::vector<float> scratch_;  // One fragment; of all contributions, where the rule is not the mean.
 };
 
 // The Euclidean norm of a contribution. INVALID_ARGUMENT when it cannot be decoded, is not finite, or does not have the

@@ -102,6 +102,44 @@ TEST(OuterOptimizerTest, GradientsAccumulateAndLeaveThetaAlone) {
   EXPECT_THAT(outer.theta, ElementsAre(1, 2, 3));
 }
 
+// Two fragments that take turns: each gets DiLoCo's Nesterov at its own merges, and rests in between.
+TEST(OuterOptimizerTest, AFragmentThatNobodyCarriesRests) {
+  Outer outer(true);
+  const auto carry = [&](int fragment, float value) {
+    auto payload = std::make_shared<EncodedVector>(*Encoded({value, value, value}));
+    payload->fragments[1 - fragment].clear();
+    ASSERT_TRUE(outer.optimizer.Apply(MakeMerge({1.0}, 0.5, 0.5, true), {payload}).ok());
+  };
+  carry(0, 2);  // m = 2: += 0.5 * (2 + 1)
+  EXPECT_THAT(outer.theta, ElementsAre(2.5f, 3.5f, 3));
+  carry(1, 4);  // m = 4: += 0.5 * (4 + 2)
+  EXPECT_THAT(outer.theta, ElementsAre(2.5f, 3.5f, 6));
+  carry(0, 2);  // m = 1 + 2: += 0.5 * (2 + 1.5)
+  EXPECT_THAT(outer.theta, ElementsAre(4.25f, 5.25f, 6));
+}
+
+TEST(OuterOptimizerTest, WhatWaitsForAMomentumStepIsNotForgotten) {
+  Outer outer(true);
+  auto first = std::make_shared<EncodedVector>(*Encoded({2, 2, 2}));
+  first->fragments[1].clear();
+  auto second = std::make_shared<EncodedVector>(*Encoded({2, 2, 2}));
+  second->fragments[0].clear();
+  ASSERT_TRUE(outer.optimizer.Apply(MakeMerge({1.0}, 1.0, 0.5, false), {first}).ok());
+  EXPECT_THAT(outer.theta, ElementsAre(3, 4, 3));
+  ASSERT_TRUE(outer.optimizer.Apply(MakeMerge({1.0}, 1.0, 0.5, true), {second}).ok());
+  EXPECT_THAT(outer.theta, ElementsAre(4, 5, 6)) << "0.5 * 2 for the first fragment, 2 + 0.5 * 2 for the second";
+}
+
+TEST(OuterOptimizerTest, TakesTheAverageItIsTold) {
+  std::vector<float> theta = {1, 2, 3};
+  OuterOptimizer optimizer(absl::MakeSpan(theta), kFragments, PROGRESS_PARAMETERS, false, AverageRule::kMedian);
+  ASSERT_TRUE(optimizer
+                  .Apply(MakeMerge({1.0 / 3, 1.0 / 3, 1.0 / 3}, 1.0),
+                         {Encoded({1, 7, 0}), Encoded({2, 900, 1}), Encoded({-1000, 5, 2})})
+                  .ok());
+  EXPECT_THAT(theta, ElementsAre(2, 9, 4));
+}
+
 TEST(OuterOptimizerTest, ContributionsMayComeInAnyCodec) {
   Outer outer(false);
   ASSERT_TRUE(outer.optimizer

@@ -16,6 +16,8 @@ constexpr size_t kVerdictsKept = 256;
 // Norms that the median is taken of, and how many there must be before it means something.
 constexpr size_t kNormsKept = 64;
 constexpr size_t kNormsNeeded = 16;
+// Of StalenessDecay exponential.
+constexpr double kDecayPerVersion = 0.9;
 // Senders and reasons whose refusals are counted apart.
 constexpr size_t kRefusedKept = 4096;
 
@@ -32,7 +34,10 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
   } else if (const auto* fenced = std::get_if<ChildFenced>(&event)) {
     On(*fenced, &actions);
   } else if (const auto* idle = std::get_if<IdleChildren>(&event)) {
-    if (!Mutated("parent.waits_for_the_idle")) idle_ = idle->idle;
+    if (!Mutated("parent.waits_for_the_idle")) {
+      if (options_.tells_lead && idle_ != idle->idle) publish_wanted_ = true;  // Nobody waits for these any more.
+      idle_ = idle->idle;
+    }
   } else if (const auto* offered = std::get_if<Offered>(&event)) {
     On(*offered, now, &actions);
   } else if (const auto* checked = std::get_if<Checked>(&event)) {
@@ -56,6 +61,12 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
     notes.included = included_;
     notes.root_version = options_.is_root ? version_ : root_version_;
     notes.tokens_committed = options_.is_root ? stats_.tokens_merged : tokens_committed_;
+    if (options_.tells_lead) {
+      const int64_t slowest = SlowestClock(now);
+      for (const auto& [member, child] : children_) {
+        notes.lead[{member, child.incarnation}] = std::max(child.clock - slowest, region_lead_);
+      }
+    }
     actions.push_back(Publish{version_, std::move(notes)});
   }
   return actions;
@@ -74,6 +85,7 @@ void ParentNode::On(const ChildAttached& event, std::vector<Action>* actions) {
   }
   Child child;
   child.incarnation = event.child.incarnation;
+  child.clock = SlowestClock(absl::InfiniteFuture());
   // The root remembers every child; a region's new aggregator knows none of them.
   child.offered = options_.is_root ? Sequence(0) : Sequence(event.next.value() - 1);
   children_[event.child.member] = child;
@@ -96,7 +108,18 @@ void ParentNode::FenceChild(MemberKey child, std::vector<Action>* actions) {
            actions);
   }
   const auto found = children_.find(child.member);
-  if (found != children_.end() && found->second.incarnation <= child.incarnation) children_.erase(found);
+  if (found == children_.end() || found->second.incarnation > child.incarnation) return;
+  children_.erase(found);
+  if (options_.tells_lead) publish_wanted_ = true;  // It may have been the slowest.
+}
+
+// Of those who take part; 0 without any.
+int64_t ParentNode::SlowestClock(absl::Time now) const {
+  std::optional<int64_t> slowest;
+  for (const auto& [member, child] : children_) {
+    if (TakesPart(member, child, now)) slowest = std::min(slowest.value_or(child.clock), child.clock);
+  }
+  return slowest.value_or(0);
 }
 
 void ParentNode::Refuse(Handle handle, MemberId sender, Verdict verdict, std::string detail,
@@ -118,11 +141,29 @@ void ParentNode::Refuse(Handle handle, MemberId sender, Verdict verdict, std::st
   actions->push_back(Reply{handle, verdict, std::move(detail), /*keep_payload=*/false, decided});
 }
 
-double ParentNode::NormMax() const {
-  if (options_.norm_ratio_max <= 0 || recent_norms_.size() < kNormsNeeded) return 0;
-  std::vector<double> sorted(recent_norms_.begin(), recent_norms_.end());
-  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2), sorted.end());
-  return options_.norm_ratio_max * sorted[sorted.size() / 2];
+double ParentNode::NormMax(double ratio, int64_t tokens) const {
+  if (ratio <= 0 || recent_sizes_.size() < kNormsNeeded) return 0;
+  const auto median = [&](double Size::*of) {
+    std::vector<double> sorted;
+    for (const Size& size : recent_sizes_) sorted.push_back(size.*of);
+    std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2), sorted.end());
+    return sorted[sorted.size() / 2];
+  };
+  // After an outage a region brings what it made meanwhile in one contribution.
+  const double longer = std::max(1.0, static_cast<double>(tokens) / std::max(1.0, median(&Size::tokens)));
+  return ratio * median(&Size::norm) * longer;
+}
+
+double ParentNode::RawWeight(const Manifest& manifest) const {
+  const auto tokens = static_cast<double>(manifest.tokens);
+  switch (options_.level.weight()) {
+    case WEIGHT_TOKENS:
+      return tokens;
+    case WEIGHT_TOKENS_SQUARED_PER_STEP:
+      return tokens * tokens / static_cast<double>(std::max<int64_t>(1, manifest.steps));
+    default:
+      return 1.0;
+  }
 }
 
 int64_t ParentNode::Staleness(const Manifest& manifest) const {
@@ -177,7 +218,7 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
            actions);
     return;
   }
-  actions->push_back(Check{event.handle, NormMax()});
+  actions->push_back(Check{event.handle, NormMax(options_.norm_ratio_max, manifest.tokens)});
 }
 
 void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
@@ -189,6 +230,7 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
       child->second.damaged_in_a_row = 0;
       child->second.quarantined_until = now + options_.quarantine;
       if (Mutated("parent.quarantine_without_end")) child->second.quarantined_until = absl::InfiniteFuture();
+      if (options_.tells_lead) publish_wanted_ = true;
     }
   } else if (child != children_.end()) {
     child->second.damaged_in_a_row = 0;
@@ -198,9 +240,9 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
     Refuse(event.handle, sender, event.verdict, event.detail, actions);
     return;
   }
-  recent_norms_.push_back(event.norm);
-  while (recent_norms_.size() > kNormsKept) recent_norms_.pop_front();
   Staged staged = std::move(found->second);
+  recent_sizes_.push_back({event.norm, static_cast<double>(staged.manifest.tokens)});
+  while (recent_sizes_.size() > kNormsKept) recent_sizes_.pop_front();
   staged_.erase(found);
   ++stats_.contributions[VERDICT_ACCEPTED];
   if (!Mutated("parent.forgets_its_answers")) {
@@ -208,13 +250,14 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
   }
   actions->push_back(Reply{event.handle, VERDICT_ACCEPTED, "", /*keep_payload=*/true, /*decided=*/true});
   for (const Handle repeat : staged.repeats) actions->push_back(Reply{repeat, VERDICT_ACCEPTED, ""});
-  ready_.emplace_back(event.handle, std::move(staged.manifest));
+  ready_.push_back({event.handle, std::move(staged.manifest), event.norm});
 }
 
 void ParentNode::On(const ParentMoved& event, std::vector<Action>* actions) {
   CHECK(!options_.is_root);
   root_version_ = event.root_version;
   tokens_committed_ = event.tokens_committed;
+  region_lead_ = event.lead;
   actions->push_back(Rebase{});
   publish_wanted_ = true;
 }
@@ -243,11 +286,21 @@ int ParentNode::ActiveChildren(absl::Time now) const {
                                         [&](const auto& child) { return TakesPart(child.first, child.second, now); }));
 }
 
+bool ParentNode::GraceIsOver(bool everybody, absl::Time now) {
+  const auto grace = absl::Nanoseconds(options_.level.grace_ns());
+  if (!everybody && grace > absl::ZeroDuration()) {
+    quorum_since_ = quorum_since_.value_or(now);
+    if (now < *quorum_since_ + grace) return false;
+  }
+  quorum_since_.reset();
+  return true;
+}
+
 void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
   const Level& level = options_.level;
   while (!ready_.empty()) {
     std::set<MemberId> senders;
-    for (const auto& [handle, manifest] : ready_) senders.insert(manifest.sender.member);
+    for (const Ready& ready : ready_) senders.insert(ready.manifest.sender.member);
     // Everybody who takes part: who is at work, and who has sent.
     int members = static_cast<int>(senders.size());
     for (const auto& [member, child] : children_) {
@@ -255,35 +308,50 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     }
     const int64_t quorum =
         level.quorum() == 0 ? members : std::min<int64_t>(level.quorum(), std::max(1, ActiveChildren(now)));
-    if (static_cast<int64_t>(senders.size()) < quorum) return;
+    if (static_cast<int64_t>(senders.size()) < quorum) {
+      quorum_since_.reset();
+      return;
+    }
+    if (!GraceIsOver(static_cast<int>(senders.size()) >= members, now)) return;
 
     // With a quorum of one, contributions are merged one at a time, in the order in which they came.
-    const size_t count = level.quorum() == 1 ? 1 : ready_.size();
+    const size_t count = level.quorum() == 1 && level.grace_ns() == 0 ? 1 : ready_.size();
     Apply apply;
     double normalizer = 0;
     std::set<MemberId> merged;
     for (size_t i = 0; i < count; ++i) {
-      const Manifest& manifest = ready_[i].second;
-      const double raw = level.weight() == WEIGHT_TOKENS ? static_cast<double>(manifest.tokens) : 1.0;
+      const Manifest& manifest = ready_[i].manifest;
+      const double raw = RawWeight(manifest);
       const int64_t staleness = Staleness(manifest);
       double weight = raw;
       if (level.staleness_decay() == STALENESS_DECAY_POLYNOMIAL) {
         weight /= std::sqrt(1.0 + static_cast<double>(staleness));  // FedBuff, Nguyen et al. 2022.
+      } else if (level.staleness_decay() == STALENESS_DECAY_EXPONENTIAL) {
+        weight *= std::pow(kDecayPerVersion, static_cast<double>(staleness));
       }
-      apply.merge.parts.push_back({ready_[i].first, weight});
+      if (level.robust() == ROBUST_NORM_CLIP) {
+        const double largest = NormMax(level.norm_ratio(), manifest.tokens);
+        if (largest > 0 && ready_[i].norm > largest) {
+          weight *= largest / ready_[i].norm;
+          ++stats_.clipped;
+        }
+      }
+      apply.merge.parts.push_back({ready_[i].handle, weight});
+      apply.raw_weights.push_back(raw);
       apply.staleness.push_back(staleness);
       apply.staleness_max = std::max(apply.staleness_max, staleness);
       ++stats_.staleness[staleness];
       stats_.tokens_merged += manifest.tokens;
       normalizer += raw;
       merged.insert(manifest.sender.member);
-      recent_tokens_.push_back(static_cast<double>(manifest.tokens));
+      recent_weights_.push_back(raw);
     }
-    while (recent_tokens_.size() > std::max<size_t>(16, 2 * children_.size())) recent_tokens_.pop_front();
-    if (level.weight() == WEIGHT_TOKENS && level.quorum() != 0) {
+    while (recent_weights_.size() > std::max<size_t>(16, 2 * children_.size())) recent_weights_.pop_front();
+    if (level.quorum() != 0) {
+      // A merge of few: against what is usual, or a small contribution would count as much as a large one.
       double sum = 0;
-      for (const double tokens : recent_tokens_) sum += tokens;
-      normalizer = sum / static_cast<double>(recent_tokens_.size()) * static_cast<double>(count);
+      for (const double weight : recent_weights_) sum += weight;
+      normalizer = sum / static_cast<double>(recent_weights_.size()) * static_cast<double>(count);
     }
     // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
     // merges.
@@ -299,11 +367,12 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     if (apply.merge.momentum_step) merges_since_momentum_ = 0;
 
     for (size_t i = 0; i < count; ++i) {
-      Manifest& manifest = ready_[i].second;
+      Manifest& manifest = ready_[i].manifest;
       // What a fenced life left behind is merged, and nobody is there to be told.
       const auto sender = children_.find(manifest.sender.member);
       if (sender != children_.end() && sender->second.incarnation == manifest.sender.incarnation) {
         included_[manifest.sender] = manifest.sequence;
+        ++sender->second.clock;
       }
       if (!options_.is_root) {
         if (unsent_.contributions == 0) unsent_.since = now;
@@ -333,6 +402,7 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   if (unsent_.contributions < every && !old && !draining_) return;
   sent_ = Sequence(sent_.value() + 1);
   SendUp send;
+  send.whole = draining_;
   send.manifest.sequence = sent_;
   send.manifest.base = *unsent_.root_base;
   send.manifest.root_base = *unsent_.root_base;
@@ -347,8 +417,8 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
 
 template <typename Use>
 void ParentNode::ForEachInCustody(Use use) const {
-  for (const auto& [handle, manifest] : ready_) {
-    for (const LeasedRange& range : manifest.ranges) use(manifest.sender, range);
+  for (const Ready& ready : ready_) {
+    for (const LeasedRange& range : ready.manifest.ranges) use(ready.manifest.sender, range);
   }
   for (const auto& [sender, range] : unsent_.ranges) use(sender, range);
   for (const auto& [sequence, cargo] : unanswered_) {
@@ -389,10 +459,12 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     for (const VerdictKept& kept : member.verdicts()) child.verdicts[Sequence(kept.sequence())] = kept.verdict();
   }
   for (int i = 0; i < state.unmerged_size(); ++i) {
-    ready_.emplace_back(unmerged[i], ManifestFromProto(state.unmerged(i).header()));
+    ready_.push_back({unmerged[i], ManifestFromProto(state.unmerged(i).header()), state.unmerged(i).norm()});
   }
-  recent_tokens_.assign(state.recent_tokens().begin(), state.recent_tokens().end());
-  recent_norms_.assign(state.recent_norms().begin(), state.recent_norms().end());
+  recent_weights_.assign(state.recent_weights().begin(), state.recent_weights().end());
+  for (int i = 0; i < std::min(state.recent_norms_size(), state.recent_tokens_size()); ++i) {
+    recent_sizes_.push_back({state.recent_norms(i), state.recent_tokens(i)});
+  }
   merges_since_momentum_ = state.merges_since_momentum();
   stats_.tokens_merged = state.tokens_merged();
   stats_.contributions[VERDICT_ACCEPTED] = state.contributions_accepted();

@@ -34,8 +34,9 @@ class ParentNode {
     Level level;            // All knobs set (presets.h).
     bool waits = false;     // Senders wait for the answer: a region says nothing of its own until the root has spoken.
     int in_flight_max = 1;  // Region: contributions that the root has not answered.
+    bool tells_lead = false;  // Children wait when they are too far ahead of the slowest one.
     // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
-    // every finite one.
+    // every finite one. One of more tokens than the median may be larger in proportion: progress adds up.
     double norm_ratio_max = 0;
     // After this many such or not finite ones in a row, a sender is left out for that long.
     int quarantine_after = 3;
@@ -67,6 +68,7 @@ class ParentNode {
   struct ParentMoved {       // Region: the root has a newer version.
     Version root_version;
     int64_t tokens_committed = 0;
+    int64_t lead = 0;  // Contributions that this region is ahead of the slowest.
   };
   struct Answered {  // Region: the root's verdict on a contribution.
     Sequence sequence;
@@ -94,6 +96,7 @@ class ParentNode {
   struct Apply {  // Then the payloads are forgotten.
     Merge merge;
     std::vector<Manifest> manifests;  // Of merge.parts.
+    std::vector<double> raw_weights;  // Of merge.parts, before they were set against others.
     std::vector<int64_t> staleness;   // Versions behind, of merge.parts.
     int64_t staleness_max = 0;        // Largest among them.
   };
@@ -107,7 +110,8 @@ class ParentNode {
     VersionNotes notes;
   };
   struct SendUp {
-    Manifest manifest;  // The sender is for the driver to fill in.
+    Manifest manifest;   // The sender is for the driver to fill in.
+    bool whole = false;  // All parts of the parameters, whose turn it is or not: nothing may be left behind.
   };
   using Action = std::variant<Check, Reply, Apply, Rebase, Drop, Publish, SendUp>;
 
@@ -118,6 +122,7 @@ class ParentNode {
     std::map<std::pair<MemberId, Verdict>, int64_t> refused;
     std::map<int64_t, int64_t> staleness;  // Versions behind -> contributions merged.
     int64_t tokens_merged = 0;
+    int64_t clipped = 0;  // Contributions that were merged with a smaller weight for their norm.
   };
 
   explicit ParentNode(const Options& options);
@@ -141,7 +146,7 @@ class ParentNode {
   struct Child {
     Incarnation incarnation;
     Sequence offered;                      // Last sequence taken in.
-    Sequence merged;                       // Last sequence in theta.
+    int64_t clock = 0;                     // Contributions merged, and those of the slowest when it came.
     std::map<Sequence, Verdict> verdicts;  // Of the last sequences, to answer repeats.
     int damaged_in_a_row = 0;
     absl::Time quarantined_until = absl::InfinitePast();
@@ -150,6 +155,15 @@ class ParentNode {
     Manifest manifest;
     bool checked = false;
     std::vector<Handle> repeats;  // The same sequence, offered again while it was being checked.
+  };
+  struct Ready {  // Accepted, waiting for the quorum.
+    Handle handle;
+    Manifest manifest;
+    double norm = 0;
+  };
+  struct Size {
+    double norm = 0;
+    double tokens = 0;
   };
   // Progress that was merged here and is not yet in a contribution to the root, or is in one that is not yet answered.
   struct Cargo {
@@ -171,7 +185,11 @@ class ParentNode {
   void Refuse(Handle handle, MemberId sender, Verdict verdict, std::string detail, std::vector<Action>* actions);
   void FenceChild(MemberKey child, std::vector<Action>* actions);
   int64_t Staleness(const Manifest& manifest) const;
-  double NormMax() const;
+  // `ratio` times the usual norm of a contribution of so many tokens; 0 while there is nothing to compare with.
+  double NormMax(double ratio, int64_t tokens) const;
+  double RawWeight(const Manifest& manifest) const;
+  int64_t SlowestClock(absl::Time now) const;
+  bool GraceIsOver(bool everybody, absl::Time now);
   template <typename Use>
   void ForEachInCustody(Use use) const;
   // Whether it may still contribute to what is about to be merged.
@@ -188,10 +206,11 @@ class ParentNode {
   std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
   std::map<MemberKey, Sequence> included_;          // Of the newest life of each child.
   std::set<MemberId> idle_;
-  std::map<Handle, Staged> staged_;                 // Being checked.
-  std::vector<std::pair<Handle, Manifest>> ready_;  // Accepted, waiting for the quorum.
-  std::deque<double> recent_tokens_;                // For weight: tokens with a quorum of fewer than all.
-  std::deque<double> recent_norms_;
+  std::map<Handle, Staged> staged_;  // Being checked.
+  std::vector<Ready> ready_;
+  std::optional<absl::Time> quorum_since_;
+  std::deque<double> recent_weights_;  // Raw ones, for a quorum of fewer than all.
+  std::deque<Size> recent_sizes_;
   int64_t merges_since_momentum_ = 0;
 
   bool followers_ready_ = true;
@@ -200,6 +219,7 @@ class ParentNode {
   // Region only.
   Version root_version_;
   int64_t tokens_committed_ = 0;
+  int64_t region_lead_ = 0;
   Cargo unsent_;
   std::map<Sequence, Cargo> unanswered_;
   Sequence sent_;

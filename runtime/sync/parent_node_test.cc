@@ -114,6 +114,111 @@ TEST(ParentNodeQuorum, AllWaitsForEveryChild) {
   EXPECT_THAT(Weights(apply), ElementsAre(Near(0.25), Near(0.25), Near(0.25), Near(0.25)));
 }
 
+// Grace: once the quorum is there, the others get a little time.
+TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) {
+  ParentNode::Options options = MakeOptions(true, 2);
+  options.level.set_grace_ns(absl::ToInt64Nanoseconds(absl::Seconds(1)));
+  Node n(options);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
+  n.now += absl::Seconds(5);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(2, 1)), IsEmpty()) << "it begins with the quorum";
+  n.now += absl::Milliseconds(999);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Step(ParentNode::Tick())), IsEmpty());
+  n.now += absl::Milliseconds(1);
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Step(ParentNode::Tick()))), ElementsAre(Near(1.0 / 3), Near(1.0 / 3)));
+  // With everybody there is nothing to wait for.
+  n.Contribute(1, 2);
+  n.Contribute(2, 2);
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Contribute(3, 1))),
+              ElementsAre(Near(1.0 / 3), Near(1.0 / 3), Near(1.0 / 3)));
+  // Nor for a child that has nothing to do.
+  n.Contribute(1, 3);
+  n.Contribute(2, 3);
+  EXPECT_EQ(All<ParentNode::Apply>(n.Step(ParentNode::IdleChildren{{MemberId(3)}})).size(), 1u);
+}
+
+TEST(ParentNodeQuorum, WithGraceAQuorumOfOneMergesWhatCameMeanwhile) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_grace_ns(absl::ToInt64Nanoseconds(absl::Seconds(1)));
+  Node n(options);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty());
+  n.now += absl::Seconds(1);
+  EXPECT_EQ(Only<ParentNode::Apply>(n.Step(ParentNode::Tick())).merge.parts.size(), 2u);
+}
+
+TEST(ParentNodeWeight, TokensSquaredPerStepFavoursLargeSteps) {
+  ParentNode::Options options = MakeOptions(true, 0);
+  options.level.set_weight(WEIGHT_TOKENS_SQUARED_PER_STEP);
+  Node n(options, 2);
+  Manifest small = n.Make(1, 1);
+  small.tokens = 100;
+  small.steps = 10;  // 1000
+  Manifest large = n.Make(2, 1);
+  large.tokens = 200;
+  large.steps = 10;  // 4000
+  n.OfferAndAccept(small);
+  const auto apply = Only<ParentNode::Apply>(n.OfferAndAccept(large));
+  EXPECT_THAT(Weights(apply), ElementsAre(Near(0.2), Near(0.8)));
+  EXPECT_THAT(apply.raw_weights, ElementsAre(1000, 4000));
+}
+
+TEST(ParentNodeWeight, ExponentialDecayTakesATenthPerVersion) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_staleness_decay(STALENESS_DECAY_EXPONENTIAL);
+  Node n(options, 1);
+  const Manifest old = n.Make(1, 3);
+  n.Contribute(1, 1);
+  n.Step(ParentNode::FollowersReady());
+  n.Contribute(1, 2);
+  ASSERT_EQ(n.node.version(), Version(3));
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.OfferAndAccept(old))), ElementsAre(Near(0.81)));
+}
+
+// What came with a norm far beyond the usual counts as much as the usual: the weight says so, and the log has it.
+TEST(ParentNodeRobust, NormsBeyondTheRatioAreClippedByTheWeight) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.level.set_robust(ROBUST_NORM_CLIP);
+  options.level.set_norm_ratio(3);
+  Node n(options, 2);
+  const auto contribute = [&](int64_t child, int64_t sequence, double norm, int64_t tokens) {
+    Manifest manifest = n.Make(child, sequence);
+    manifest.tokens = tokens;
+    n.Offer(manifest);
+    return Weights(Only<ParentNode::Apply>(n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_ACCEPTED, "", norm})));
+  };
+  EXPECT_THAT(contribute(1, 1, 1000, 100), ElementsAre(Near(0.5))) << "there is nothing to compare with yet";
+  for (int64_t i = 1; i <= 20; ++i) EXPECT_THAT(contribute(2, i, 2, 100), ElementsAre(Near(0.5)));
+  EXPECT_THAT(contribute(1, 2, 6, 100), ElementsAre(Near(0.5)));
+  EXPECT_THAT(contribute(1, 3, 60, 100), ElementsAre(Near(0.05)));
+  EXPECT_THAT(contribute(1, 4, 60, 1000), ElementsAre(Near(0.5))) << "ten times the tokens may move ten times as far";
+  EXPECT_EQ(n.node.stats().clipped, 1);
+}
+
+TEST(ParentNodeLead, ChildrenHearHowFarTheyAreBeforeTheSlowest) {
+  ParentNode::Options options = MakeOptions(false, 1);
+  options.tells_lead = true;
+  Node n(options);
+  const auto leads = [&](const Actions& actions) {
+    std::vector<int64_t> found;
+    for (const auto& [child, lead] : Only<ParentNode::Publish>(actions).notes.lead) found.push_back(lead);
+    n.Step(ParentNode::FollowersReady());
+    return found;
+  };
+  EXPECT_THAT(leads(n.Contribute(1, 1)), ElementsAre(1, 0, 0));
+  EXPECT_THAT(leads(n.Contribute(1, 2)), ElementsAre(2, 0, 0));
+  EXPECT_THAT(leads(n.Contribute(2, 1)), ElementsAre(2, 1, 0));
+  EXPECT_THAT(leads(n.Step(ParentNode::IdleChildren{{MemberId(3)}})), ElementsAre(1, 0, 0))
+      << "nobody waits for who has no data";
+  EXPECT_THAT(leads(n.Step(ParentNode::IdleChildren{})), ElementsAre(2, 1, 0));
+  EXPECT_THAT(leads(n.Step(ParentNode::ChildFenced{Node::Key(3)})), ElementsAre(1, 0));
+  n.Attach(4);
+  EXPECT_THAT(leads(n.Contribute(1, 3)), ElementsAre(2, 0, 0)) << "who comes later begins with the slowest";
+  // The whole region may be ahead of the others.
+  ParentNode::ParentMoved moved{Version(5), 1000, 7};
+  EXPECT_THAT(leads(n.Step(moved)), ElementsAre(7, 7, 7));
+}
+
 TEST(ParentNodeQuorum, KMergesWhenKChildrenHaveSent) {
   Node n(MakeOptions(true, 2));
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty());

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "google/protobuf/util/message_differencer.h"
+#include "runtime/sync/stable_gain.h"
 
 namespace wukong {
 namespace {
@@ -43,7 +45,8 @@ void ExpectAllSet(const google::protobuf::Message& message, const std::vector<st
 }
 
 TEST(PresetsTest, EveryPresetSetsEveryKnobAndWorks) {
-  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
+  for (int value = PRESET_UNSPECIFIED + 1; value <= Preset_MAX; ++value) {
+    const auto preset = static_cast<Preset>(value);
     SCOPED_TRACE(Preset_Name(preset));
     const Job job = Resolved(ThreeRegions(preset));
     ExpectAllSet(job.strategy());
@@ -113,8 +116,8 @@ TEST(PresetsTest, ExplicitValuesWinEvenWhereTheyAreZero) {
 }
 
 TEST(PresetsTest, ResolvingTwiceChangesNothing) {
-  for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
-    const Job once = Resolved(ThreeRegions(preset));
+  for (int value = PRESET_UNSPECIFIED + 1; value <= Preset_MAX; ++value) {
+    const Job once = Resolved(ThreeRegions(static_cast<Preset>(value)));
     EXPECT_TRUE(google::protobuf::util::MessageDifferencer::Equals(once, Resolved(once)));
   }
 }
@@ -131,7 +134,7 @@ TEST(PresetsTest, AnUnknownPresetIsRefused) {
   Job job = ThreeRegions(static_cast<Preset>(77));
   const absl::Status status = ResolveStrategy(&job);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("expected async, diloco or ddp, got number 77"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("ssp, sparseloco, got number 77"));
 }
 
 struct Refusal {
@@ -181,11 +184,14 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
          strategy(j)->mutable_root()->set_momentum(0.9);
          strategy(j)->mutable_root()->set_momentum_delay(1);
        },
-       "strategy.root.momentum", "got momentum 0.9 with quorum 1 of 3 and momentum_delay 1"},
+       "strategy.root.momentum",
+       "expected a learning rate below 0.239 with momentum 0.9, momentum_delay 1 and a quorum of 1 of 3, got 0.7"},
       {"gain", PRESET_DILOCO, [&](Job* j) { strategy(j)->mutable_root()->set_learning_rate(1.4); },
-       "strategy.root.learning_rate", "expected less than 1.36 with momentum 0.9, got 1.4"},
+       "strategy.root.learning_rate",
+       "overshoots (expected a learning rate below 1.36 with momentum 0.9, momentum_delay 1 and a quorum of 3 of 3, "
+       "got 1.4"},
       {"gain without momentum", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_region()->set_learning_rate(2); },
-       "strategy.region.learning_rate", "expected less than 2 with momentum 0, got 2"},
+       "strategy.region.learning_rate", "overshoots (expected a learning rate below 1.99 with momentum 0"},
       {"a quorum with no staleness", PRESET_DILOCO,
        [&](Job* j) {
          strategy(j)->mutable_root()->set_quorum(2);
@@ -198,6 +204,60 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
        "no child would ever take"},
       {"waiting with two in flight", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_in_flight_max(2); },
        "strategy.in_flight_max", "expected 1 with in_flight: wait, got 2"},
+      {"a lead of those who wait", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_lead_max(2); }, "strategy.lead_max",
+       "expected 0 with in_flight: wait, got 2"},
+      {"a share of nothing", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_pending(PENDING_SHARE); },
+       "strategy.pending", "expected full with in_flight: wait"},
+      {"a share of what is overwritten", PRESET_ASYNC,
+       [&](Job* j) {
+         strategy(j)->set_pending(PENDING_SHARE);
+         strategy(j)->set_rebase(REBASE_REPLACE);
+       },
+       "strategy.pending", "expected full with rebase: replace"},
+      {"a sum of what is thrown away", PRESET_ASYNC,
+       [&](Job* j) {
+         strategy(j)->set_rebase(REBASE_REPLACE);
+         strategy(j)->mutable_root()->set_weight(WEIGHT_SUM);
+       },
+       "strategy.rebase", "expected move with weight: sum"},
+      {"a sum that is cut", PRESET_ASYNC,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_weight(WEIGHT_SUM);
+         strategy(j)->mutable_root()->set_robust(ROBUST_NORM_CLIP);
+       },
+       "strategy.root.robust", "expected none with weight: sum"},
+      {"a sum of directions", PRESET_ASYNC,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_weight(WEIGHT_SUM);
+         strategy(j)->mutable_root()->set_average(AVERAGE_DIRECTION_NORM);
+       },
+       "strategy.root.average", "expected mean with weight: sum"},
+      {"the median of one", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_robust(ROBUST_MEDIAN); },
+       "strategy.root.robust", "expected a quorum of at least 3, got 1 of 3"},
+      {"two averages", PRESET_DILOCO,
+       [&](Job* j) {
+         strategy(j)->mutable_root()->set_robust(ROBUST_TRIMMED_MEAN);
+         strategy(j)->mutable_root()->set_average(AVERAGE_DIRECTION_NORM);
+       },
+       "strategy.root.average", "itself a way to average"},
+      {"the median of parts", PRESET_DILOCO,
+       [&](Job* j) {
+         strategy(j)->set_parts(4);
+         strategy(j)->mutable_root()->set_robust(ROBUST_MEDIAN);
+       },
+       "strategy.root.robust", "expected none or norm_clip with strategy.parts: 4"},
+      {"a clip beyond the guard", PRESET_ASYNC,
+       [&](Job* j) {
+         j->mutable_limits()->set_norm_ratio_max(20);
+         strategy(j)->mutable_root()->set_norm_ratio(25);
+       },
+       "strategy.root.norm_ratio", "expected at most that, got 25"},
+      {"grace for nobody", PRESET_DILOCO, [&](Job* j) { strategy(j)->mutable_root()->set_grace_ns(1000); },
+       "strategy.root.grace", "expected 0 with a quorum of 3 of 3"},
+      {"gradient in parts", PRESET_DDP, [&](Job* j) { strategy(j)->set_parts(2); }, "strategy.parts",
+       "expected 1 with progress: gradient, got 2"},
+      {"gradient replaced", PRESET_DDP, [&](Job* j) { strategy(j)->set_rebase(REBASE_REPLACE); }, "strategy.rebase",
+       "expected move with progress: gradient"},
       {"too large a quorum", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_quorum(4); },
        "strategy.root.quorum", "at most the job's 3 regions or `all`, got 4"},
       {"too large a quorum in a joined region", PRESET_ASYNC,
@@ -235,6 +295,18 @@ TEST(CheckStrategyTest, AllowsWhatWorks) {
         j->mutable_strategy()->mutable_root()->set_momentum(0.9);
         j->mutable_strategy()->mutable_root()->set_momentum_delay(1);
       },
+      // Asked for all the same.
+      [](Job* j) {
+        j->mutable_strategy()->set_unstable(UNSTABLE_ALLOWED);
+        j->mutable_strategy()->mutable_root()->set_learning_rate(3);
+        j->mutable_strategy()->mutable_region()->set_momentum(0.9);
+        j->mutable_strategy()->mutable_root()->set_mix(0);
+      },
+      // The middle of three.
+      [](Job* j) {
+        j->mutable_strategy()->set_preset(PRESET_DILOCO);
+        j->mutable_strategy()->mutable_root()->set_robust(ROBUST_MEDIAN);
+      },
       // A waiting sender with a quorum of one is answered at once.
       [](Job* j) { j->mutable_strategy()->set_in_flight(IN_FLIGHT_WAIT); },
       [](Job* j) {
@@ -259,6 +331,60 @@ TEST(CheckStrategyTest, AllowsWhatWorks) {
     change(&job);
     EXPECT_EQ(CheckStrategy(Resolved(job)).message(), "");
   }
+}
+
+TEST(PresetsTest, WhoAsksForASumGetsItUncut) {
+  Job job = ThreeRegions(PRESET_ASYNC);
+  job.mutable_strategy()->mutable_root()->set_weight(WEIGHT_SUM);
+  job = Resolved(job);
+  EXPECT_EQ(job.strategy().root().robust(), ROBUST_NONE);
+  EXPECT_EQ(job.strategy().region().robust(), ROBUST_NORM_CLIP);
+}
+
+TEST(PresetsTest, HalosCountsItsMergesInRoundsOfTheLargestRegion) {
+  Job job = ThreeRegions(PRESET_HALOS);
+  job.mutable_regions(1)->set_workers(4);
+  job = Resolved(job);
+  EXPECT_EQ(job.strategy().region().momentum_delay(), 16) << "4 workers and 16 merges, as published";
+  EXPECT_EQ(job.strategy().region().send_every(), 32);
+  EXPECT_EQ(job.strategy().rebase(), REBASE_REPLACE);
+}
+
+TEST(StableGainTest, WithoutDelayItIsWhatThePolynomialSays) {
+  for (const double beta : {0.0, 0.3, 0.5, 0.9, 0.99}) {
+    DelayModel model;
+    model.momentum = beta;
+    for (const int64_t children : {1, 2, 7}) {
+      model.children = model.quorum = children;
+      EXPECT_NEAR(LargestStableGain(model), 2 * (1 + beta) / (1 + 2 * beta), 0.03) << beta << " " << children;
+    }
+  }
+}
+
+// With one contribution per merge and no momentum, the children's merges are one recursion of order M,
+// x <- x - (g / M) x_M merges ago, which is stable for g < 2 M sin(pi / (4 M - 2)).
+TEST(StableGainTest, WithDelayAndNoMomentumItIsWhatTheRecursionSays) {
+  for (const int64_t children : {2, 3, 4, 8, 16}) {
+    DelayModel model;
+    model.children = children;
+    const auto m = static_cast<double>(children);
+    EXPECT_NEAR(LargestStableGain(model), 2 * m * std::sin(M_PI / (4 * m - 2)), 0.03) << children;
+  }
+}
+
+TEST(StableGainTest, MomentumUnderDelayWantsAMuchSmallerRate) {
+  DelayModel model;
+  model.children = 4;
+  model.momentum = 0.9;
+  const double naive = LargestStableGain(model);
+  model.momentum_delay = 4;
+  const double delayed = LargestStableGain(model);
+  model.momentum_delay = 1;
+  model.quorum = 4;
+  const double together = LargestStableGain(model);
+  EXPECT_LT(naive, 0.3);
+  EXPECT_GT(delayed, 2 * naive);
+  EXPECT_GT(together, delayed);
 }
 
 }  // namespace

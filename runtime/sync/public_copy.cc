@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -14,6 +15,9 @@ namespace {
 
 // Versions that may be kept as a whole. The newest counts from when some child wants it kept.
 constexpr size_t kFrozenMax = 2;
+
+// Differences that are kept, whatever their size: those of versions in which hardly anything changed are small.
+constexpr size_t kDeltasMax = 1024;
 
 int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
   int64_t largest = 0;
@@ -30,7 +34,8 @@ PublicParameters::PublicParameters(absl::Span<const float> values, std::vector<F
     : fragments_(std::move(fragments)),
       codec_(MakeCodec(codec)),
       values_(values.begin(), values.end()),
-      newest_(std::make_shared<Edition>(Edition{version, ChecksumOf(values_), std::move(notes)})) {
+      newest_(std::make_shared<Edition>(Edition{version, ChecksumOf(values_), std::move(notes)})),
+      last_change_(fragments_.size(), version) {
   CHECK(!fragments_.empty());
 }
 
@@ -50,6 +55,13 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
       return absl::InvalidArgumentError(
           absl::StrFormat("parameter %d of %d is %g", bad - theta.begin(), theta.size(), *bad));
     }
+    for (size_t f = 0; f < fragments_.size(); ++f) {
+      const FragmentSpan& span = fragments_[f];
+      // As bits, which is what the checksum is of.
+      if (std::memcmp(theta.data() + span.begin, values_.data() + span.begin, span.size() * sizeof(float)) != 0) {
+        last_change_[f] = delta->version;
+      }
+    }
     if (wanted != nullptr) wanted->values = std::exchange(values_, std::vector<float>(values_.size()));
     std::copy(theta.begin(), theta.end(), values_.begin());
   } else {
@@ -58,7 +70,12 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
     int64_t bytes = 0;
     for (size_t f = 0; f < fragments_.size(); ++f) {
       const FragmentSpan& span = fragments_[f];
-      for (int64_t i = 0; i < span.size(); ++i) difference[i] = theta[span.begin + i] - values_[span.begin + i];
+      bool zero = true;
+      for (int64_t i = 0; i < span.size(); ++i) {
+        difference[i] = theta[span.begin + i] - values_[span.begin + i];
+        zero = zero && difference[i] == 0;
+      }
+      if (zero) continue;
       const absl::Status status =
           codec_->Encode(absl::MakeConstSpan(difference).subspan(0, span.size()), &delta->fragments[f]);
       if (!status.ok()) return status;
@@ -66,6 +83,8 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
     }
     if (wanted != nullptr) wanted->values = values_;
     for (size_t f = 0; f < fragments_.size(); ++f) {
+      if (delta->fragments[f].empty()) continue;
+      last_change_[f] = delta->version;
       const FragmentSpan& span = fragments_[f];
       const absl::Status status =
           codec_->Decode(delta->fragments[f], absl::MakeSpan(difference).subspan(0, span.size()));
@@ -73,8 +92,13 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
       for (int64_t i = 0; i < span.size(); ++i) values_[span.begin + i] += difference[i];
     }
     deltas_.push_back(delta);
+    delta_bytes_ += bytes;
+    delta->bytes = bytes;
     const int64_t budget = static_cast<int64_t>(values_.size() * sizeof(float));
-    while (static_cast<int64_t>(deltas_.size()) * bytes > std::max(budget, bytes)) deltas_.pop_front();
+    while (delta_bytes_ > std::max(budget, bytes) || deltas_.size() > kDeltasMax) {
+      delta_bytes_ -= deltas_.front()->bytes;
+      deltas_.pop_front();
+    }
   }
   newest_ = std::make_shared<Edition>(Edition{delta->version, ChecksumOf(values_), std::move(notes)});
   changed_.NotifyAll();
@@ -139,6 +163,8 @@ bool PublicParameters::UpToDate(const Cursor& cursor) const {
   return cursor.target_ == nullptr && cursor.at_.complete == newest_->version;
 }
 
+bool PublicParameters::Unchanged(size_t f, Version have) const { return have.value() > 0 && have >= last_change_[f]; }
+
 bool PublicParameters::Reaches(Version have) const {
   return have == newest_->version ||
          (have.value() > 0 && !deltas_.empty() && deltas_.front()->version <= Version(have.value() + 1));
@@ -148,7 +174,10 @@ void PublicParameters::Aim(Cursor* cursor) {
   cursor->target_ = newest_;
   cursor->frozen_.reset();
   bool reached = true;
-  for (const Version have : cursor->at_.fragments) reached = reached && Reaches(have);
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    const Version have = cursor->at_.fragments[f];
+    reached = reached && (Reaches(have) || Unchanged(f, have));
+  }
   if (!reached) {
     frozen_.erase(std::remove_if(frozen_.begin(), frozen_.end(), [](const auto& frozen) { return frozen.expired(); }),
                   frozen_.end());
@@ -173,6 +202,11 @@ std::optional<FragmentUpdate> PublicParameters::Update(const Cursor& cursor, siz
   FragmentUpdate update;
   update.set_index(static_cast<int>(f));
   const Version have = cursor.at_.fragments[f];
+  if (cursor.target_ == newest_ && Unchanged(f, have)) {
+    update.set_version(newest_->version.value());
+    update.set_unchanged(true);
+    return update;
+  }
   if (Reaches(have)) {
     const auto& delta = deltas_[have.value() + 1 - deltas_.front()->version.value()];
     update.set_version(delta->version.value());
@@ -202,6 +236,8 @@ VersionComplete PublicParameters::Complete(Cursor* cursor, MemberKey child) {
   complete.set_included_sequence(included == edition->notes.included.end() ? 0 : included->second.value());
   complete.set_root_version(edition->notes.root_version.value());
   complete.set_tokens_committed(edition->notes.tokens_committed);
+  const auto lead = edition->notes.lead.find(child);
+  complete.set_lead(lead == edition->notes.lead.end() ? 0 : lead->second);
   return complete;
 }
 
@@ -302,6 +338,7 @@ absl::StatusOr<bool> FollowedParameters::TakeLocked(FollowMessage* message) {
   snapshot_.included = Sequence(complete.included_sequence());
   snapshot_.root_version = Version(complete.root_version());
   snapshot_.tokens_committed = complete.tokens_committed();
+  snapshot_.lead = complete.lead();
   return true;
 }
 
@@ -326,6 +363,16 @@ absl::Status FollowedParameters::Stage(FragmentUpdate update) {
 absl::Status FollowedParameters::Apply(const FragmentUpdate& update) {
   const FragmentSpan& span = fragments_[update.index()];
   Version& have = fragment_versions_[update.index()];
+  if (update.unchanged()) {
+    if (have.value() <= 0 || update.version() < have.value()) {
+      return absl::DataLossError(
+          absl::StrFormat("fragment %d is said to be the same in version %d, but it is at "
+                          "version %d",
+                          update.index(), update.version(), have.value()));
+    }
+    have = Version(update.version());
+    return absl::OkStatus();
+  }
   const auto codec_kind = update.absolute() ? CODEC_KIND_FP32 : update.codec();
   if (codec_kind == CODEC_KIND_UNSPECIFIED || !CodecKind_IsValid(codec_kind)) {
     return absl::DataLossError(absl::StrFormat("fragment %d in unknown codec %d", update.index(), codec_kind));
@@ -333,6 +380,10 @@ absl::Status FollowedParameters::Apply(const FragmentUpdate& update) {
   if (!update.absolute() && update.version() != have.value() + 1) {
     return absl::DataLossError(absl::StrFormat("fragment %d: difference to version %d, but it is at version %d",
                                                update.index(), update.version() - 1, have.value()));
+  }
+  if (!update.absolute() && update.payload().empty()) {
+    have = Version(update.version());
+    return absl::OkStatus();
   }
   const absl::Status status =
       MakeCodec(codec_kind)->Decode(update.payload(), absl::MakeSpan(scratch_).subspan(0, span.size()));

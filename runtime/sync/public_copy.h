@@ -28,13 +28,14 @@ struct VersionNotes {
   // Per life of a child, its last contribution in it. Each life numbers its own: to a later one the number would mean
   // another contribution.
   std::map<MemberKey, Sequence> included;
+  std::map<MemberKey, int64_t> lead;  // Contributions ahead of the slowest, where children are to know.
   Version root_version;
   int64_t tokens_committed = 0;
 };
 
 // The parent's side. Publishing moves the public copy by C(theta - public): what the codec leaves out stays in
 // theta - public and goes with the next version, so the copy has no other residue. With fp32 the values themselves are
-// sent, and the copy equals theta bit for bit.
+// sent, and the copy equals theta bit for bit. Fragments that did not change are not sent.
 //
 // A child is brought to one version at a time, its target, although newer ones are published meanwhile: one whose link
 // is slower than the versions come would otherwise never have a whole one. Of the past there is kept
@@ -109,9 +110,12 @@ class PublicParameters {
  private:
   struct Delta {
     Version version;
-    std::vector<std::string> fragments;
+    std::vector<std::string> fragments;  // Empty where nothing changed.
+    int64_t bytes = 0;
   };
   bool UpToDate(const Cursor& cursor) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The newest version has the same values of this fragment as `have`.
+  bool Unchanged(size_t f, Version have) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The retained differences lead from `have` to every later version.
   bool Reaches(Version have) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Chooses the cursor's next target, a version that its child does not have.
@@ -128,9 +132,11 @@ class PublicParameters {
   CondVar changed_;
   std::vector<float> values_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Edition> newest_ ABSL_GUARDED_BY(mutex_);            // What values_ are.
+  std::vector<Version> last_change_ ABSL_GUARDED_BY(mutex_);                 // Of each fragment, as far as is known.
   std::deque<std::shared_ptr<const Delta>> deltas_ ABSL_GUARDED_BY(mutex_);  // Rising; at most one model's bytes.
-  std::vector<std::weak_ptr<Frozen>> frozen_ ABSL_GUARDED_BY(mutex_);        // Rising; at most two.
-  Version taken_ ABSL_GUARDED_BY(mutex_);                                    // The newest that a follower got all of.
+  int64_t delta_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<std::weak_ptr<Frozen>> frozen_ ABSL_GUARDED_BY(mutex_);  // Rising; at most two.
+  Version taken_ ABSL_GUARDED_BY(mutex_);                              // The newest that a follower got all of.
   int followers_ ABSL_GUARDED_BY(mutex_) = 0;
   std::function<void()> on_taken_;  // Constant once there are followers.
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
@@ -144,6 +150,7 @@ class FollowedParameters {
     Sequence included;
     Version root_version;
     int64_t tokens_committed = 0;
+    int64_t lead = 0;
   };
 
   explicit FollowedParameters(std::vector<FragmentSpan> fragments);

@@ -25,6 +25,14 @@ void MoveRandomly(Random* random, std::vector<float>* theta) {
   for (float& value : *theta) value += static_cast<float>(0.1 * random->Normal());
 }
 
+// Leaves each fragment alone in one of three cases.
+void MoveSomeFragments(Random* random, std::vector<float>* theta) {
+  for (const FragmentSpan& span : Fragments()) {
+    if (random->Below(3) == 0) continue;
+    for (int64_t i = span.begin; i < span.end; ++i) (*theta)[i] += static_cast<float>(0.1 * random->Normal());
+  }
+}
+
 struct Follower {
   FollowedParameters followed{Fragments()};
   PublicParameters::Cursor cursor;
@@ -82,7 +90,9 @@ TEST_P(PublicCopyTest, EveryFollowerHoldsTheSameBytesAtEveryVersionItCompletes) 
     const auto advance = [&](Follower* follower) {
       const auto message = parent.Next(&follower->cursor, kChild, absl::ZeroDuration());
       if (!message.has_value()) return false;
-      if (message->has_fragment()) ++(message->fragment().absolute() ? wholes : deltas);
+      if (message->has_fragment() && !message->fragment().unchanged()) {
+        ++(message->fragment().absolute() ? wholes : deltas);
+      }
       const auto completed = follower->followed.Take(*message);
       EXPECT_TRUE(completed.ok()) << completed.status();
       if (completed.ok() && *completed) {
@@ -94,7 +104,7 @@ TEST_P(PublicCopyTest, EveryFollowerHoldsTheSameBytesAtEveryVersionItCompletes) 
     for (int event = 0; event < 400 && !HasFailure(); ++event) {
       const uint64_t what = random.Below(40);
       if (what < 3) {
-        MoveRandomly(&random, &theta);
+        MoveSomeFragments(&random, &theta);
         ASSERT_TRUE(parent.Publish(theta, {}).ok());
         history[parent.version()] = parent.Copy(nullptr);
       } else if (what == 3 && followers.size() < 4) {
@@ -122,6 +132,42 @@ TEST_P(PublicCopyTest, EveryFollowerHoldsTheSameBytesAtEveryVersionItCompletes) 
   } else {
     EXPECT_GT(deltas, 100) << "no differences were followed: the test shows nothing";
   }
+}
+
+TEST_P(PublicCopyTest, AFragmentThatDidNotChangeIsNotSent) {
+  std::vector<float> theta(kSize, 1.0f);
+  PublicParameters parent(theta, Fragments(), GetParam(), {});
+  Follower follower;
+  follower.Connect(parent);
+  ASSERT_TRUE(CatchUp(&parent, &follower).ok());
+  for (int64_t version = 2; version <= 12; ++version) {
+    theta[version % 2 == 0 ? 0 : 250] += 1;  // Of the first or the second of three.
+    ASSERT_TRUE(parent.Publish(theta, {}).ok());
+    // One that is one version behind, and one that missed some.
+    if (version % 5 == 0) continue;
+    size_t bytes = 0;
+    while (const auto message = parent.Next(&follower.cursor, kChild, absl::ZeroDuration())) {
+      bytes += message->fragment().payload().size();
+      const auto taken = follower.followed.Take(*message);
+      ASSERT_TRUE(taken.ok()) << taken.status();
+    }
+    const size_t fragments = version % 5 == 1 && version > 5 ? 2 : 1;
+    EXPECT_EQ(bytes, fragments * MakeCodec(GetParam())->EncodedBytes(200)) << "version " << version;
+    EXPECT_EQ(follower.followed.snapshot().version, Version(version));
+    EXPECT_TRUE(SameBits(ValuesOf(follower.followed), parent.Copy(nullptr)));
+  }
+}
+
+TEST(FollowedParametersTest, NothingUnchangedCanStandForWhatItDoesNotHave) {
+  Follower follower;
+  FollowMessage message;
+  message.mutable_fragment()->set_index(0);
+  message.mutable_fragment()->set_version(3);
+  message.mutable_fragment()->set_unchanged(true);
+  ASSERT_TRUE(follower.followed.Take(message).ok());
+  FollowMessage complete;
+  complete.mutable_complete()->set_version(3);
+  EXPECT_EQ(follower.followed.Take(complete).status().code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_P(PublicCopyTest, ThePublicCopyStaysWithinOneEncodingOfTheta) {

@@ -24,6 +24,12 @@ uint64_t EncodedVector::checksum() const {
   return sum;
 }
 
+absl::Status DecodeFragment(const EncodedVector& vector, size_t f, absl::Span<float> values) {
+  if (!vector.fragments[f].empty()) return MakeCodec(vector.codec)->Decode(vector.fragments[f], values);
+  std::fill(values.begin(), values.end(), 0.0f);
+  return absl::OkStatus();
+}
+
 Replica::Replica(absl::Span<float> theta, std::vector<FragmentSpan> fragments, const Options& options)
     : options_(options),
       fragments_(std::move(fragments)),
@@ -63,8 +69,8 @@ void Replica::Included(Sequence sequence) {
   take_whole_ = true;
 }
 
-absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence,
-                                                                   absl::Span<const float> gradient) {
+absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence, absl::Span<const float> gradient,
+                                                                   bool whole) {
   CHECK(pending_.empty() || pending_.back().sequence < sequence);
   auto payload = std::make_shared<EncodedVector>();
   payload->codec = options_.codec;
@@ -86,6 +92,7 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
       if (!status.ok()) return status;
       continue;
     }
+    if (!whole && !HasItsTurn(sequence, f)) continue;
     const float* theta = theta_.data() + span.begin;
     const float* base = base_.data() + span.begin;
     float* difference = scratch_.data();
@@ -108,6 +115,7 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
 absl::Status Replica::AddToBase(const EncodedVector& payload, float sign, bool theta_too) {
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const FragmentSpan& span = fragments_[f];
+    if (payload.fragments[f].empty()) continue;
     const absl::Status status = codec_->Decode(payload.fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
     if (!status.ok()) return status;
     const float* c = scratch_.data();
@@ -132,8 +140,10 @@ std::shared_ptr<const EncodedVector> Replica::RemovePending(Sequence sequence) {
 
 absl::Status Replica::Drop(Sequence sequence) {
   const auto payload = RemovePending(sequence);
-  return payload == nullptr ? absl::OkStatus()
-                            : AddToBase(*payload, -1.0f, /*theta_too=*/!Mutated("replica.sends_refused_work_again"));
+  // Who replaces does not know how much of it is left in theta; the parent's parameters take its place in time.
+  return payload == nullptr || options_.replaces
+             ? absl::OkStatus()
+             : AddToBase(*payload, -1.0f, /*theta_too=*/!Mutated("replica.sends_refused_work_again"));
 }
 
 absl::Status Replica::TakeBack(Sequence sequence) {
@@ -143,63 +153,80 @@ absl::Status Replica::TakeBack(Sequence sequence) {
 
 absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, Sequence included) {
   CHECK_EQ(public_parameters.size(), theta_.size());
-  // Contributions that this version is the first to include; where they are no longer known (Reset), one stands for
-  // them.
-  int newly_included = included > included_ ? 1 : 0;
+  // Of each fragment, contributions that carried it and that this version is the first to include; where they are no
+  // longer known (Reset), one stands for them.
+  std::vector<int> newly_included(fragments_.size());
+  bool any_included = included > included_;
+  bool known = false;
   included_ = std::max(included_, included);
-  for (int popped = 1;
-       !pending_.empty() && pending_.front().sequence <= included_ && !Mutated("replica.counts_included_work_twice");
-       ++popped) {
+  while (!pending_.empty() && pending_.front().sequence <= included_ &&
+         !Mutated("replica.counts_included_work_twice")) {
+    const auto& payload = pending_.front().payload;
+    for (size_t f = 0; f < fragments_.size(); ++f) {
+      if (payload == nullptr || !payload->fragments[f].empty()) ++newly_included[f];
+    }
     pending_.pop_front();
-    newly_included = popped;
+    any_included = known = true;
   }
-  if (options_.mix < 1.0 && newly_included == 0 && !take_whole_) return false;
+  if (any_included && !known) std::fill(newly_included.begin(), newly_included.end(), 1);
+  if (options_.mix < 1.0 && !any_included && !take_whole_) return false;
 
-  // Versions may be coalesced: n contributions in one of them weigh as in n versions, 1 - (1 - alpha)^n.
-  double kept = 1.0;
-  for (int i = 0; i < newly_included; ++i) kept *= 1.0 - options_.mix;
-  const auto mix = options_.mix < 1.0 && !take_whole_ ? static_cast<float>(1.0 - kept) : 1.0f;
-  take_whole_ = false;
   for (const FragmentSpan& span : fragments_) {
     const size_t f = &span - fragments_.data();
-    const float* target = public_parameters.data() + span.begin;
-    float* theta = theta_.data() + span.begin;
-    float* base = base_.data() + span.begin;
+    // Versions may be coalesced: n contributions in one of them weigh as in n versions, 1 - (1 - alpha)^n.
+    double kept = 1.0;
+    for (int i = 0; i < newly_included[f]; ++i) kept *= 1.0 - options_.mix;
+    const auto mix = options_.mix < 1.0 && !take_whole_ ? static_cast<float>(1.0 - kept) : 1.0f;
+    if (mix == 0.0f) continue;
     bool any_pending = false;
     for (const Pending& pending : pending_) {
-      if (pending.payload == nullptr) continue;
+      if (pending.payload == nullptr || pending.payload->fragments[f].empty() || options_.replaces) continue;
       const absl::Status status =
           codec_->Decode(pending.payload->fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
       if (!status.ok()) return status;
+      const auto weight = static_cast<float>(options_.pending_weight);
       if (any_pending) {
-        for (int64_t i = 0; i < span.size(); ++i) pending_sum_[i] += scratch_[i];
+        for (int64_t i = 0; i < span.size(); ++i) pending_sum_[i] += weight * scratch_[i];
       } else {
-        std::copy_n(scratch_.begin(), span.size(), pending_sum_.begin());
+        for (int64_t i = 0; i < span.size(); ++i) pending_sum_[i] = weight * scratch_[i];
       }
       any_pending = true;
     }
-    if (any_pending) {
-      for (int64_t i = 0; i < span.size(); ++i) {
-        const float v = mix * (target[i] + pending_sum_[i] - base[i]);
-        theta[i] += v;
-        base[i] += v;
-      }
-    } else if (mix == 1.0f) {
-      // base + (target - base) is the target; saying so keeps nodes that agree bit-identical.
-      for (int64_t i = 0; i < span.size(); ++i) {
-        const float progress = theta[i] - base[i];
-        theta[i] = target[i] + (Mutated("replica.rebase_drops_progress") ? 0.0f : progress);
-        base[i] = target[i];
-      }
-    } else {
-      for (int64_t i = 0; i < span.size(); ++i) {
-        const float v = mix * (target[i] - base[i]);
-        theta[i] += v;
-        base[i] += v;
-      }
+    MoveTo(public_parameters.subspan(span.begin, span.size()), any_pending ? pending_sum_.data() : nullptr, mix, span);
+  }
+  take_whole_ = false;
+  return true;
+}
+
+void Replica::MoveTo(absl::Span<const float> target, const float* pending_sum, float mix, const FragmentSpan& span) {
+  float* theta = theta_.data() + span.begin;
+  float* base = base_.data() + span.begin;
+  const int64_t n = span.size();
+  if (options_.replaces) {
+    for (int64_t i = 0; i < n; ++i) {
+      theta[i] = mix == 1.0f ? target[i] : theta[i] + mix * (target[i] - theta[i]);
+      base[i] = theta[i];
+    }
+  } else if (pending_sum != nullptr) {
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = mix * (target[i] + pending_sum[i] - base[i]);
+      theta[i] += v;
+      base[i] += v;
+    }
+  } else if (mix == 1.0f) {
+    // base + (target - base) is the target; saying so keeps nodes that agree bit-identical.
+    for (int64_t i = 0; i < n; ++i) {
+      const float progress = theta[i] - base[i];
+      theta[i] = target[i] + (Mutated("replica.rebase_drops_progress") ? 0.0f : progress);
+      base[i] = target[i];
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = mix * (target[i] - base[i]);
+      theta[i] += v;
+      base[i] += v;
     }
   }
-  return true;
 }
 
 }  // namespace wukong

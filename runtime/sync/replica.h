@@ -30,10 +30,13 @@ namespace wukong {
 // A contribution as it travels: one payload per fragment.
 struct EncodedVector {
   CodecKind codec = CODEC_KIND_UNSPECIFIED;
-  std::vector<std::string> fragments;
+  std::vector<std::string> fragments;  // Empty: it is not the turn of this one, and all its values are zero.
   int64_t bytes() const;
   uint64_t checksum() const;  // XXH3 over the payloads in order.
 };
+
+// Fills `values` with fragment f. INVALID_ARGUMENT for a payload that the codec does not take.
+absl::Status DecodeFragment(const EncodedVector& vector, size_t f, absl::Span<float> values);
 
 class Replica {
  public:
@@ -41,6 +44,15 @@ class Replica {
     CodecKind codec = CODEC_KIND_FP32;
     double mix = 1.0;  // alpha, 0..1
     Progress progress = PROGRESS_PARAMETERS;
+    // Contribution s carries the fragments f with f mod parts = s mod parts; the others' progress stays in theta - base
+    // until it is their turn (Streaming DiLoCo, Douillard et al. 2025).
+    int parts = 1;
+    // Newer parameters overwrite what was learned while a contribution travelled, as in HALoS's released code:
+    // theta <- (1 - mix) theta + mix public, base <- theta.
+    bool replaces = false;
+    // What a contribution in flight counts for when newer parameters are taken: 1, or what it will be worth at the
+    // parent (eager updates, Kale et al. 2025).
+    double pending_weight = 1.0;
   };
   // `theta` must outlive the replica and is moved by it. `fragments` cover theta.
   Replica(absl::Span<float> theta, std::vector<FragmentSpan> fragments, const Options& options);
@@ -51,11 +63,14 @@ class Replica {
   // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is
   // what is sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite:
   // theta, base and the error feedback are then as before.
-  absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {});
+  // `whole`: all parts.
+  absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {},
+                                                            bool whole = false);
 
   // Takes the parent's newer public parameters, in which `included` is the last of our contributions. With mix < 1 a
   // version that includes nothing new changes nothing: the parent's weight is applied once per included contribution,
-  // also where one version includes several.
+  // also where one version includes several. With parts that holds for each fragment and the contributions that carried
+  // it.
   // Returns whether theta moved.
   absl::StatusOr<bool> Rebase(absl::Span<const float> public_parameters, Sequence included);
 
@@ -85,6 +100,10 @@ class Replica {
   absl::Status AddToBase(const EncodedVector& payload, float sign, bool theta_too);
   std::shared_ptr<const EncodedVector> RemovePending(Sequence sequence);
   bool moves_base() const { return options_.progress == PROGRESS_PARAMETERS; }
+  bool HasItsTurn(Sequence sequence, size_t f) const {
+    return sequence.value() % options_.parts == static_cast<int64_t>(f) % options_.parts;
+  }
+  void MoveTo(absl::Span<const float> target, const float* pending_sum, float mix, const FragmentSpan& span);
 
   const Options options_;
   const std::vector<FragmentSpan> fragments_;

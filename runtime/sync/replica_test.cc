@@ -27,8 +27,7 @@ std::vector<float> DecodeAll(const EncodedVector& payload, const std::vector<Fra
   std::vector<float> values(fragments.back().end);
   for (size_t f = 0; f < fragments.size(); ++f) {
     const auto status =
-        MakeCodec(payload.codec)
-            ->Decode(payload.fragments[f], absl::MakeSpan(values).subspan(fragments[f].begin, fragments[f].size()));
+        DecodeFragment(payload, f, absl::MakeSpan(values).subspan(fragments[f].begin, fragments[f].size()));
     EXPECT_TRUE(status.ok()) << status;
   }
   return values;
@@ -505,6 +504,80 @@ TEST(ReplicaTest, MixCountsWhatIsInFlightAsPartOfThePublicParameters) {
   EXPECT_TRUE(s.replica.Rebase(std::vector<float>{6, 2}, Sequence(1)).value());
   EXPECT_EQ(s.theta[0], 6);  // v = 0.5 * (6 + 2 - 4)
   EXPECT_EQ(s.replica.base()[0], 6);
+}
+
+// Streaming: what is not sent now is sent when its turn comes, and nothing is lost or counted twice on the way.
+TEST(ReplicaParts, FragmentsTakeTurnsAndNothingIsLost) {
+  const auto fragments = CutFragments(kSize, kFragmentBytes);
+  ASSERT_EQ(fragments.size(), 3u);
+  std::vector<float> theta(kSize);
+  Replica::Options options;
+  options.parts = 2;
+  Replica replica(absl::MakeSpan(theta), fragments, options);
+  std::vector<float> parent(kSize);
+  for (int sequence = 1; sequence <= 10; ++sequence) {
+    for (float& value : theta) value += 1;
+    const auto payload = replica.Send(Sequence(sequence), {}, /*whole=*/sequence == 10);
+    ASSERT_TRUE(payload.ok());
+    for (size_t f = 0; f < fragments.size(); ++f) {
+      EXPECT_EQ((*payload)->fragments[f].empty(), sequence < 10 && f % 2 != static_cast<size_t>(sequence) % 2)
+          << "fragment " << f << " of contribution " << sequence;
+    }
+    const std::vector<float> sent = DecodeAll(**payload, fragments);
+    for (int64_t i = 0; i < kSize; ++i) parent[i] += sent[i];
+    // The answer to the last but one is what there is.
+    ASSERT_TRUE(replica.Rebase(parent, Sequence(sequence)).ok());
+    EXPECT_EQ(theta[0], sequence) << "the child keeps what it has not sent";
+    EXPECT_EQ(theta[kSize / 2], sequence);
+  }
+  EXPECT_EQ(parent, std::vector<float>(kSize, 10.0f)) << "and the last one brings all of it";
+}
+
+TEST(ReplicaParts, MixIsAppliedToWhatTheContributionCarried) {
+  const auto fragments = CutFragments(kSize, kFragmentBytes);
+  std::vector<float> theta(kSize);
+  Replica::Options options;
+  options.parts = 3;
+  options.mix = 0.5;
+  Replica replica(absl::MakeSpan(theta), fragments, options);
+  ASSERT_TRUE(replica.Send(Sequence(1)).ok());
+  ASSERT_TRUE(replica.Rebase(std::vector<float>(kSize, 8.0f), Sequence(1)).ok());
+  EXPECT_EQ(theta[fragments[0].begin], 0);
+  EXPECT_EQ(theta[fragments[1].begin], 4) << "it was fragment 1's turn";
+  EXPECT_EQ(theta[fragments[2].begin], 0);
+}
+
+TEST(ReplicaTest, ReplacingOverwritesWhatWasLearnedMeanwhile) {
+  Small s({CODEC_KIND_FP32, 0.25, PROGRESS_PARAMETERS, 1, /*replaces=*/true});
+  s.theta[0] = 5;
+  ASSERT_TRUE(s.replica.Send(Sequence(1)).ok());
+  s.theta[0] = 7;
+  ASSERT_TRUE(s.replica.Rebase(std::vector<float>{3, 2}, Sequence(1)).ok());
+  EXPECT_EQ(s.theta[0], 6);  // 0.75 * 7 + 0.25 * 3
+  EXPECT_EQ(s.replica.base()[0], 6) << "the 2 that were learned meanwhile are not sent any more";
+}
+
+TEST(ReplicaTest, AShareOfWhatIsInFlightIsWhatItWillBeWorth) {
+  Replica::Options options;
+  options.pending_weight = 0.25;
+  Small s(options);
+  s.theta[0] = 5;
+  ASSERT_TRUE(s.replica.Send(Sequence(1)).ok());  // c = 4
+  s.theta[0] = 6;                                 // 1 since.
+  ASSERT_TRUE(s.replica.Rebase(std::vector<float>{10, 2}, Sequence(0)).ok());
+  EXPECT_EQ(s.theta[0], 12);  // 10 + 4 / 4 + 1
+  EXPECT_EQ(s.replica.base()[0], 11);
+  ASSERT_TRUE(s.replica.Rebase(std::vector<float>{11, 2}, Sequence(1)).ok());
+  EXPECT_EQ(s.theta[0], 12) << "it was worth that much";
+  EXPECT_EQ(s.replica.base()[0], 11);
+}
+
+TEST(ReplicaTest, WithAMixOfZeroAChildStaysApart) {
+  Small s({CODEC_KIND_FP32, 0.0, PROGRESS_PARAMETERS});
+  s.theta[0] = 5;
+  ASSERT_TRUE(s.replica.Send(Sequence(1)).ok());
+  ASSERT_TRUE(s.replica.Rebase(std::vector<float>{100, 100}, Sequence(1)).ok());
+  EXPECT_EQ(s.theta[0], 5);
 }
 
 class ReplicaGradient : public testing::TestWithParam<CodecKind> {};

@@ -66,7 +66,7 @@ void ParameterServer::Post(const ParentNode::Event& event) {
 void ParameterServer::OnParentVersion() {
   const FollowedParameters::Snapshot snapshot = up_->parameters().snapshot();
   if (snapshot.version.value() == 0) return;
-  Post(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed});
+  Post(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});
 }
 void ParameterServer::OnParentAnswer(Sequence sequence, Verdict verdict) {
   Post(ParentNode::Answered{sequence, verdict});
@@ -144,7 +144,8 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
           absl::StrFormat("the contribution ends after %d of %d fragments", f, options_.fragments.size()));
     }
     if (!message.has_fragment() || message.fragment().index() != static_cast<int>(f) ||
-        message.fragment().payload().size() != codec->EncodedBytes(options_.fragments[f].size())) {
+        (!message.fragment().payload().empty() &&
+         message.fragment().payload().size() != codec->EncodedBytes(options_.fragments[f].size()))) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d is out of order or of the wrong size", f));
     }
     offer->payload->fragments.push_back(std::move(*message.mutable_fragment()->mutable_payload()));
