@@ -291,6 +291,19 @@ class TopKCodec final : public Codec {
 
 }  // namespace
 
+std::unique_ptr<Codec> MakeCodec(CodecKind kind, const FragmentSpan& span) {
+  if (kind != CODEC_KIND_MIXED) return MakeCodec(kind);
+  return MakeCodec(span.role == ParameterRole::kFeedForward ? CODEC_KIND_INT3 : CODEC_KIND_INT4);
+}
+
+size_t EncodedBytes(CodecKind kind, absl::Span<const FragmentSpan> fragments) {
+  size_t bytes = 0;
+  for (const FragmentSpan& span : fragments) {
+    bytes += MakeCodec(kind, span)->EncodedBytes(static_cast<size_t>(span.size()));
+  }
+  return bytes;
+}
+
 std::unique_ptr<Codec> MakeCodec(CodecKind kind) {
   switch (kind) {
     case CODEC_KIND_FP32:

@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
+#include "runtime/model/parameter_layout.h"
 
 namespace wukong {
 
@@ -36,8 +37,14 @@ class Codec {
   virtual double ErrorBound(double magnitude) const = 0;
 };
 
-// `kind` must be specified; anything else is a bug of the caller.
+// The codec of a fragment where a job says `kind`, which must be specified; anything else is a bug of the caller. MIXED
+// is int3 for feed-forward matrices and int4 for the rest, any other kind is itself.
+std::unique_ptr<Codec> MakeCodec(CodecKind kind, const FragmentSpan& span);
+// The same for any fragment; `kind` is not MIXED.
 std::unique_ptr<Codec> MakeCodec(CodecKind kind);
+
+// Bytes of the payloads of `fragments`.
+size_t EncodedBytes(CodecKind kind, absl::Span<const FragmentSpan> fragments);
 
 // Adds what earlier encodings of the same vector left out before encoding it again (error feedback, Seide et al. 2014).
 // Not needed for parameters, whose progress theta - base keeps the remainder by itself (runtime/sync/replica.h); it is

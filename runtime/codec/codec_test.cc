@@ -414,6 +414,15 @@ TEST(BlockCodecLayoutTest, CodesStandAtAStride) {
   EXPECT_EQ(payload.substr(4), std::string("\x1e\x01", 2));
 }
 
+TEST(MixedCodecTest, FeedForwardMatricesHaveThreeBitsAndTheRestFour) {
+  const FragmentSpan feed_forward{0, 256, ParameterRole::kFeedForward};
+  const FragmentSpan other{256, 512};
+  EXPECT_EQ(MakeCodec(CODEC_KIND_MIXED, feed_forward)->kind(), CODEC_KIND_INT3);
+  EXPECT_EQ(MakeCodec(CODEC_KIND_MIXED, other)->kind(), CODEC_KIND_INT4);
+  EXPECT_EQ(MakeCodec(CODEC_KIND_INT8, feed_forward)->kind(), CODEC_KIND_INT8);
+  EXPECT_EQ(EncodedBytes(CODEC_KIND_MIXED, {feed_forward, other}), 96u + 8 + 128 + 8);
+}
+
 TEST(Int2CodecTest, TheLevelsFollowTheSignOfTheLargestValue) {
   const std::unique_ptr<Codec> codec = MakeCodec(CODEC_KIND_INT2);
   for (const float sign : {1.0f, -1.0f}) {

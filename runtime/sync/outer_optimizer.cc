@@ -46,8 +46,8 @@ absl::Status OuterOptimizer::Apply(const Merge& merge,
     const int64_t n = span.size();
     std::fill_n(merged_.begin(), n, 0.0f);
     for (size_t p = 0; p < payloads.size(); ++p) {
-      const absl::Status status =
-          MakeCodec(payloads[p]->codec)->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
+      const absl::Status status = MakeCodec(payloads[p]->codec, span)
+                                      ->Decode(payloads[p]->fragments[f], absl::MakeSpan(scratch_).subspan(0, n));
       if (!status.ok()) return status;
       const auto weight = static_cast<float>(merge.parts[p].weight);
       for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];
@@ -86,12 +86,12 @@ absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std
     return absl::InvalidArgumentError(
         absl::StrFormat("%d fragments, expected %d", payload.fragments.size(), fragments.size()));
   }
-  const auto codec = MakeCodec(payload.codec);
   std::vector<float> values(LargestFragment(fragments));
   double squares = 0;
   for (size_t f = 0; f < fragments.size(); ++f) {
     const int64_t n = fragments[f].size();
-    const absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values).subspan(0, n));
+    const absl::Status status =
+        MakeCodec(payload.codec, fragments[f])->Decode(payload.fragments[f], absl::MakeSpan(values).subspan(0, n));
     if (!status.ok() && !Mutated("engine.skips_the_finite_check")) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
     }

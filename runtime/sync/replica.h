@@ -88,7 +88,6 @@ class Replica {
 
   const Options options_;
   const std::vector<FragmentSpan> fragments_;
-  const std::unique_ptr<Codec> codec_;
   absl::Span<float> theta_;
   std::vector<float> base_;
   std::unique_ptr<ErrorFeedback> feedback_;  // Gradient progress only.
