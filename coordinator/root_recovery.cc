@@ -14,6 +14,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/mutation.h"
 #include "runtime/base/random.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/node_options.h"
 
 namespace wukong {
@@ -77,8 +78,7 @@ std::string NewRunName(const Job& job, const Clock& clock) {
 
 ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layout) {
   ParameterServer::Options options;
-  static_cast<NodeEngine::Options&>(options) =
-      NodeOptionsOf(job, /*is_root=*/true, CutFragments(layout.size(), job.limits().fragment_bytes()));
+  static_cast<NodeEngine::Options&>(options) = NodeOptionsOf(job, /*is_root=*/true, FragmentsOf(job, layout.size()));
   options.codec_up = job.strategy().root().codec_up();
   options.schema_digest = layout.schema_digest();
   options.in_flight_bytes = job.limits().in_flight_bytes();

@@ -20,6 +20,7 @@
 #include "runtime/codec/codec.h"
 #include "runtime/data/manifest.h"
 #include "runtime/data/token_dataset.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -223,7 +224,7 @@ class JobChecker {
     const Strategy& strategy = job_.strategy();
     int64_t bytes = 0;
     for (const CodecKind codec : {strategy.region().codec_up(), strategy.root().codec_up()}) {
-      bytes = std::max(bytes, ContributionBytes(job_.model(), codec));
+      bytes = std::max(bytes, ContributionBytes(job_, codec));
     }
     if (limits.in_flight_bytes() < bytes) {
       Add("limits.in_flight_bytes",
@@ -330,8 +331,16 @@ int64_t GptParameters(const Model& model) {
   return model.layers() * (12 * d * d + 13 * d) + (int64_t{model.vocabulary()} + model.context()) * d + 2 * d;
 }
 
-int64_t ContributionBytes(const Model& model, CodecKind codec) {
-  return static_cast<int64_t>(MakeCodec(codec)->EncodedBytes(static_cast<size_t>(GptParameters(model))));
+int64_t ContributionBytes(const Job& job, CodecKind codec) {
+  // Not by a list of all fragments, which is long for a model with too many zeros.
+  const int64_t step = std::max<int64_t>(1, job.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
+  int64_t bytes = 0;
+  for (const FragmentSpan& span : UncutSpansOf(job, GptParameters(job.model()))) {
+    const std::unique_ptr<Codec> of_span = MakeCodec(codec, span);
+    bytes += span.size() / step * static_cast<int64_t>(of_span->EncodedBytes(step)) +
+             static_cast<int64_t>(of_span->EncodedBytes(span.size() % step));
+  }
+  return bytes;
 }
 
 }  // namespace wukong

@@ -23,7 +23,7 @@ absl::Status CheckJob(const JobSource& source, const CheckOptions& options);
 int64_t GptParameters(const Model& model);
 
 // Bytes of one contribution's payload, codec scales included; 0 where the number of parameters is not known.
-int64_t ContributionBytes(const Model& model, CodecKind codec);
+int64_t ContributionBytes(const Job& job, CodecKind codec);
 
 }  // namespace wukong
 

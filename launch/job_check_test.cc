@@ -12,7 +12,9 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "runtime/base/file.h"
+#include "runtime/codec/codec.h"
 #include "runtime/data/manifest.h"
+#include "runtime/model/job_layout.h"
 
 namespace wukong {
 namespace {
@@ -181,6 +183,28 @@ TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
                  "12749824 parameters (expected at least 50999296 bytes, got 13000000)"));
 }
 
+TEST_F(JobCheckTest, TheBytesOfAContributionAreThoseOfItsFragments) {
+  for (const char* codec : {"fp32", "int8", "int4", "topk", "mixed"}) {
+    for (const char* fragment : {"1KiB", "100000", "1MiB"}) {
+      SCOPED_TRACE(absl::StrCat(codec, " in fragments of ", fragment));
+      const absl::StatusOr<JobSource> source = LoadJobFile(
+          absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/two-regions.yaml"),
+          {absl::StrCat("strategy.root.codec_up=", codec), absl::StrCat("limits.fragment_bytes=", fragment)});
+      ASSERT_TRUE(source.ok()) << source.status();
+      const Job& job = source->job;
+      const std::vector<FragmentSpan> fragments = FragmentsOf(job, GptParameters(job.model()));
+      const CodecKind kind = job.strategy().root().codec_up();
+      EXPECT_EQ(ContributionBytes(job, kind), static_cast<int64_t>(EncodedBytes(kind, fragments)));
+      int64_t feed_forward = 0;
+      for (const FragmentSpan& span : fragments) {
+        feed_forward += span.role == ParameterRole::kFeedForward ? span.size() : 0;
+      }
+      const int64_t width = job.model().width();
+      EXPECT_EQ(feed_forward, kind == CODEC_KIND_MIXED ? job.model().layers() * 8 * width * width : 0);
+    }
+  }
+}
+
 TEST_F(JobCheckTest, ATrialMayEndBeforeItsWarmUp) {
   EXPECT_EQ(Check(Plus("optimizer: {warmup_tokens: 100k}\n"), {"stop.tokens=10k"}).message(), "");
 }
@@ -267,7 +291,7 @@ TEST(ExamplesTest, TheMainOneHasOneToFourMillionParametersAndRunsUnderEveryPrese
     const int64_t parameters = GptParameters(source->job.model());
     EXPECT_GE(parameters, 1'000'000);
     EXPECT_LE(parameters, 4'000'000);
-    EXPECT_EQ(ContributionBytes(source->job.model(), CODEC_KIND_FP32), 4 * parameters);
+    EXPECT_EQ(ContributionBytes(source->job, CODEC_KIND_FP32), 4 * parameters);
   }
 }
 

@@ -65,8 +65,8 @@ nlohmann::ordered_json Summary(const JobSource& source) {
       int64_t{job.optimizer().micro_batch()} * job.optimizer().accumulation() * job.model().context();
   json["preset"] = Word(job.strategy(), "preset");
   json["inner_steps"] = job.strategy().inner_steps();
-  json["contribution_bytes"] = {{"region", ContributionBytes(job.model(), job.strategy().region().codec_up())},
-                                {"root", ContributionBytes(job.model(), job.strategy().root().codec_up())}};
+  json["contribution_bytes"] = {{"region", ContributionBytes(job, job.strategy().region().codec_up())},
+                                {"root", ContributionBytes(job, job.strategy().root().codec_up())}};
   return json;
 }
 

@@ -12,6 +12,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/random.h"
 #include "runtime/base/restart.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/node_options.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
@@ -117,7 +118,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     stop.Wake();
   };
 
-  const std::vector<FragmentSpan> fragments = CutFragments(fetched->parameters(), job.limits().fragment_bytes());
+  const std::vector<FragmentSpan> fragments = FragmentsOf(job, fetched->parameters());
   std::atomic<ParameterServer*> node{nullptr};
   int64_t asking_term = 0;  // The heartbeat thread's: to be told what this region owes the root; 0: nobody asks.
   ParentLink::Options link_options;

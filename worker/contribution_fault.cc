@@ -17,9 +17,9 @@ std::shared_ptr<const EncodedVector> WithNan(const EncodedVector& payload) {
 std::shared_ptr<const EncodedVector> Scaled(const EncodedVector& payload, absl::Span<const FragmentSpan> fragments,
                                             float factor) {
   auto damaged = std::make_shared<EncodedVector>(payload);
-  const auto codec = MakeCodec(payload.codec);
   for (size_t f = 0; f < fragments.size(); ++f) {
     if (payload.fragments[f].empty()) continue;
+    const auto codec = MakeCodec(payload.codec, fragments[f]);
     std::vector<float> values(fragments[f].size());
     absl::Status status = codec->Decode(payload.fragments[f], absl::MakeSpan(values));
     for (float& value : values) value *= factor;

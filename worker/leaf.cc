@@ -8,6 +8,7 @@
 #include "glog/logging.h"
 #include "runtime/base/random.h"
 #include "runtime/base/restart.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/node_options.h"
 #include "runtime/sync/presets.h"
@@ -41,9 +42,7 @@ Leaf::Leaf(const Job& job, const Region& region, const JoinReply& joined, int gr
   FollowParent({MemberId(joined.parent_member()), Incarnation(joined.parent_incarnation())}, joined.parent_address());
 }
 
-std::vector<FragmentSpan> Leaf::Fragments() const {
-  return CutFragments(trainer_->layout().size(), job_.limits().fragment_bytes());
-}
+std::vector<FragmentSpan> Leaf::Fragments() const { return FragmentsOf(job_, trainer_->layout().size()); }
 
 ParentLink::Options Leaf::LinkOptions(const JoinReply& joined) const {
   ParentLink::Options options;

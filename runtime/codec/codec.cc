@@ -2,26 +2,34 @@
 //
 //   fp32   count x IEEE binary32
 //   bf16   count x the upper 16 bits of a binary32, rounded to nearest even
-//   int8   ceil(count / 256) x binary32: the largest magnitude m of each block of 256 values (the last may be shorter),
-//          then count x two's complement q in [-127, 127]; a value is q / 127 * m
+//   int8   blocks of 256 values, int4, int3, int2 of 128 (the last may be shorter): first a binary32 scale for each
+//   block,
+//          then each block's codes (runtime/codec/block_format.h). The scale is the largest magnitude m, and a value is
+//          q / 127 * m, q / 7 * m or q / 3 * m. With 2 bits the scale is the value e of largest magnitude with its
+//          sign, and a value is -q / 2 * e, q in [-2, 1]: the levels are -e/2, 0, e/2 and e
+//   topk   chunks of 4096 values (the last may be shorter), of each the k = ceil(n / 64) of largest magnitude: a
+//   binary32
+//          scale s, k positions of 12 bits, rising, two in three bytes, then k codes of 2 bits, four in a byte, the
+//          first lowest: 0 for zero, 1 for s, 3 for -s. Bits that are left over are zero
 //
-// int8 stores the magnitude itself and not m / 127: that quotient would be rounded to nothing for denormal blocks, and
-// the largest value of each block comes back exactly.
+// A scale is the magnitude itself and not a step such as m / 127: that quotient would be rounded to nothing for
+// denormal blocks, and the largest value of each block comes back exactly.
 //
-// The loops are written for the vectoriser at baseline x86-64, and every operation in them is an IEEE one that rounds
-// once (no reassociation, no fused multiply-add), so that the bits are the same on every instruction set. Magnitudes
-// are compared as integers: for that order a NaN is above infinity, which is above every number.
+// The kernels give the same bits on every instruction set (runtime/codec/kernels.h).
 #include "runtime/codec/codec.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
+#include "runtime/codec/block_format.h"
+#include "runtime/codec/kernels.h"
 
 namespace wukong {
 namespace {
@@ -29,25 +37,14 @@ namespace {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "payloads are copied as the machine holds them");
 static_assert(sizeof(float) == 4 && std::numeric_limits<float>::is_iec559, "payloads are IEEE binary32");
 
-constexpr uint32_t kInfinityBits = 0x7f800000;
 // The smallest magnitude that bf16 rounds to infinity: half way above its largest number, 0x7f7f.
 constexpr uint32_t kBf16OverflowBits = 0x7f7f8000;
-constexpr size_t kBlock = 256;
-
-// Signed, since SSE2 compares only signed integers; a magnitude never has the sign bit.
-int32_t LargestMagnitudeBits(const float* values, size_t count) {
-  int32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    bits &= 0x7fffffff;
-    largest = largest < bits ? bits : largest;
-  }
-  return largest;
-}
+constexpr size_t kTopKChunk = kSelectMax;
+constexpr size_t kTopKShare = 64;  // One value of so many is kept.
+constexpr size_t kTopKKept = kTopKChunk / kTopKShare;
 
 bool AllBelow(absl::Span<const float> values, uint32_t magnitude_bits) {
-  return static_cast<uint32_t>(LargestMagnitudeBits(values.data(), values.size())) < magnitude_bits;
+  return kernels::LargestMagnitude(values.data(), values.size()) < magnitude_bits;
 }
 
 // The error for the first value whose magnitude is not below `magnitude_bits`; there is one.
@@ -108,125 +105,204 @@ class Bf16Codec final : public Codec {
       return BadValue("bf16", values, kBf16OverflowBits);
     }
     payload->resize(EncodedBytes(values.size()));
-    const float* in = values.data();
-    char* out = payload->data();
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, in + i, sizeof(bits));
-      const uint16_t half = static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-      std::memcpy(out + 2 * i, &half, sizeof(half));
-    }
+    kernels::EncodeBf16(values.data(), values.size(), payload->data());
     return absl::OkStatus();
   }
 
   absl::Status Decode(absl::string_view payload, absl::Span<float> values) const override {
     absl::Status size = CheckSize("bf16", payload.size(), EncodedBytes(values.size()), values.size());
     if (!size.ok()) return size;
-    const char* in = payload.data();
-    float* out = values.data();
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint16_t half;
-      std::memcpy(&half, in + 2 * i, sizeof(half));
-      const uint32_t bits = static_cast<uint32_t>(half) << 16;
-      std::memcpy(out + i, &bits, sizeof(bits));
-    }
-    if (AllBelow(values, kInfinityBits)) return absl::OkStatus();
+    if (kernels::DecodeBf16(payload.data(), values.size(), values.data()) < kInfinityBits) return absl::OkStatus();
     return absl::InvalidArgumentError(
         "bf16 codec, decoding: the payload holds a NaN or an infinity; the sender must not");
   }
 };
 
-class Int8Codec final : public Codec {
+template <int kBits>
+class BlockCodec final : public Codec {
+  using Format = BlockFormat<kBits>;
+
  public:
-  CodecKind kind() const override { return CODEC_KIND_INT8; }
-  size_t EncodedBytes(size_t count) const override { return Blocks(count) * sizeof(float) + count; }
-  // Half a step of m / 127; 1e-4 of it covers the roundings of the five operations between (each 2^-24 of m at most);
-  // and the smallest denormal, below which the product is rounded.
-  double ErrorBound(double magnitude) const override { return magnitude / 254 * (1 + 1e-4) + 0x1p-149; }
+  BlockCodec(CodecKind kind, const char* name) : kind_(kind), name_(name) {}
+  CodecKind kind() const override { return kind_; }
+  size_t EncodedBytes(size_t count) const override {
+    return Format::Blocks(count) * sizeof(float) + Format::CodeBytes(count);
+  }
+  // Half a step of the grid, and with 2 bits a whole one: -m has no code where m is the scale. 1e-4 of it covers the
+  // roundings of the five operations between (each 2^-24 of m at most); and the smallest denormal, below which the
+  // product is rounded.
+  double ErrorBound(double magnitude) const override {
+    const double step = magnitude / std::fabs(static_cast<double>(Format::kScaleCode));
+    return (Format::kSignedScale ? step : step / 2) * (1 + 1e-4) + 0x1p-149;
+  }
 
   absl::Status Encode(absl::Span<const float> values, std::string* payload) const override {
     payload->resize(EncodedBytes(values.size()));
-    char* magnitudes = payload->data();
-    int8_t* quantized = reinterpret_cast<int8_t*>(payload->data() + Blocks(values.size()) * sizeof(float));
-    for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-      const size_t count = std::min(kBlock, values.size() - begin);
-      const int32_t bits = LargestMagnitudeBits(values.data() + begin, count);
-      if (static_cast<uint32_t>(bits) >= kInfinityBits) {
+    const size_t blocks = Format::Blocks(values.size());
+    char* codes = payload->data() + blocks * sizeof(float);
+    const size_t good = kernels::EncodeBlocks<kBits>(values.data(), values.size(), payload->data(), codes);
+    if (good == blocks) return absl::OkStatus();
+    payload->clear();
+    return BadValue(name_, values, kInfinityBits, good * Format::kValues);
+  }
+
+  absl::Status Decode(absl::string_view payload, absl::Span<float> values) const override {
+    absl::Status size = CheckSize(name_, payload.size(), EncodedBytes(values.size()), values.size());
+    if (!size.ok()) return size;
+    const size_t blocks = Format::Blocks(values.size());
+    const char* codes = payload.data() + blocks * sizeof(float);
+    const size_t good = kernels::DecodeBlocks<kBits>(payload.data(), codes, values.size(), values.data());
+    if (good == blocks) return absl::OkStatus();
+    uint32_t scale;
+    std::memcpy(&scale, payload.data() + good * sizeof(scale), sizeof(scale));
+    if (!GoodScale<kBits>(scale)) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "%s codec, decoding: the scale of block %d has the bits %#010x; expected a finite number%s. The payload is "
+          "damaged, or its sender diverged",
+          name_, good, scale, Format::kSignedScale ? " other than -0" : " that is not negative"));
+    }
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s codec, decoding: block %d holds a code that no encoder writes%s. The payload is damaged",
+                        name_, good, kBits == 8 ? ", -128" : ", or a bit that belongs to no value"));
+  }
+
+ private:
+  const CodecKind kind_;
+  const char* const name_;
+};
+
+// The k values of largest magnitude of each chunk, as a scale, positions and signs. Of those the j largest are told,
+// each as the mean of their magnitudes, where j is what leaves the smallest squared error, i.e. has the largest
+// (sum of the j largest)^2 / j; the others are told as zero. So the squared error is always smaller than the sum of the
+// squares, which is what error feedback needs (Karimireddy et al. 2019).
+class TopKCodec final : public Codec {
+ public:
+  CodecKind kind() const override { return CODEC_KIND_TOPK; }
+  size_t EncodedBytes(size_t count) const override {
+    return count / kTopKChunk * ChunkBytes(kTopKChunk) + (count % kTopKChunk == 0 ? 0 : ChunkBytes(count % kTopKChunk));
+  }
+  // A value that is not kept is left out as a whole.
+  double ErrorBound(double magnitude) const override { return magnitude; }
+
+  absl::Status Encode(absl::Span<const float> values, std::string* payload) const override {
+    payload->assign(EncodedBytes(values.size()), '\0');
+    auto* out = reinterpret_cast<uint8_t*>(payload->data());
+    for (size_t begin = 0; begin < values.size(); begin += kTopKChunk) {
+      const size_t count = std::min(kTopKChunk, values.size() - begin);
+      uint16_t positions[kTopKKept];
+      if (kernels::SelectLargest(values.data() + begin, count, Kept(count), positions) >= kInfinityBits) {
         payload->clear();
-        return BadValue("int8", values, kInfinityBits, begin);
+        return BadValue("topk", values, kInfinityBits, begin);
       }
-      std::memcpy(magnitudes, &bits, sizeof(bits));
-      magnitudes += sizeof(bits);
-      EncodeBlock(values.data() + begin, count, bits, quantized + begin);
+      EncodeChunk(values.data() + begin, positions, Kept(count), out);
+      out += ChunkBytes(count);
     }
     return absl::OkStatus();
   }
 
   absl::Status Decode(absl::string_view payload, absl::Span<float> values) const override {
-    absl::Status size = CheckSize("int8", payload.size(), EncodedBytes(values.size()), values.size());
+    absl::Status size = CheckSize("topk", payload.size(), EncodedBytes(values.size()), values.size());
     if (!size.ok()) return size;
-    const char* magnitudes = payload.data();
-    const int8_t* quantized = reinterpret_cast<const int8_t*>(payload.data() + Blocks(values.size()) * sizeof(float));
-    for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-      const size_t count = std::min(kBlock, values.size() - begin);
-      uint32_t bits;
-      std::memcpy(&bits, magnitudes, sizeof(bits));
-      magnitudes += sizeof(bits);
-      // Negative scales are refused with the same comparison: no encoder writes one.
-      if (bits >= kInfinityBits) {
-        return absl::InvalidArgumentError(absl::StrFormat(
-            "int8 codec, decoding: the scale of block %d has the bits %#010x; expected a finite number that is not "
-            "negative. The payload is damaged, or its sender diverged",
-            begin / kBlock, bits));
+    std::fill(values.begin(), values.end(), 0.0f);
+    const auto* in = reinterpret_cast<const uint8_t*>(payload.data());
+    for (size_t begin = 0; begin < values.size(); begin += kTopKChunk) {
+      const size_t count = std::min(kTopKChunk, values.size() - begin);
+      const char* problem = DecodeChunk(in, count, values.data() + begin);
+      if (problem != nullptr) {
+        return absl::InvalidArgumentError(
+            absl::StrFormat("topk codec, decoding: chunk %d: %s. The payload is damaged", begin / kTopKChunk, problem));
       }
-      if (!DecodeBlock(quantized + begin, count, bits, values.data() + begin)) {
-        return absl::InvalidArgumentError(absl::StrFormat(
-            "int8 codec, decoding: block %d holds -128, which no encoder writes. The payload is damaged",
-            begin / kBlock));
-      }
+      in += ChunkBytes(count);
     }
     return absl::OkStatus();
   }
 
  private:
-  static size_t Blocks(size_t count) { return (count + kBlock - 1) / kBlock; }
+  static constexpr size_t Kept(size_t count) { return (count + kTopKShare - 1) / kTopKShare; }
+  static constexpr size_t PositionBytes(size_t kept) { return (12 * kept + 7) / 8; }
+  static constexpr size_t ChunkBytes(size_t count) {
+    return sizeof(float) + PositionBytes(Kept(count)) + (2 * Kept(count) + 7) / 8;
+  }
 
-  // `largest_bits` is that of the block's largest magnitude, finite.
-  static void EncodeBlock(const float* values, size_t count, int32_t largest_bits, int8_t* out) {
-    float largest;
-    std::memcpy(&largest, &largest_bits, sizeof(largest));
-    // 127 / largest overflows for tiny blocks: those are first brought up by a power of two, which is exact.
-    const float lift = largest < 0x1p-60f ? 0x1p80f : 1.0f;
-    const float lifted = largest * lift;
-    // Not above zero for an empty block, and where the caller made the processor flush denormals.
-    const float factor = lifted > 0 ? 127.0f / lifted : 0.0f;
-    // Adding 1.5 * 2^23 leaves no fraction bits: the processor rounds to nearest even, and the low byte is the integer
-    // in two's complement.
-    constexpr float kMagic = 12582912.0f;
-    for (size_t i = 0; i < count; ++i) {
-      const float shifted = (values[i] * lift) * factor + kMagic;
-      uint32_t bits;
-      std::memcpy(&bits, &shifted, sizeof(bits));
-      out[i] = static_cast<int8_t>(static_cast<uint8_t>(bits));
+  static void EncodeChunk(const float* values, const uint16_t* positions, size_t kept, uint8_t* out) {
+    float magnitudes[kTopKKept];
+    for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(values[positions[i]]);
+    std::sort(magnitudes, magnitudes + kept, std::greater<>());
+    // In double precision neither sum nor square can leave the range.
+    double sum = 0, best = 0, scale = 0;
+    float smallest_told = 0;
+    for (size_t j = 1; j <= kept; ++j) {
+      sum += static_cast<double>(magnitudes[j - 1]);
+      if (j < kept && magnitudes[j] == magnitudes[j - 1]) continue;  // Equal values are told alike.
+      const auto n = static_cast<double>(j);
+      if (sum * sum / n <= best) continue;
+      best = sum * sum / n;
+      scale = sum / n;
+      smallest_told = magnitudes[j - 1];
+    }
+    const auto rounded = static_cast<float>(scale);
+    std::memcpy(out, &rounded, sizeof(rounded));
+    uint8_t* const packed = out + sizeof(rounded);
+    uint8_t* const codes = packed + PositionBytes(kept);
+    for (size_t i = 0; i < kept; ++i) {
+      const unsigned position = positions[i];
+      if (i % 2 == 0) {
+        packed[i / 2 * 3] = static_cast<uint8_t>(position);
+        packed[i / 2 * 3 + 1] = static_cast<uint8_t>(position >> 8);
+      } else {
+        packed[i / 2 * 3 + 1] |= static_cast<uint8_t>(position << 4);
+        packed[i / 2 * 3 + 2] = static_cast<uint8_t>(position >> 4);
+      }
+      const float value = values[position];
+      const unsigned code = rounded == 0 || std::fabs(value) < smallest_told ? 0 : value > 0 ? kPositive : kNegative;
+      codes[i / 4] |= static_cast<uint8_t>(code << (i % 4 * 2));
     }
   }
 
-  // False when a value is -128. Never overflows: |q / 127| <= 1.
-  static bool DecodeBlock(const int8_t* in, size_t count, uint32_t largest_bits, float* values) {
-    float largest;
-    std::memcpy(&largest, &largest_bits, sizeof(largest));
-    constexpr float kUnit = 1.0f / 127.0f;
-    static_assert(127.0f * kUnit == 1.0f, "the largest value of a block comes back exactly");
-    uint8_t bad = 0;
-    for (size_t i = 0; i < count; ++i) {
-      bad |= static_cast<uint8_t>(in[i] == -128);
-      values[i] = (static_cast<float>(in[i]) * kUnit) * largest;
+  // Null, or what is wrong. `values` are zero before.
+  static const char* DecodeChunk(const uint8_t* in, size_t count, float* values) {
+    const size_t kept = Kept(count);
+    uint32_t bits;
+    std::memcpy(&bits, in, sizeof(bits));
+    if (bits >= kInfinityBits) return "the scale is not a finite number that is not negative";
+    float scale;
+    std::memcpy(&scale, &bits, sizeof(scale));
+    const float levels[4] = {0.0f, scale, 0.0f, -scale};
+    const uint8_t* const packed = in + sizeof(bits);
+    const uint8_t* const codes = packed + PositionBytes(kept);
+    int last = -1;
+    for (size_t i = 0; i < kept; ++i) {
+      const uint8_t* const pair = packed + i / 2 * 3;
+      const int position = i % 2 == 0 ? pair[0] | (pair[1] & 0xf) << 8 : pair[1] >> 4 | pair[2] << 4;
+      if (position <= last) return "the positions do not rise";
+      if (position >= static_cast<int>(count)) return "a position lies behind the last value";
+      const int code = codes[i / 4] >> (i % 4 * 2) & 3;
+      if (code == kUnused) return "a value has a code that no encoder writes";
+      last = position;
+      values[position] = levels[code];
     }
-    return bad == 0;
+    if (kept % 2 == 1 && packed[kept / 2 * 3 + 1] >> 4 != 0) return "unused bits behind the positions are not zero";
+    if (kept % 4 != 0 && codes[kept / 4] >> (kept % 4 * 2) != 0) return "unused bits behind the codes are not zero";
+    return nullptr;
   }
+
+  static constexpr unsigned kPositive = 1, kUnused = 2, kNegative = 3;
 };
 
 }  // namespace
+
+std::unique_ptr<Codec> MakeCodec(CodecKind kind, const FragmentSpan& span) {
+  if (kind != CODEC_KIND_MIXED) return MakeCodec(kind);
+  return MakeCodec(span.role == ParameterRole::kFeedForward ? CODEC_KIND_INT3 : CODEC_KIND_INT4);
+}
+
+size_t EncodedBytes(CodecKind kind, absl::Span<const FragmentSpan> fragments) {
+  size_t bytes = 0;
+  for (const FragmentSpan& span : fragments) {
+    bytes += MakeCodec(kind, span)->EncodedBytes(static_cast<size_t>(span.size()));
+  }
+  return bytes;
+}
 
 std::unique_ptr<Codec> MakeCodec(CodecKind kind) {
   switch (kind) {
@@ -235,15 +311,24 @@ std::unique_ptr<Codec> MakeCodec(CodecKind kind) {
     case CODEC_KIND_BF16:
       return std::make_unique<Bf16Codec>();
     case CODEC_KIND_INT8:
-      return std::make_unique<Int8Codec>();
+      return std::make_unique<BlockCodec<8>>(kind, "int8");
+    case CODEC_KIND_INT4:
+      return std::make_unique<BlockCodec<4>>(kind, "int4");
+    case CODEC_KIND_INT3:
+      return std::make_unique<BlockCodec<3>>(kind, "int3");
+    case CODEC_KIND_INT2:
+      return std::make_unique<BlockCodec<2>>(kind, "int2");
+    case CODEC_KIND_TOPK:
+      return std::make_unique<TopKCodec>();
     default:
       LOG(FATAL) << "no codec of kind " << static_cast<int>(kind);
   }
 }
 
-ErrorFeedback::ErrorFeedback(std::unique_ptr<Codec> codec, size_t size) : codec_(std::move(codec)), residual_(size) {}
+ErrorFeedback::ErrorFeedback(size_t size) : residual_(size) {}
 
-absl::Status ErrorFeedback::Encode(size_t offset, absl::Span<const float> values, std::string* payload) {
+absl::Status ErrorFeedback::Encode(const Codec& codec, size_t offset, absl::Span<const float> values,
+                                   std::string* payload) {
   CHECK_LE(offset, residual_.size());
   CHECK_LE(values.size(), residual_.size() - offset);
   const size_t count = values.size();
@@ -253,9 +338,9 @@ absl::Status ErrorFeedback::Encode(size_t offset, absl::Span<const float> values
   const absl::Span<float> decoded = absl::MakeSpan(scratch_).subspan(count);
   float* residual = residual_.data() + offset;
   for (size_t i = 0; i < count; ++i) sums[i] = values[i] + residual[i];
-  absl::Status status = codec_->Encode(sums, payload);
+  absl::Status status = codec.Encode(sums, payload);
   if (!status.ok()) return status;
-  status = codec_->Decode(*payload, decoded);
+  status = codec.Decode(*payload, decoded);
   if (!status.ok()) {
     payload->clear();
     return status;

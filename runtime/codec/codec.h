@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
+#include "runtime/model/parameter_layout.h"
 
 namespace wukong {
 
@@ -18,23 +19,32 @@ class Codec {
   virtual ~Codec() = default;
   virtual CodecKind kind() const = 0;
 
-  // Bytes of the payload of `count` values; exact, since every codec so far has a fixed rate.
+  // Bytes of the payload of `count` values; exact, since every codec has a fixed rate.
   virtual size_t EncodedBytes(size_t count) const = 0;
 
   // Replaces `payload`. INVALID_ARGUMENT when a value is NaN or infinite (or rounds to infinity), naming its index; the
   // payload is then empty.
   virtual absl::Status Encode(absl::Span<const float> values, std::string* payload) const = 0;
 
-  // Fills all of `values`. INVALID_ARGUMENT when the payload is not exactly EncodedBytes(values.size()) long, or holds
-  // a NaN or an infinity; the contents of `values` are then unspecified. Never reads outside the payload.
+  // Fills all of `values`. INVALID_ARGUMENT when the payload is not exactly EncodedBytes(values.size()) long, holds a
+  // NaN or an infinity, or is not as any encoder writes it (codes without a level, bits of no value, positions that do
+  // not rise); the contents of `values` are then unspecified. Never reads outside the payload.
   virtual absl::Status Decode(absl::string_view payload, absl::Span<float> values) const = 0;
 
-  // Largest |decode(encode(x)) - x| for values whose largest magnitude is `magnitude`.
+  // Largest |decode(encode(x)) - x| for values whose largest magnitude is `magnitude`. For topk that is `magnitude`: a
+  // value that is not kept is left out as a whole. The Euclidean norm of what is left out is never above that of the
+  // values, whatever the codec, so that error feedback delivers everything in the end.
   virtual double ErrorBound(double magnitude) const = 0;
 };
 
-// `kind` must be specified; anything else is a bug of the caller.
+// The codec of a fragment where a job says `kind`, which must be specified; anything else is a bug of the caller. MIXED
+// is int3 for feed-forward matrices and int4 for the rest, any other kind is itself.
+std::unique_ptr<Codec> MakeCodec(CodecKind kind, const FragmentSpan& span);
+// The same for any fragment; `kind` is not MIXED.
 std::unique_ptr<Codec> MakeCodec(CodecKind kind);
+
+// Bytes of the payloads of `fragments`.
+size_t EncodedBytes(CodecKind kind, absl::Span<const FragmentSpan> fragments);
 
 // Adds what earlier encodings of the same vector left out before encoding it again (error feedback, Seide et al. 2014).
 // Not needed for parameters, whose progress theta - base keeps the remainder by itself (runtime/sync/replica.h); it is
@@ -42,18 +52,16 @@ std::unique_ptr<Codec> MakeCodec(CodecKind kind);
 class ErrorFeedback {
  public:
   // For vectors of `size` values, of which Encode gets any slice.
-  ErrorFeedback(std::unique_ptr<Codec> codec, size_t size);
+  explicit ErrorFeedback(size_t size);
 
   // Encodes values + residual[offset, offset + values.size()) and keeps the new residual. On an error the residual is
   // as before.
-  absl::Status Encode(size_t offset, absl::Span<const float> values, std::string* payload);
+  absl::Status Encode(const Codec& codec, size_t offset, absl::Span<const float> values, std::string* payload);
 
   void Clear();
-  const Codec& codec() const { return *codec_; }
   absl::Span<const float> residual() const { return residual_; }
 
  private:
-  std::unique_ptr<Codec> codec_;
   std::vector<float> residual_;
   std::vector<float> scratch_;
 };

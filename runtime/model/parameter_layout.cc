@@ -28,10 +28,16 @@ ParameterLayout::ParameterLayout(std::vector<TensorSpec> tensors) : tensors_(std
 
 std::vector<FragmentSpan> CutFragments(int64_t size, int64_t fragment_bytes) {
   CHECK_GE(size, 0);
+  return CutFragments(std::vector<FragmentSpan>{{0, size}}, fragment_bytes);
+}
+
+std::vector<FragmentSpan> CutFragments(absl::Span<const FragmentSpan> spans, int64_t fragment_bytes) {
   const int64_t step = std::max<int64_t>(1, fragment_bytes / static_cast<int64_t>(sizeof(float)));
   std::vector<FragmentSpan> fragments;
-  for (int64_t begin = 0; begin < size; begin += std::min(step, size - begin)) {
-    fragments.push_back({begin, begin + std::min(step, size - begin)});
+  for (const FragmentSpan& span : spans) {
+    for (int64_t begin = span.begin; begin < span.end; begin += std::min(step, span.end - begin)) {
+      fragments.push_back({begin, begin + std::min(step, span.end - begin), span.role});
+    }
   }
   return fragments;
 }

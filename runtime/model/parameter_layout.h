@@ -17,10 +17,14 @@ struct TensorSpec {
   int64_t size = 0;            // Product of the shape.
 };
 
-// A half-open interval of the flat vector.
+// What parameters are for, as far as a codec asks (CODEC_KIND_MIXED).
+enum class ParameterRole { kOther, kFeedForward };
+
+// A half-open interval of the flat vector. All of it has one role; kOther where nobody asks.
 struct FragmentSpan {
   int64_t begin = 0;
   int64_t end = 0;
+  ParameterRole role = ParameterRole::kOther;
   int64_t size() const { return end - begin; }
 };
 
@@ -43,6 +47,9 @@ class ParameterLayout {
 
 // Cuts [0, size) into fragments of at most `fragment_bytes` as fp32 (at least one value each).
 std::vector<FragmentSpan> CutFragments(int64_t size, int64_t fragment_bytes);
+// The same of each of `spans`, one after the other: no fragment crosses a border between them, and each has the role of
+// its span.
+std::vector<FragmentSpan> CutFragments(absl::Span<const FragmentSpan> spans, int64_t fragment_bytes);
 
 }  // namespace wukong
 

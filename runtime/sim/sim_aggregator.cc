@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/node_options.h"
 
 namespace wukong {
@@ -61,7 +62,7 @@ void SimAggregator::Joined(const JoinReply& reply) {
   life->node = std::make_unique<SimNode>(world_, this, life->self);
   SimUplink::Options options;
   options.self = life->self;
-  options.fragments = CutFragments(layout_.size(), world_->job.limits().fragment_bytes());
+  options.fragments = FragmentsOf(world_->job, layout_.size());
   options.schema_digest = layout_.schema_digest();
   SimUplink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };
@@ -99,10 +100,9 @@ void SimAggregator::OnVersion() {
         if (of == this->life()) Kill();
       });
     };
-    life->engine =
-        std::make_unique<NodeEngine>(NodeOptionsOf(world_->job, /*is_root=*/false,
-                                                   CutFragments(layout_.size(), world_->job.limits().fragment_bytes())),
-                                     std::move(hooks), absl::MakeSpan(life->theta), notes, life->uplink.get(), this);
+    life->engine = std::make_unique<NodeEngine>(
+        NodeOptionsOf(world_->job, /*is_root=*/false, FragmentsOf(world_->job, layout_.size())), std::move(hooks),
+        absl::MakeSpan(life->theta), notes, life->uplink.get(), this);
     life->node->SetEngine(life->engine.get());
   }
   life->engine->Handle(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});

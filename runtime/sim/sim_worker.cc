@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/node_options.h"
 #include "runtime/sync/presets.h"
@@ -22,10 +23,10 @@ std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const
                                              float factor) {
   auto changed = std::make_shared<EncodedVector>();
   changed->codec = payload.codec;
-  const auto codec = MakeCodec(payload.codec);
   for (size_t f = 0; f < fragments.size(); ++f) {
     changed->fragments.emplace_back();
     if (payload.fragments[f].empty()) continue;
+    const auto codec = MakeCodec(payload.codec, fragments[f]);
     std::vector<float> values(static_cast<size_t>(fragments[f].size()));
     CHECK(codec->Decode(payload.fragments[f], absl::MakeSpan(values)).ok());
     for (float& value : values) value *= factor;
@@ -92,7 +93,7 @@ void SimWorker::Begin() {
     if (region.name() == aggregator_->name()) siblings = RegionLeaves(region);
   }
   life_state_ = std::make_unique<Life>(world_->job, siblings, world_->model->NewTrainer(),
-                                       CutFragments(layout_.size(), world_->job.limits().fragment_bytes()));
+                                       FragmentsOf(world_->job, layout_.size()));
   finished_ = false;
   SimSession::Callbacks callbacks;
   callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };

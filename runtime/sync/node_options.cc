@@ -1,9 +1,9 @@
 #include "runtime/sync/node_options.h"
 
-#include "runtime/base/mutation.h"
-
 #include <algorithm>
 #include <utility>
+
+#include "runtime/base/mutation.h"
 
 namespace wukong {
 

@@ -50,7 +50,8 @@ absl::StatusOr<bool> OuterOptimizer::Average(const Merge& merge,
   }
   if (rule_ == AverageRule::kMean) {
     for (size_t c = 0; c < carriers.size(); ++c) {
-      const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, absl::MakeSpan(scratch_).subspan(0, n));
+      const absl::Status status =
+          DecodeFragment(*payloads[carriers[c]], f, fragments_[f], absl::MakeSpan(scratch_).subspan(0, n));
       if (!status.ok()) return status;
       const auto weight = static_cast<float>(weights[c]);
       for (int64_t i = 0; i < n; ++i) merged_[i] += weight * scratch_[i];
@@ -61,7 +62,7 @@ absl::StatusOr<bool> OuterOptimizer::Average(const Merge& merge,
   std::vector<absl::Span<const float>> contributions;
   for (size_t c = 0; c < carriers.size(); ++c) {
     const auto values = absl::MakeSpan(scratch_).subspan(c * n, n);
-    const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, values);
+    const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, fragments_[f], values);
     if (!status.ok()) return status;
     contributions.push_back(values);
   }
@@ -118,7 +119,7 @@ absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std
   double squares = 0;
   for (size_t f = 0; f < fragments.size(); ++f) {
     const int64_t n = fragments[f].size();
-    const absl::Status status = DecodeFragment(payload, f, absl::MakeSpan(values).subspan(0, n));
+    const absl::Status status = DecodeFragment(payload, f, fragments[f], absl::MakeSpan(values).subspan(0, n));
     if (!status.ok() && !Mutated("engine.skips_the_finite_check")) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
     }

@@ -106,6 +106,10 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       strategy.set_in_flight_max(2);
       SetMomentum(0.7, 0.9, 1, strategy.mutable_root());
       strategy.mutable_region()->set_mix(0.5);
+      for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
+        level->set_codec_up(CODEC_KIND_INT4);
+        level->set_codec_down(CODEC_KIND_INT4);
+      }
       return strategy;
     case PRESET_EAGER_DILOCO:
       strategy = Overlapped(4);
@@ -152,7 +156,7 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       return strategy;
     case PRESET_SPARSELOCO:
       strategy = Synchronous();
-      strategy.mutable_root()->set_codec_up(CODEC_KIND_INT8);
+      strategy.mutable_root()->set_codec_up(CODEC_KIND_TOPK);
       strategy.mutable_root()->set_codec_down(CODEC_KIND_INT8);
       return strategy;
     default:

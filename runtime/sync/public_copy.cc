@@ -32,7 +32,7 @@ uint64_t ChecksumOf(absl::Span<const float> values) { return Checksum(values.dat
 PublicParameters::PublicParameters(absl::Span<const float> values, std::vector<FragmentSpan> fragments, CodecKind codec,
                                    VersionNotes notes, Version version)
     : fragments_(std::move(fragments)),
-      codec_(MakeCodec(codec)),
+      codec_(codec),
       values_(values.begin(), values.end()),
       newest_(std::make_shared<Edition>(Edition{version, ChecksumOf(values_), std::move(notes)})),
       last_change_(fragments_.size(), version) {
@@ -49,7 +49,7 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
   std::shared_ptr<Frozen> wanted;  // By a child that would lose its target.
   if (!frozen_.empty()) wanted = frozen_.back().lock();
   if (wanted != nullptr && wanted->edition != newest_) wanted.reset();
-  if (codec_->kind() == CODEC_KIND_FP32) {
+  if (codec_ == CODEC_KIND_FP32) {
     const auto bad = std::find_if(theta.begin(), theta.end(), [](float value) { return !std::isfinite(value); });
     if (bad != theta.end()) {
       return absl::InvalidArgumentError(
@@ -77,7 +77,8 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
       }
       if (zero) continue;
       const absl::Status status =
-          codec_->Encode(absl::MakeConstSpan(difference).subspan(0, span.size()), &delta->fragments[f]);
+          MakeCodec(codec_, span)
+              ->Encode(absl::MakeConstSpan(difference).subspan(0, span.size()), &delta->fragments[f]);
       if (!status.ok()) return status;
       bytes += static_cast<int64_t>(delta->fragments[f].size());
     }
@@ -87,7 +88,7 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
       last_change_[f] = delta->version;
       const FragmentSpan& span = fragments_[f];
       const absl::Status status =
-          codec_->Decode(delta->fragments[f], absl::MakeSpan(difference).subspan(0, span.size()));
+          MakeCodec(codec_, span)->Decode(delta->fragments[f], absl::MakeSpan(difference).subspan(0, span.size()));
       CHECK(status.ok()) << "a codec cannot read what it wrote: " << status;
       for (int64_t i = 0; i < span.size(); ++i) values_[span.begin + i] += difference[i];
     }
@@ -210,7 +211,7 @@ std::optional<FragmentUpdate> PublicParameters::Update(const Cursor& cursor, siz
   if (Reaches(have)) {
     const auto& delta = deltas_[have.value() + 1 - deltas_.front()->version.value()];
     update.set_version(delta->version.value());
-    update.set_codec(codec_->kind());
+    update.set_codec(codec_);
     update.set_payload(delta->fragments[f]);
     return update;
   }
@@ -386,7 +387,7 @@ absl::Status FollowedParameters::Apply(const FragmentUpdate& update) {
     return absl::OkStatus();
   }
   const absl::Status status =
-      MakeCodec(codec_kind)->Decode(update.payload(), absl::MakeSpan(scratch_).subspan(0, span.size()));
+      MakeCodec(codec_kind, span)->Decode(update.payload(), absl::MakeSpan(scratch_).subspan(0, span.size()));
   if (!status.ok()) return absl::DataLossError(absl::StrFormat("fragment %d: %s", update.index(), status.message()));
   float* values = values_.data() + span.begin;
   if (update.absolute()) {

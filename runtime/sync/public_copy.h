@@ -127,7 +127,7 @@ class PublicParameters {
   std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout, bool* taken);
 
   const std::vector<FragmentSpan> fragments_;
-  const std::unique_ptr<Codec> codec_;
+  const CodecKind codec_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::vector<float> values_ ABSL_GUARDED_BY(mutex_);

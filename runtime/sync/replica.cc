@@ -24,25 +24,21 @@ uint64_t EncodedVector::checksum() const {
   return sum;
 }
 
-absl::Status DecodeFragment(const EncodedVector& vector, size_t f, absl::Span<float> values) {
-  if (!vector.fragments[f].empty()) return MakeCodec(vector.codec)->Decode(vector.fragments[f], values);
+absl::Status DecodeFragment(const EncodedVector& vector, size_t f, const FragmentSpan& span, absl::Span<float> values) {
+  if (!vector.fragments[f].empty()) return MakeCodec(vector.codec, span)->Decode(vector.fragments[f], values);
   std::fill(values.begin(), values.end(), 0.0f);
   return absl::OkStatus();
 }
 
 Replica::Replica(absl::Span<float> theta, std::vector<FragmentSpan> fragments, const Options& options)
-    : options_(options),
-      fragments_(std::move(fragments)),
-      codec_(MakeCodec(options.codec)),
-      theta_(theta),
-      base_(theta.begin(), theta.end()) {
+    : options_(options), fragments_(std::move(fragments)), theta_(theta), base_(theta.begin(), theta.end()) {
   CHECK(!fragments_.empty());
   CHECK_EQ(fragments_.back().end, static_cast<int64_t>(theta.size()));
   int64_t largest = 0;
   for (const FragmentSpan& fragment : fragments_) largest = std::max(largest, fragment.size());
   scratch_.resize(largest);
   pending_sum_.resize(largest);
-  if (!moves_base()) feedback_ = std::make_unique<ErrorFeedback>(MakeCodec(options.codec), theta.size());
+  if (!moves_base()) feedback_ = std::make_unique<ErrorFeedback>(theta.size());
 }
 
 void Replica::Reset(absl::Span<const float> public_parameters) {
@@ -86,9 +82,10 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
   }
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const FragmentSpan& span = fragments_[f];
+    const std::unique_ptr<Codec> codec = MakeCodec(options_.codec, span);
     if (!moves_base()) {
       const absl::Status status =
-          feedback_->Encode(span.begin, gradient.subspan(span.begin, span.size()), &payload->fragments[f]);
+          feedback_->Encode(*codec, span.begin, gradient.subspan(span.begin, span.size()), &payload->fragments[f]);
       if (!status.ok()) return status;
       continue;
     }
@@ -98,7 +95,7 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
     float* difference = scratch_.data();
     for (int64_t i = 0; i < span.size(); ++i) difference[i] = theta[i] - base[i];
     const absl::Status status =
-        codec_->Encode(absl::MakeConstSpan(scratch_).subspan(0, span.size()), &payload->fragments[f]);
+        codec->Encode(absl::MakeConstSpan(scratch_).subspan(0, span.size()), &payload->fragments[f]);
     if (!status.ok()) return status;  // The base has not moved yet.
   }
   if (moves_base()) {
@@ -116,7 +113,8 @@ absl::Status Replica::AddToBase(const EncodedVector& payload, float sign, bool t
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const FragmentSpan& span = fragments_[f];
     if (payload.fragments[f].empty()) continue;
-    const absl::Status status = codec_->Decode(payload.fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
+    const absl::Status status =
+        MakeCodec(options_.codec, span)->Decode(payload.fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
     if (!status.ok()) return status;
     const float* c = scratch_.data();
     float* base = base_.data() + span.begin;
@@ -179,10 +177,11 @@ absl::StatusOr<bool> Replica::Rebase(absl::Span<const float> public_parameters, 
     const auto mix = options_.mix < 1.0 && !take_whole_ ? static_cast<float>(1.0 - kept) : 1.0f;
     if (mix == 0.0f) continue;
     bool any_pending = false;
+    const std::unique_ptr<Codec> codec = MakeCodec(options_.codec, span);
     for (const Pending& pending : pending_) {
       if (pending.payload == nullptr || pending.payload->fragments[f].empty() || options_.replaces) continue;
       const absl::Status status =
-          codec_->Decode(pending.payload->fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
+          codec->Decode(pending.payload->fragments[f], absl::MakeSpan(scratch_).subspan(0, span.size()));
       if (!status.ok()) return status;
       const auto weight = static_cast<float>(options_.pending_weight);
       if (any_pending) {

@@ -35,8 +35,8 @@ struct EncodedVector {
   uint64_t checksum() const;  // XXH3 over the payloads in order.
 };
 
-// Fills `values` with fragment f. INVALID_ARGUMENT for a payload that the codec does not take.
-absl::Status DecodeFragment(const EncodedVector& vector, size_t f, absl::Span<float> values);
+// Fills `values` with fragment f, which is `span`. INVALID_ARGUMENT for a payload that the codec does not take.
+absl::Status DecodeFragment(const EncodedVector& vector, size_t f, const FragmentSpan& span, absl::Span<float> values);
 
 class Replica {
  public:
@@ -107,7 +107,6 @@ class Replica {
 
   const Options options_;
   const std::vector<FragmentSpan> fragments_;
-  const std::unique_ptr<Codec> codec_;
   absl::Span<float> theta_;
   std::vector<float> base_;
   std::unique_ptr<ErrorFeedback> feedback_;  // Gradient progress only.

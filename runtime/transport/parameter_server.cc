@@ -122,9 +122,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
   }
   offer->header = header;
   offer->payload->codec = header.codec();
-  const auto codec = MakeCodec(header.codec());
-  int64_t bytes = 0;
-  for (const FragmentSpan& span : options_.fragments) bytes += static_cast<int64_t>(codec->EncodedBytes(span.size()));
+  const auto bytes = static_cast<int64_t>(EncodedBytes(header.codec(), options_.fragments));
   {
     MutexLock lock(mutex_);
     // One contribution is always let in, or a model larger than the bound could never train.
@@ -145,7 +143,8 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     }
     if (!message.has_fragment() || message.fragment().index() != static_cast<int>(f) ||
         (!message.fragment().payload().empty() &&
-         message.fragment().payload().size() != codec->EncodedBytes(options_.fragments[f].size()))) {
+         message.fragment().payload().size() !=
+             EncodedBytes(header.codec(), absl::MakeConstSpan(options_.fragments).subspan(f, 1)))) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d is out of order or of the wrong size", f));
     }
     offer->payload->fragments.push_back(std::move(*message.mutable_fragment()->mutable_payload()));

@@ -45,7 +45,7 @@ TEST_P(FollowTest, EveryChildHoldsTheSameBytesAtEveryVersion) {
     EXPECT_EQ(watcher.Values(), values);
 
     const std::vector<float> theta = node.Theta();
-    const double bound = MakeCodec(GetParam())->ErrorBound(1.0);  // No change is larger than 1.
+    const double bound = MakeCodec(GetParam(), FragmentSpan())->ErrorBound(1.0);  // No change is larger than 1.
     for (int64_t i = 0; i < kValues; ++i) ASSERT_NEAR(values[i], theta[i], bound + 1e-6) << i;
     if (GetParam() == CODEC_KIND_FP32) {
       EXPECT_EQ(values, theta);
@@ -55,7 +55,9 @@ TEST_P(FollowTest, EveryChildHoldsTheSameBytesAtEveryVersion) {
   EXPECT_TRUE(node.fatal().ok()) << node.fatal();
 }
 
-INSTANTIATE_TEST_SUITE_P(Codecs, FollowTest, ::testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8),
+INSTANTIATE_TEST_SUITE_P(Codecs, FollowTest,
+                         ::testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
+                                           CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED),
                          [](const auto& codec) { return CodecKind_Name(codec.param); });
 
 TEST(ParentLinkTest, ContributionsAreMergedOnceAndInOrder) {

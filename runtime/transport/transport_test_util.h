@@ -271,11 +271,11 @@ inline std::shared_ptr<EncodedVector> Encode(CodecKind kind, const std::vector<F
                                              const std::vector<float>& values) {
   auto encoded = std::make_shared<EncodedVector>();
   encoded->codec = kind;
-  const auto codec = MakeCodec(kind);
   for (const FragmentSpan& span : fragments) {
     encoded->fragments.emplace_back();
     const absl::Status status =
-        codec->Encode(absl::MakeConstSpan(values).subspan(span.begin, span.size()), &encoded->fragments.back());
+        MakeCodec(kind, span)
+            ->Encode(absl::MakeConstSpan(values).subspan(span.begin, span.size()), &encoded->fragments.back());
     CHECK(status.ok()) << status;
   }
   return encoded;

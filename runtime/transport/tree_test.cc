@@ -137,7 +137,9 @@ TEST_P(TreeTest, ProgressIsConserved) {
   up.link().Shutdown();
 }
 
-INSTANTIATE_TEST_SUITE_P(Codecs, TreeTest, ::testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8),
+INSTANTIATE_TEST_SUITE_P(Codecs, TreeTest,
+                         ::testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
+                                           CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED),
                          [](const auto& codec) { return CodecKind_Name(codec.param); });
 
 }  // namespace
