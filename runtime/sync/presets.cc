@@ -194,8 +194,10 @@ class Checker {
       }
       if (level->momentum() != 0) {
         Add(absl::StrCat(key, ".momentum"),
-            absl::StrFormat("AdamW has the momentum of averaged gradients (expected 0 with progress: gradient, got %g)",
-                            level->momentum()));
+            absl::StrFormat(
+                "the inner optimizer has the momentum of averaged gradients (expected 0 with progress: gradient, "
+                "got %g)",
+                level->momentum()));
       }
       if (level->learning_rate() != 1) {
         Add(absl::StrCat(key, ".learning_rate"),
