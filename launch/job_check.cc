@@ -74,11 +74,12 @@ class JobChecker {
 
   absl::Status Run(const CheckOptions& options) {
     CheckName();
-    CheckModel();
+    if (options.check_model) CheckModel();
     CheckOptimizer();
     CheckRegions();
     CheckWan();
     CheckLimits();
+    if (options.check_model) CheckInFlightBytes();
     for (const StrategyProblem& problem : FindStrategyProblems(job_)) {
       Add(problem.key, problem.reason);
     }
@@ -231,6 +232,10 @@ class JobChecker {
                           2e-9 * static_cast<double>(limits.heartbeat_ns()),
                           1e-9 * static_cast<double>(limits.lease_ns())));
     }
+  }
+
+  void CheckInFlightBytes() {
+    const Limits& limits = job_.limits();
     const Strategy& strategy = job_.strategy();
     int64_t bytes = 0;
     for (const CodecKind codec : {strategy.region().codec_up(), strategy.root().codec_up()}) {
