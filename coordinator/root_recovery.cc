@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/root_log.h"
 #include "glog/logging.h"
@@ -23,8 +24,7 @@ namespace {
 constexpr char kPublic[] = "public";
 constexpr char kMomentum[] = "momentum";
 constexpr char kBuffer[] = "buffer";
-constexpr char kFirstMoment[] = "optimizer.first_moment";
-constexpr char kSecondMoment[] = "optimizer.second_moment";
+constexpr char kOptimizerVector[] = "optimizer.";  // Before the names of Trainer::OptimizerState.
 constexpr char kOptimizerSteps[] = "optimizer_steps";
 
 absl::StatusOr<LogRecord> ParseRecord(int64_t index, absl::string_view bytes) {
@@ -134,8 +134,10 @@ absl::StatusOr<std::unique_ptr<RootReplay>> RootReplay::Make(const Job& job, Tra
     if (steps == snapshot->notes.end() || !absl::SimpleAtoi(steps->second, &optimizer.steps)) {
       return absl::DataLossError("the snapshot does not say how many steps its optimizer has made");
     }
-    if (const auto* moment = Extra(*snapshot, kFirstMoment); moment != nullptr) optimizer.first_moment = *moment;
-    if (const auto* moment = Extra(*snapshot, kSecondMoment); moment != nullptr) optimizer.second_moment = *moment;
+    for (const auto& [name, values] : snapshot->extra_vectors) {
+      absl::string_view vector = name;
+      if (absl::ConsumePrefix(&vector, kOptimizerVector)) optimizer.vectors[std::string(vector)] = values;
+    }
     if (status = trainer->LoadOptimizer(optimizer); !status.ok()) return absl::DataLossError(status.message());
   }
   return replay;
@@ -224,9 +226,8 @@ absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState s
     absl::StatusOr<Trainer::OptimizerState> optimizer = trainer->SaveOptimizer();
     if (!optimizer.ok()) return optimizer.status();
     snapshot.notes[kOptimizerSteps] = absl::StrCat(optimizer->steps);
-    if (optimizer->steps > 0) {
-      snapshot.extra_vectors[kFirstMoment] = std::move(optimizer->first_moment);
-      snapshot.extra_vectors[kSecondMoment] = std::move(optimizer->second_moment);
+    for (auto& [name, values] : optimizer->vectors) {
+      snapshot.extra_vectors[absl::StrCat(kOptimizerVector, name)] = std::move(values);
     }
   }
   int64_t samples = 0;

@@ -21,13 +21,14 @@
 #include "runtime/data/manifest.h"
 #include "runtime/data/token_dataset.h"
 #include "runtime/model/job_layout.h"
+#include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
 namespace {
 
 constexpr size_t kJobNameMax = 100;
-// AdamW moves every weight by about this much per step, and weights begin near 0.02.
+// AdamW and Muon move every weight by about this much per step, and weights begin near 0.02.
 constexpr double kLearningRateMax = 0.1;
 
 bool OnlyHas(absl::string_view text, absl::string_view punctuation) {
@@ -74,11 +75,12 @@ class JobChecker {
 
   absl::Status Run(const CheckOptions& options) {
     CheckName();
-    CheckModel();
+    if (options.check_model) CheckModel();
     CheckOptimizer();
     CheckRegions();
     CheckWan();
     CheckLimits();
+    if (options.check_model) CheckInFlightBytes();
     for (const StrategyProblem& problem : FindStrategyProblems(job_)) {
       Add(problem.key, problem.reason);
     }
@@ -151,10 +153,20 @@ class JobChecker {
 
   void CheckOptimizer() {
     const Optimizer& optimizer = job_.optimizer();
-    if (optimizer.learning_rate() > kLearningRateMax) {
-      Add("optimizer.learning_rate",
-          absl::StrFormat("AdamW diverges at once (expected at most %g, usually 1e-4 to 1e-2, got %g)",
-                          kLearningRateMax, optimizer.learning_rate()));
+    for (const OptimizerProblem& problem : FindOptimizerProblems(optimizer)) {
+      Add(absl::StrCat("optimizer.", problem.key), problem.reason);
+    }
+    std::vector<std::pair<const char*, double>> rates;
+    if (optimizer.kind() != OPTIMIZER_KIND_SGD) rates.emplace_back("learning_rate", optimizer.learning_rate());
+    // Where it is not said, it is the other one.
+    if (optimizer.kind() == OPTIMIZER_KIND_MUON && optimizer.matrix_learning_rate() != optimizer.learning_rate()) {
+      rates.emplace_back("matrix_learning_rate", optimizer.matrix_learning_rate());
+    }
+    for (const auto& [key, rate] : rates) {
+      if (rate <= kLearningRateMax) continue;
+      Add(absl::StrCat("optimizer.", key),
+          absl::StrFormat("%s diverges at once (expected at most %g, usually 1e-4 to 1e-2, got %g)",
+                          optimizer.kind() == OPTIMIZER_KIND_MUON ? "Muon" : "AdamW", kLearningRateMax, rate));
     }
     // A run that is cut short from the command line is a trial, whose warm-up may well not end.
     if (optimizer.warmup_tokens() >= job_.stop().tokens() && source_.overrides.count("stop.tokens") == 0) {
@@ -221,6 +233,10 @@ class JobChecker {
                           2e-9 * static_cast<double>(limits.heartbeat_ns()),
                           1e-9 * static_cast<double>(limits.lease_ns())));
     }
+  }
+
+  void CheckInFlightBytes() {
+    const Limits& limits = job_.limits();
     const Strategy& strategy = job_.strategy();
     int64_t bytes = 0;
     for (const CodecKind codec : {strategy.region().codec_up(), strategy.root().codec_up()}) {

@@ -116,6 +116,18 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
        "FILE:5: model.width: not divisible by model.heads (expected a multiple of 2, got 9)"},
       {Plus("optimizer: {learning_rate: 1}\n"),
        "FILE:18: optimizer.learning_rate: AdamW diverges at once (expected at most 0.1, usually 1e-4 to 1e-2, got 1)"},
+      {Plus("optimizer: {kind: muon, matrix_learning_rate: 1}\n"),
+       "FILE:18: optimizer.matrix_learning_rate: Muon diverges at once (expected at most 0.1, usually 1e-4 to 1e-2, "
+       "got "
+       "1)"},
+      {Plus("optimizer:\n  kind: sgd\n  beta1: 0.9\n"),
+       "FILE:20: optimizer.beta1: sgd has no moments of AdamW (expected momentum, or kind: adamw or muon, got 0.9)"},
+      {Plus("optimizer:\n  momentum: 0.9\n"),
+       "FILE:19: optimizer.momentum: the momentum of adamw is beta1 (expected beta1, or kind: sgd or muon, got 0.9)"},
+      {Plus("optimizer:\n  kind: sgd\n  matrix_learning_rate: 0.01\n"),
+       "FILE:20: optimizer.matrix_learning_rate: only muon treats matrices apart (expected learning_rate, or kind: "
+       "muon, "
+       "got 0.01)"},
       {Plus("optimizer: {warmup_tokens: 1M}\n"),
        "FILE:18: optimizer.warmup_tokens: warm-up would not end (expected fewer than stop.tokens, 1000000, got "
        "1000000)"},
@@ -160,6 +172,18 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
     EXPECT_THAT(errors, testing::Contains(StartsWith(error)));
     EXPECT_EQ(errors.size(), 1u) << testing::PrintToString(errors);
   }
+}
+
+TEST_F(JobCheckTest, EveryKindOfOptimizerPassesAlsoAsItIsResolved) {
+  for (const char* kind : {"adamw", "sgd", "muon"}) {
+    const std::string override = absl::StrCat("optimizer.kind=", kind);
+    EXPECT_EQ(Check(kJob, {override}).message(), "") << kind;
+    Write("job.yaml", kJob);
+    const absl::StatusOr<JobSource> source = LoadJobFile(path_, {override});
+    ASSERT_TRUE(source.ok()) << source.status();
+    EXPECT_EQ(Check(ResolvedYaml(source->job)).message(), "") << kind << ": defaults are no choices of the user";
+  }
+  EXPECT_EQ(Check(kJob, {"optimizer.kind=sgd", "optimizer.learning_rate=0.5"}).message(), "") << "usual for SGD";
 }
 
 TEST_F(JobCheckTest, AnOverrideIsNamedInPlaceOfALine) {

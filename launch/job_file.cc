@@ -15,6 +15,7 @@
 #include "launch/job_units.h"
 #include "launch/yaml_tree.h"
 #include "runtime/base/file.h"
+#include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -481,6 +482,7 @@ absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector
       LoadMessage(path, overrides, "job", "name, model, data, regions and stop", &source, &source.job);
   if (status.ok()) status = ResolveStrategy(&source.job);
   if (!status.ok()) return status;
+  ResolveOptimizer(source.job.mutable_optimizer());
   return source;
 }
 

@@ -49,13 +49,13 @@ class JobErrors {
 
 // Reads the file, then applies the overrides in their order, each "key.path=value" with a value in YAML:
 //     wan.rtt=150ms   regions.0.speed=0.5   regions[1].workers=2   regions.beijing.device=cuda regions.0.speed=[1,0.5]
-// An override of a map or a list replaces all of it. Then fills in every default and resolves the strategy. Relative
-// paths of data and models start at the folder of the file, those of overrides at the current directory, and are made
-// absolute. What needs more than one key is for CheckJob (launch/job_check.h).
-// INVALID_ARGUMENT holds all errors, one a line, as "FILE:LINE: key.path: what is wrong (expected ..., got ...)".
+// An override of a map or a list replaces all of it. Then fills in every default and resolves strategy and optimizer.
+// Relative paths of data and models start at the folder of the file, those of overrides at the current directory, and
+// are made absolute. What needs more than one key is for CheckJob (launch/job_check.h). INVALID_ARGUMENT holds all
+// errors, one a line, as "FILE:LINE: key.path: what is wrong (expected ..., got ...)".
 absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector<std::string>& overrides);
 
-// The same for a scenario (docs/simulation.md); its strategy is not resolved.
+// The same for a scenario (docs/simulation.md); its strategy and optimizer are not resolved.
 absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const std::vector<std::string>& overrides);
 
 // The job of a run that was begun, from its config.resolved.yaml. INVALID_ARGUMENT: that is no run directory.

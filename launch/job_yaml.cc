@@ -88,8 +88,8 @@ std::string Cell(std::string text) {
   return text;
 }
 
-// `by_preset`: below the strategy, where what is not set comes from the preset.
-void WriteReference(const Descriptor& type, const std::string& prefix, bool by_preset, std::string* out) {
+// `unset`: where what is not set comes from: "by preset" below the strategy, "by kind" in the optimizer.
+void WriteReference(const Descriptor& type, const std::string& prefix, const std::string& unset, std::string* out) {
   for (int i = 0; i < type.field_count(); ++i) {
     const FieldDescriptor& field = *type.field(i);
     const FieldRule& field_rule = RuleOf(field);
@@ -100,14 +100,16 @@ void WriteReference(const Descriptor& type, const std::string& prefix, bool by_p
       fallback = "required";
     } else if (!field_rule.default_().empty()) {
       fallback = absl::StrCat("`", field_rule.default_(), "`");
-    } else if (by_preset && !is_message) {
-      fallback = "by preset";
+    } else if (!is_message) {
+      fallback = unset;
     }
     absl::StrAppend(out, "| `", key, "` | ", Cell(TypeWords(field)), " | ", Cell(fallback), " | ",
                     Cell(is_message ? "" : BoundsWords(field)), " | ", Cell(field_rule.doc()), " |\n");
     if (is_message) {
-      WriteReference(*field.message_type(), key + ".", by_preset || field.message_type() == Strategy::descriptor(),
-                     out);
+      std::string below = unset;
+      if (field.message_type() == Strategy::descriptor()) below = "by preset";
+      if (field.message_type() == Optimizer::descriptor()) below = "by kind";
+      WriteReference(*field.message_type(), key + ".", below, out);
     }
   }
 }
@@ -128,7 +130,7 @@ std::string ScenarioYaml(const Scenario& scenario) {
 
 std::string KeyReference() {
   std::string text = "| Key | Type | Default | Bounds | Meaning |\n|---|---|---|---|---|\n";
-  WriteReference(*Job::descriptor(), "", false, &text);
+  WriteReference(*Job::descriptor(), "", "", &text);
   return text;
 }
 

@@ -12,6 +12,7 @@
 #include "launch/data_command.h"
 #include "launch/exit_code.h"
 #include "launch/log_command.h"
+#include "launch/plan_command.h"
 #include "launch/role_commands.h"
 #include "launch/sim_command.h"
 #include "launch/status_command.h"
@@ -33,6 +34,7 @@ int main(int argc, char** argv) {
   wukong::AddUpCommand(app, &action);
   wukong::AddStatusCommand(app, &action);
   wukong::AddValidateCommand(app, &action);
+  wukong::AddPlanCommand(app, wukong::MeasureTrainerStep, &action);
   wukong::AddDataCommand(app, &action);
   wukong::AddLogCommand(app, &action);
   wukong::AddCheckpointCommand(app, &action);

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "ATen/autocast_mode.h"
@@ -14,6 +15,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "runtime/base/random.h"
+#include "runtime/model/inner_optimizer.h"
+#include "runtime/model/optimizer_kinds.h"
 #include "runtime/model/synthetic_trainer.h"
 #include "torch/script.h"
 #include "torch/torch.h"
@@ -104,14 +107,15 @@ class LossModule {
 struct NamedTensor {
   std::string name;
   std::vector<int64_t> shape;
+  int64_t matrices = 0;  // As OptimizedTensor has it.
   // Writes the initial values.
   std::function<void(torch::Tensor)> initialise;
   // Makes a leaf that aliases the flat vector known to the model.
   std::function<void(torch::Tensor)> bind;
 };
 
-// The flat vector begins with the tensors that AdamW decays (two dimensions or more), so that the optimizer sees one
-// tensor that decays and one that does not.
+// The flat vector begins with the tensors that weights decay in (two dimensions or more), so that an optimizer sees one
+// range that decays and one that does not.
 bool Decays(const NamedTensor& tensor) { return tensor.shape.size() >= 2; }
 
 #if !WUKONG_TORCH_AT_LEAST(2, 1)
@@ -179,8 +183,8 @@ class Gpt final : public LossModule {
     };
     const auto constant = [](double value) { return [value](torch::Tensor to) { to.fill_(value); }; };
     const auto add = [this](std::string name, std::vector<int64_t> shape, std::function<void(torch::Tensor)> initialise,
-                            torch::Tensor* slot) {
-      tensors_.push_back({std::move(name), std::move(shape), std::move(initialise),
+                            torch::Tensor* slot, int64_t matrices = 0) {
+      tensors_.push_back({std::move(name), std::move(shape), matrices, std::move(initialise),
                           [slot](torch::Tensor leaf) { *slot = std::move(leaf); }});
     };
     const int64_t w = width_;
@@ -192,15 +196,15 @@ class Gpt final : public LossModule {
       const std::string at = absl::StrCat("h.", l, ".");
       add(at + "ln_1.weight", {w}, constant(1), &layer.norm1_gain);
       add(at + "ln_1.bias", {w}, constant(0), &layer.norm1_bias);
-      add(at + "attn.c_attn.weight", {3 * w, w}, normal(0.02), &layer.qkv);
+      add(at + "attn.c_attn.weight", {3 * w, w}, normal(0.02), &layer.qkv, 3);
       add(at + "attn.c_attn.bias", {3 * w}, constant(0), &layer.qkv_bias);
-      add(at + "attn.c_proj.weight", {w, w}, normal(residual), &layer.projection);
+      add(at + "attn.c_proj.weight", {w, w}, normal(residual), &layer.projection, 1);
       add(at + "attn.c_proj.bias", {w}, constant(0), &layer.projection_bias);
       add(at + "ln_2.weight", {w}, constant(1), &layer.norm2_gain);
       add(at + "ln_2.bias", {w}, constant(0), &layer.norm2_bias);
-      add(at + "mlp.c_fc.weight", {4 * w, w}, normal(0.02), &layer.expand);
+      add(at + "mlp.c_fc.weight", {4 * w, w}, normal(0.02), &layer.expand, 1);
       add(at + "mlp.c_fc.bias", {4 * w}, constant(0), &layer.expand_bias);
-      add(at + "mlp.c_proj.weight", {w, 4 * w}, normal(residual), &layer.contract);
+      add(at + "mlp.c_proj.weight", {w, 4 * w}, normal(residual), &layer.contract, 1);
       add(at + "mlp.c_proj.bias", {w}, constant(0), &layer.contract_bias);
     }
     add("ln_f.weight", {w}, constant(1), &final_gain_);
@@ -270,7 +274,8 @@ class Gpt final : public LossModule {
 // A scripted module; its parameters are replaced by aliases of the flat vector.
 class Script final : public LossModule {
  public:
-  static absl::StatusOr<std::unique_ptr<Script>> Load(const std::string& path, torch::Device device) {
+  static absl::StatusOr<std::unique_ptr<Script>> Load(const std::string& path, int64_t vocabulary,
+                                                      torch::Device device) {
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error)) {
       return absl::NotFoundError(absl::StrCat("trainer: model.torchscript: there is no file ", path,
@@ -290,6 +295,11 @@ class Script final : public LossModule {
                                                      ": expected forward(tokens, targets) -> mean loss, got ",
                                                      method.has_value() ? "other arguments" : "no forward"));
     }
+    std::set<const void*> embeddings;  // Also the output head, where it is tied to one.
+    for (const auto& module : script->module_.named_modules()) {
+      if (!module.value.type()->name().has_value() || module.value.type()->name()->name() != "Embedding") continue;
+      for (const auto& parameter : module.value.parameters(/*recurse=*/false)) embeddings.insert(parameter.data_ptr());
+    }
     for (const auto& parameter : script->module_.named_parameters()) {
       if (!parameter.value.requires_grad()) continue;  // Frozen: every process has the file's values.
       if (parameter.value.scalar_type() != torch::kFloat32) {
@@ -297,7 +307,11 @@ class Script final : public LossModule {
                                                        parameter.name, ": expected float32, got ",
                                                        c10::toString(parameter.value.scalar_type())));
       }
-      script->AddParameter(parameter.name, parameter.value);
+      const torch::Tensor& value = parameter.value;
+      const auto& sizes = value.sizes();
+      const bool hidden = sizes.size() >= 2 && std::find(sizes.begin(), sizes.end(), vocabulary) == sizes.end() &&
+                          embeddings.count(value.data_ptr()) == 0;
+      script->AddParameter(parameter.name, value, hidden ? 1 : 0);
     }
     if (script->tensors_.empty()) {
       return absl::InvalidArgumentError(
@@ -324,7 +338,7 @@ class Script final : public LossModule {
   Script() = default;
 
   // Two names of one tensor (tied weights) are one tensor of the layout, bound to both.
-  void AddParameter(const std::string& name, const torch::Tensor& value) {
+  void AddParameter(const std::string& name, const torch::Tensor& value, int64_t matrices) {
     const auto bind = [value](torch::Tensor leaf) {
       torch::Tensor parameter = value;
       parameter.set_data(leaf.detach());
@@ -341,7 +355,7 @@ class Script final : public LossModule {
     }
     storage_.push_back(value);
     const torch::Tensor initial = value.detach().clone();
-    tensors_.push_back({name, value.sizes().vec(), [initial](torch::Tensor to) { to.copy_(initial); }, bind});
+    tensors_.push_back({name, value.sizes().vec(), matrices, [initial](torch::Tensor to) { to.copy_(initial); }, bind});
   }
 
   torch::jit::Module module_;
@@ -353,7 +367,7 @@ class TorchTrainer final : public Trainer {
  public:
   TorchTrainer(const Job& job, const TrainerOptions& options, torch::Device device, std::unique_ptr<LossModule> model,
                std::vector<NamedTensor> tensors)
-      : config_(job.optimizer()),
+      : config_(Resolved(job.optimizer())),
         context_(job.model().context()),
         vocabulary_(job.model().vocabulary()),
         options_(options),
@@ -369,23 +383,13 @@ class TorchTrainer final : public Trainer {
     }
     parameters_ = device.is_cpu() ? host_parameters_ : host_parameters_.to(device);
     gradient_ = device.is_cpu() ? host_gradient_ : host_gradient_.to(device);
-    int64_t decaying = 0;
+    std::vector<OptimizedTensor> optimized;
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (Decays(tensors[i])) decaying += layout_.tensors()[i].size;
+      const TensorSpec& spec = layout_.tensors()[i];
+      optimized.push_back({spec.offset, spec.size, spec.shape, Decays(tensors[i]), tensors[i].matrices});
       tensors[i].bind(Leaf(Slice(parameters_, i), Slice(gradient_, i)));
     }
-    std::vector<torch::optim::OptimizerParamGroup> groups;
-    const auto add_group = [&](int64_t begin, int64_t size, double weight_decay) {
-      if (size == 0) return;
-      auto group = std::make_unique<torch::optim::AdamWOptions>(config_.learning_rate());
-      group->betas({config_.beta1(), config_.beta2()}).eps(config_.epsilon()).weight_decay(weight_decay);
-      groups.emplace_back(
-          std::vector<torch::Tensor>{Leaf(parameters_.narrow(0, begin, size), gradient_.narrow(0, begin, size))},
-          std::move(group));
-    };
-    add_group(0, decaying, config_.weight_decay());
-    add_group(decaying, layout_.size() - decaying, 0.0);
-    optimizer_ = std::make_unique<torch::optim::AdamW>(std::move(groups));
+    optimizer_ = MakeInnerOptimizer(config_, parameters_, gradient_, optimized);
   }
 
   const ParameterLayout& layout() const override { return layout_; }
@@ -426,12 +430,7 @@ class TorchTrainer final : public Trainer {
       }
       const absl::Time clipped = Now();
       Count(begin, &TrainerTimes::clip);
-      if (std::isfinite(norm)) {
-        for (torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
-          static_cast<torch::optim::AdamWOptions&>(group.options()).lr(learning_rate);
-        }
-        optimizer_->step();
-      }
+      if (std::isfinite(norm)) optimizer_->Step(learning_rate);
       gradient_.zero_();
       Count(clipped, &TrainerTimes::optimizer);
       return norm;
@@ -441,50 +440,11 @@ class TorchTrainer final : public Trainer {
   void ZeroGradient() override { gradient_.zero_(); }
 
   absl::StatusOr<OptimizerState> SaveOptimizer() override {
-    return CatchTorch("saving the optimizer", [&]() -> absl::StatusOr<OptimizerState> {
-      OptimizerState saved;
-      for (const torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
-        const auto found = optimizer_->state().find(StateKey(group));
-        if (found == optimizer_->state().end()) return OptimizerState();
-        const auto& state = static_cast<const torch::optim::AdamWParamState&>(*found->second);
-        saved.steps = state.step();
-        for (auto [tensor, to] :
-             {std::pair{state.exp_avg(), &saved.first_moment}, std::pair{state.exp_avg_sq(), &saved.second_moment}}) {
-          const torch::Tensor host = tensor.cpu().contiguous();
-          const absl::Span<float> values = Host(host);
-          to->insert(to->end(), values.begin(), values.end());
-        }
-      }
-      return saved;
-    });
+    return CatchTorch("saving the optimizer", [&]() -> absl::StatusOr<OptimizerState> { return optimizer_->Save(); });
   }
 
   absl::Status LoadOptimizer(const OptimizerState& saved) override {
-    const auto size = static_cast<size_t>(saved.steps == 0 ? 0 : layout_.size());
-    if (saved.first_moment.size() != size || saved.second_moment.size() != size) {
-      return absl::InvalidArgumentError(absl::StrFormat("trainer: expected moments of %d values, got %d and %d", size,
-                                                        saved.first_moment.size(), saved.second_moment.size()));
-    }
-    return CatchTorch("loading the optimizer", [&]() -> absl::Status {
-      optimizer_->state().clear();
-      if (saved.steps == 0) return absl::OkStatus();
-      int64_t begin = 0;
-      for (const torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
-        const int64_t count = group.params()[0].numel();
-        const auto slice = [&](const std::vector<float>& values) {
-          return torch::from_blob(const_cast<float*>(values.data()) + begin, {count}, torch::kFloat32)
-              .clone()
-              .to(device_);
-        };
-        auto state = std::make_unique<torch::optim::AdamWParamState>();
-        state->step(saved.steps);
-        state->exp_avg(slice(saved.first_moment));
-        state->exp_avg_sq(slice(saved.second_moment));
-        optimizer_->state()[StateKey(group)] = std::move(state);
-        begin += count;
-      }
-      return absl::OkStatus();
-    });
+    return CatchTorch("loading the optimizer", [&] { return optimizer_->Load(saved); });
   }
 
   absl::StatusOr<double> Evaluate(const Batch& batch) override {
@@ -499,6 +459,11 @@ class TorchTrainer final : public Trainer {
   }
 
  private:
+  static Optimizer Resolved(Optimizer optimizer) {
+    ResolveOptimizer(&optimizer);
+    return optimizer;
+  }
+
   // Sorts those that decay to the front, keeping the order otherwise.
   static std::vector<TensorSpec> Specs(std::vector<NamedTensor>* tensors) {
     std::stable_partition(tensors->begin(), tensors->end(), Decays);
@@ -562,11 +527,6 @@ class TorchTrainer final : public Trainer {
     return absl::OkStatus();
   }
 
-  // As torch::optim keeps its state: by the parameter's address. Each group is one flat tensor.
-  static std::string StateKey(const torch::optim::OptimizerParamGroup& group) {
-    return c10::guts::to_string(group.params()[0].unsafeGetTensorImpl());
-  }
-
   // Shares the batch's memory on a CPU.
   torch::Tensor OnDevice(const std::vector<int64_t>& values, const Batch& batch) const {
     return torch::from_blob(const_cast<int64_t*>(values.data()), {batch.samples, batch.context}, torch::kInt64)
@@ -583,7 +543,7 @@ class TorchTrainer final : public Trainer {
   // Flat float32 [layout_.size()]. On a CPU both names of a pair are one tensor.
   torch::Tensor host_parameters_, host_gradient_;
   torch::Tensor parameters_, gradient_;
-  std::unique_ptr<torch::optim::AdamW> optimizer_;
+  std::unique_ptr<InnerOptimizer> optimizer_;
 };
 
 absl::Status CheckJob(const Job& job, const TrainerOptions& options) {
@@ -600,11 +560,21 @@ absl::Status CheckJob(const Job& job, const TrainerOptions& options) {
       return wrong("model.width", absl::StrCat("a multiple of model.heads (", model.heads(), ")"), model.width());
     }
   }
-  const Optimizer& optimizer = job.optimizer();
+  Optimizer optimizer = job.optimizer();
+  ResolveOptimizer(&optimizer);
+  if (!OptimizerKind_IsValid(optimizer.kind())) {
+    return wrong("optimizer.kind", "adamw, sgd or muon", static_cast<int>(optimizer.kind()));
+  }
+  for (const OptimizerProblem& problem : FindOptimizerProblems(optimizer)) {
+    return absl::InvalidArgumentError(absl::StrCat("trainer: optimizer.", problem.key, ": ", problem.reason));
+  }
   const auto fraction = [](double value) { return value >= 0 && value < 1; };
   if (!fraction(optimizer.beta1())) return wrong("optimizer.beta1", "0 <= beta1 < 1", optimizer.beta1());
   if (!fraction(optimizer.beta2())) return wrong("optimizer.beta2", "0 <= beta2 < 1", optimizer.beta2());
-  if (!(optimizer.epsilon() > 0)) return wrong("optimizer.epsilon", "more than 0", optimizer.epsilon());
+  if (!fraction(optimizer.momentum())) return wrong("optimizer.momentum", "0 <= momentum < 1", optimizer.momentum());
+  if (optimizer.has_epsilon() && !(optimizer.epsilon() > 0)) {
+    return wrong("optimizer.epsilon", "more than 0", optimizer.epsilon());
+  }
   if (!(optimizer.weight_decay() >= 0)) return wrong("optimizer.weight_decay", "0 or more", optimizer.weight_decay());
   if (!(optimizer.clip_norm() >= 0)) return wrong("optimizer.clip_norm", "0 or more", optimizer.clip_norm());
   if (options.threads < 1) return wrong("threads", "at least 1", options.threads);
@@ -635,7 +605,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> MakeTrainer(const Job& job, const Train
     UseOneInteropThread();
     at::set_num_threads(options.threads);
     if (!job.model().torchscript().empty()) {
-      absl::StatusOr<std::unique_ptr<Script>> script = Script::Load(job.model().torchscript(), *device);
+      absl::StatusOr<std::unique_ptr<Script>> script =
+          Script::Load(job.model().torchscript(), job.model().vocabulary(), *device);
       if (!script.ok()) return script.status();
       std::vector<NamedTensor> tensors = (*script)->TakeTensors();
       return std::make_unique<TorchTrainer>(job, options, *device, *std::move(script), std::move(tensors));

@@ -3,6 +3,7 @@
 #define WUKONG_RUNTIME_MODEL_TRAINER_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,21 +47,24 @@ class Trainer {
   // with a token outside the vocabulary. A loss that is not finite is returned as it is.
   virtual absl::StatusOr<double> AccumulateGradient(const Batch& batch, double scale) = 0;
 
-  // Clips the gradient to the job's clip_norm, makes one AdamW step (Loshchilov and Hutter 2019) with `learning_rate`,
-  // and clears the gradient. Returns the gradient's norm before clipping. Where that norm is not finite, parameters and
-  // optimizer stay as they were and only the gradient is cleared: one bad batch must not end the run.
+  // Clips the gradient to the job's clip_norm, makes one step of the job's inner optimizer (inner_optimizer.h has the
+  // rules) with `learning_rate`, and clears the gradient. Returns the gradient's norm before clipping. Where that norm
+  // is not finite, parameters and optimizer stay as they were and only the gradient is cleared: one bad batch must not
+  // end the run.
   virtual absl::StatusOr<double> OptimizerStep(double learning_rate) = 0;
 
   virtual void ZeroGradient() = 0;
 
-  // AdamW's state. Loading what was saved, the next steps give the same bits as without.
+  // The inner optimizer's state. Loading what was saved, the next steps give the same bits as without.
   struct OptimizerState {
     int64_t steps = 0;
-    std::vector<float> first_moment;  // Flat, as the parameters; empty before the first step.
-    std::vector<float> second_moment;
+    // None before the first step. adamw: "first_moment" and "second_moment", flat as the parameters. sgd: "momentum",
+    // flat as the parameters, unless the momentum is 0. muon: "momentum" of the hidden matrices, one after another, and
+    // AdamW's two of all other tensors.
+    std::map<std::string, std::vector<float>> vectors;
   };
   virtual absl::StatusOr<OptimizerState> SaveOptimizer() = 0;
-  // INVALID_ARGUMENT for moments of another size.
+  // INVALID_ARGUMENT for the state of another kind, or of another size.
   virtual absl::Status LoadOptimizer(const OptimizerState& state) = 0;
 
   // Mean loss in nats per token, without a gradient.
@@ -71,7 +75,7 @@ class Trainer {
 struct TrainerTimes {
   absl::Duration gradient;   // Forward and backward.
   absl::Duration clip;       // The gradient's norm, and scaling by it.
-  absl::Duration optimizer;  // AdamW, and clearing the gradient.
+  absl::Duration optimizer;  // The inner optimizer, and clearing the gradient.
 };
 
 struct TrainerOptions {

@@ -130,6 +130,39 @@ TEST_F(TorchScriptTest, FrozenParametersAreNotTrained) {
   EXPECT_TRUE((*made)->AccumulateGradient(batch_, 1.0).ok());
 }
 
+TEST_F(TorchScriptTest, MuonTurnsWhatIsNoEmbeddingHeadOrVector) {
+  const auto parameter = [](torch::IntArrayRef shape) { return torch::randn(shape).set_requires_grad(true); };
+  torch::jit::Module positions("__torch__.torch.nn.modules.sparse.Embedding");
+  positions.register_parameter("weight", parameter({6, 4}), false);
+  torch::jit::Module module("Small");
+  module.register_module("positions", positions);
+  module.register_parameter("table", parameter({9, 4}), false);
+  module.register_parameter("hidden", parameter({4, 4}), false);
+  module.register_parameter("filters", parameter({4, 2, 2}), false);
+  module.register_parameter("head", parameter({4, 9}), false);
+  module.register_parameter("bias", parameter({9}), false);
+  module.define(R"(
+def forward(self, tokens, targets):
+    x = torch.embedding(self.table, tokens) + self.positions.weight
+    logits = torch.matmul(torch.matmul(x, self.hidden) + self.filters.sum(), self.head) + self.bias
+    return -torch.gather(torch.log_softmax(logits, -1), -1, targets.unsqueeze(-1)).mean()
+)");
+  module.save(path_);
+  job_.mutable_optimizer()->set_kind(OPTIMIZER_KIND_MUON);
+  const absl::StatusOr<std::unique_ptr<Trainer>> made = MakeTrainer(job_, {});
+  ASSERT_TRUE(made.ok()) << made.status();
+  const double first = (*made)->AccumulateGradient(batch_, 1.0).value();
+  ASSERT_TRUE((*made)->OptimizerStep(1e-2).ok());
+  const Trainer::OptimizerState state = (*made)->SaveOptimizer().value();
+  EXPECT_EQ(state.vectors.at("momentum").size(), 4u * 4 + 4 * 2 * 2);
+  EXPECT_EQ(state.vectors.at("first_moment").size(), 6u * 4 + 9 * 4 + 4 * 9 + 9);
+  for (int step = 0; step < 100; ++step) {
+    ASSERT_TRUE((*made)->AccumulateGradient(batch_, 1.0).ok());
+    ASSERT_TRUE((*made)->OptimizerStep(0.05).ok());
+  }
+  EXPECT_LT((*made)->Evaluate(batch_).value(), 0.5 * first);
+}
+
 TEST_F(TorchScriptTest, SaysWhatIsWrongWithTheFile) {
   absl::Status status = MakeStatus();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);

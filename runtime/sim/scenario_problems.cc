@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/fault/fault_schedule.h"
+#include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -39,7 +40,6 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
     optimizer->set_learning_rate(workload.learning_rate());
     optimizer->set_final_learning_rate_fraction(1);
     optimizer->set_decay(DECAY_CONSTANT);
-    optimizer->set_epsilon(1e-8);  // Nobody uses it; a job file must have one.
   }
   job.mutable_data()->set_range_steps(workload.range_steps());
   optimizer->set_micro_batch(workload.micro_batch());
@@ -59,6 +59,7 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
   job.mutable_stop()->set_tokens(workload.samples() * context);
   *job.mutable_limits() = scenario.limits();
   if (absl::Status status = ResolveStrategy(&job); !status.ok()) return status;
+  ResolveOptimizer(optimizer);
   return job;
 }
 

@@ -170,7 +170,7 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
        },
        "strategy.region.quorum", "expected all with progress: gradient, got 1"},
       {"gradient with momentum", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_root()->set_momentum(0.9); },
-       "strategy.root.momentum", "AdamW has the momentum"},
+       "strategy.root.momentum", "the inner optimizer has the momentum"},
       {"gradient scaled", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_root()->set_learning_rate(0.7); },
        "strategy.root.learning_rate", "would scale the gradient"},
       {"gradient mixed", PRESET_DDP, [&](Job* j) { strategy(j)->mutable_region()->set_mix(0.5); },

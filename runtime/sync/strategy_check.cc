@@ -219,9 +219,9 @@ class Checker {
                          level->quorum(), ")"));
       }
       if (level->momentum() != 0) {
-        Add(absl::StrCat(key, ".momentum"),
-            absl::StrFormat("AdamW has the momentum of averaged gradients (expected 0 with progress: gradient, got %g)",
-                            level->momentum()));
+        Add(absl::StrCat(key, ".momentum"), absl::StrFormat("the inner optimizer has the momentum of averaged "
+                                                            "gradients (expected 0 with progress: gradient, got %g)",
+                                                            level->momentum()));
       }
       if (level->learning_rate() != 1) {
         Add(absl::StrCat(key, ".learning_rate"),

@@ -145,6 +145,8 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
   // ---- what a person looks into
   const auto validate = workspace.Start({"validate", workspace.Path("run/config.resolved.yaml")});
   EXPECT_EQ(validate->Wait(), 0) << validate->err();
+  const auto verify = workspace.Start({"log", "verify", workspace.Path("run")});
+  EXPECT_EQ(verify->Wait(), 0) << verify->out() << verify->err();
   int logs = 0;
   for (const auto& log : std::filesystem::directory_iterator(workspace.Path("run/logs"))) {
     EXPECT_GT(log.file_size(), 0u) << log.path();
@@ -158,19 +160,24 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
   for (const pid_t pid : processes) EXPECT_FALSE(IsRunning(pid)) << CommandLine(pid);
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, UpTest,
-                         ::testing::Values(Case{"async", Preset("async", 80000), {}, true},
-                                           // Two regions whose workers act as one leaf, and one of two leaves.
-                                           Case{"async_gloo",
-                                                Preset("async", 60000),
-                                                {"regions.beijing.collective=gloo", "regions.guizhou.collective=gloo"}},
-                                           Case{"diloco", Preset("diloco", 30000), {}},
-                                           Case{"ddp", Preset("ddp", 15000), {}},
-                                           Case{"ddp_bf16",
-                                                Preset("ddp", 15000),
-                                                {"strategy.region.codec_up=bf16", "strategy.region.codec_down=bf16",
-                                                 "strategy.root.codec_up=bf16", "strategy.root.codec_down=bf16"}}),
-                         [](const auto& the_case) { return the_case.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Presets, UpTest,
+    ::testing::Values(Case{"async", Preset("async", 80000), {}, true},
+                      // Two regions whose workers act as one leaf, and one of two leaves.
+                      Case{"async_gloo",
+                           Preset("async", 60000),
+                           {"regions.beijing.collective=gloo", "regions.guizhou.collective=gloo"}},
+                      Case{"diloco", Preset("diloco", 30000), {}}, Case{"ddp", Preset("ddp", 15000), {}},
+                      // Snapshots on the way hold the state of the root's optimizer.
+                      Case{"ddp_muon", Preset("ddp", 15000), {"optimizer.kind=muon", "limits.snapshot_bytes=256KiB"}},
+                      Case{"ddp_sgd",
+                           Preset("ddp", 30000),
+                           {"optimizer.kind=sgd", "optimizer.learning_rate=0.3", "limits.snapshot_bytes=256KiB"}},
+                      Case{"ddp_bf16",
+                           Preset("ddp", 15000),
+                           {"strategy.region.codec_up=bf16", "strategy.region.codec_down=bf16",
+                            "strategy.root.codec_up=bf16", "strategy.root.codec_down=bf16"}}),
+    [](const auto& the_case) { return the_case.param.name; });
 
 }  // namespace
 }  // namespace wukong::integration

@@ -1,0 +1,359 @@
+#include "launch/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "launch/job_file.h"
+#include "runtime/base/random.h"
+#include "runtime/codec/codec.h"
+#include "runtime/fault/link_model.h"
+#include "runtime/model/parameter_layout.h"
+
+namespace wukong {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr int64_t kParameters = 1239040;  // Of the example.
+constexpr int64_t kFp32 = 4 * kParameters;
+constexpr int64_t kInt8 = kParameters + int64_t{4} * 4840;  // A scale of 4 bytes per 256 values.
+constexpr int64_t kTokens = 1024;                           // Per worker and step.
+
+// Three regions of two workers, 150 ms and 100 Mbit/s away without jitter; a step takes 250 ms.
+PlanInput Example(std::vector<std::string> settings = {}) {
+  settings.insert(settings.begin(), {"wan.jitter=0ms"});
+  const absl::StatusOr<JobSource> source =
+      LoadJobFile(absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/three-regions.yaml"), settings);
+  EXPECT_TRUE(source.ok()) << source.status();
+  PlanInput input;
+  input.job = source->job;
+  input.parameters = kParameters;
+  input.step_seconds = 0.25;
+  return input;
+}
+
+Plan PlanOf(const std::vector<std::string>& settings) { return MakePlan(Example(settings)); }
+
+const MemoryPlan& MemoryOf(const Plan& plan, const std::string& role) {
+  for (const MemoryPlan& memory : plan.memory) {
+    if (memory.role == role) return memory;
+  }
+  ADD_FAILURE() << "no memory of a " << role;
+  return plan.memory[0];
+}
+
+TEST(VectorBytesTest, IsWhatTheCodecMakesOfEveryFragment) {
+  for (const int64_t parameters : {1, 255, 256, 257, 1000, 262144, 262145, 1239040}) {
+    for (const int64_t fragment_bytes : {1024, 1028, 4096, 1 << 20}) {
+      for (const CodecKind kind : {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8}) {
+        int64_t bytes = 0;
+        for (const FragmentSpan& span : CutFragments(parameters, fragment_bytes)) {
+          bytes += static_cast<int64_t>(MakeCodec(kind)->EncodedBytes(static_cast<size_t>(span.end - span.begin)));
+        }
+        EXPECT_EQ(VectorBytes(parameters, fragment_bytes, kind), bytes) << parameters << " in " << fragment_bytes;
+      }
+    }
+  }
+  EXPECT_EQ(VectorBytes(kParameters, 1 << 20, CODEC_KIND_INT8), kInt8);
+}
+
+TEST(PlanTest, AveragedGradientsByHand) {
+  const Plan plan = PlanOf({"strategy.preset=ddp"});
+  const double transfer = kFp32 * 8 / 100e6;           // 0.396 s
+  const double round = 0.25 + 2 * (transfer + 0.075);  // A step, up, and down again.
+  EXPECT_EQ(plan.parameters, kParameters);
+  EXPECT_EQ(plan.tokens_per_step, kTokens);
+  EXPECT_NEAR(plan.round_seconds, round, 1e-9);
+  EXPECT_NEAR(plan.rounds_per_hour, 3600 / round, 1e-6);
+  EXPECT_NEAR(plan.compute_share, 0.25 / round, 1e-9);
+  EXPECT_NEAR(plan.tokens_per_second, 6 * kTokens / round, 1e-6);
+  EXPECT_NEAR(plan.log_bytes_per_hour, 3 * kFp32 * 3600 / round, 1);
+  EXPECT_EQ(plan.join_bytes, kFp32);
+  ASSERT_EQ(plan.regions.size(), 3u);
+  for (const RegionPlan& region : plan.regions) {
+    EXPECT_EQ(region.up.bytes, kFp32);
+    EXPECT_EQ(region.down.bytes, kFp32);
+    EXPECT_NEAR(region.up.transfer_seconds, transfer, 1e-9);
+    EXPECT_NEAR(region.up.seconds, transfer + 0.075, 1e-9);
+    EXPECT_NEAR(region.up.busy, transfer / round, 1e-9);
+    EXPECT_NEAR(region.up.window_bytes, 12.5e6 * 0.15, 1e-3);
+    EXPECT_FALSE(region.up.bound_by_loss);
+    EXPECT_NEAR(region.wait_seconds, round - 0.25, 1e-9);
+    EXPECT_EQ(region.staleness_versions, 0);
+    EXPECT_EQ(region.staleness_steps, 1);
+  }
+  EXPECT_THAT(plan.notes, IsEmpty());
+}
+
+TEST(PlanTest, WhoeverWaitsForAllWaitsForTheSlowestPath) {
+  PlanInput input =
+      Example({"strategy.preset=diloco", "regions.beijing.speed=[1,0.5]",
+               "wan.links=[{region: shenzhen, rtt: 1s}, {region: guizhou, direction: down, bandwidth: 10Mbit}]"});
+  input.step_seconds = 0.1;
+  const Plan plan = MakePlan(input);
+  const double fast = kFp32 * 8 / 100e6, slow = kFp32 * 8 / 10e6;
+  const double beijing = 3.2 + 2 * (fast + 0.075), shenzhen = 1.6 + 2 * (fast + 0.5);
+  const double guizhou = 1.6 + fast + slow + 0.15;
+  ASSERT_GT(guizhou, beijing);
+  ASSERT_GT(beijing, shenzhen);
+  EXPECT_NEAR(plan.round_seconds, guizhou, 1e-9);
+  EXPECT_NEAR(plan.regions[0].compute_share, (1.6 + 3.2) / 2 / guizhou, 1e-9);
+  EXPECT_NEAR(plan.regions[0].wait_seconds, guizhou - 2.4, 1e-9);
+  EXPECT_NEAR(plan.regions[1].compute_share, 1.6 / guizhou, 1e-9);
+  EXPECT_NEAR(plan.regions[1].rtt_seconds, 1, 1e-12);
+  EXPECT_NEAR(plan.regions[2].rtt_seconds, 0.15, 1e-12);
+  EXPECT_NEAR(plan.compute_share, (1.6 + 3.2 + 4 * 1.6) / 6 / guizhou, 1e-9);
+  EXPECT_NEAR(plan.tokens_per_second, 96 * kTokens / guizhou, 1e-6);
+
+  // Two of three do not wait for guizhou.
+  input.job.mutable_strategy()->mutable_root()->set_quorum(2);
+  const Plan two = MakePlan(input);
+  EXPECT_NEAR(two.regions[0].up.interval_seconds, beijing, 1e-9);
+  EXPECT_NEAR(two.regions[1].up.interval_seconds, beijing, 1e-9);
+  EXPECT_NEAR(two.regions[2].up.interval_seconds, guizhou, 1e-9);
+  EXPECT_NEAR(two.round_seconds, 2 / (2 / beijing + 1 / guizhou), 1e-9);
+  EXPECT_NEAR(two.regions[2].staleness_versions, guizhou / two.round_seconds - 1, 1e-9);
+}
+
+TEST(PlanTest, WhoeverKeepsTrainingHasStalenessInPlaceOfWaits) {
+  const Plan plan = PlanOf({});
+  const double transfer = kInt8 * 8 / 100e6, way = transfer + 0.075;
+  // Two workers of 4 s per contribution: one of the region's every 4 s, and a version of the root's every 4/3 s.
+  EXPECT_NEAR(plan.round_seconds, 4.0 / 3, 1e-9);
+  EXPECT_EQ(plan.compute_share, 1);
+  EXPECT_NEAR(plan.tokens_per_second, 6 * kTokens / 0.25, 1e-6);
+  EXPECT_NEAR(plan.log_bytes_per_hour, 3 * kInt8 * 900, 1e-3);
+  // Half a version, its way down, the steps, the region's other worker, and the way up.
+  const double age = 4.0 / 3 / 2 + way + 4 + 2 + way;
+  for (const RegionPlan& region : plan.regions) {
+    EXPECT_EQ(region.wait_seconds, 0);
+    EXPECT_FALSE(region.link_limits);
+    EXPECT_NEAR(region.up.interval_seconds, 4, 1e-9);
+    EXPECT_NEAR(region.staleness_versions, age / (4.0 / 3), 1e-9);
+    EXPECT_NEAR(region.staleness_steps, age / 0.25, 1e-9);
+  }
+  EXPECT_THAT(plan.notes, IsEmpty());
+}
+
+TEST(PlanTest, ALinkThatIsTooSlowLimitsHowOftenNotHowFast) {
+  const Plan plan = PlanOf({"wan.bandwidth=1Mbit", "strategy.root.staleness_max=1"});
+  const double transfer = kInt8 * 8 / 1e6, least = transfer + 0.15;  // With the answer.
+  EXPECT_EQ(plan.compute_share, 1);
+  for (const RegionPlan& region : plan.regions) {
+    EXPECT_TRUE(region.link_limits);
+    EXPECT_NEAR(region.up.interval_seconds, least, 1e-9);
+    // One more contribution waits for the link: in_flight_max is 2.
+    const double age = transfer / 2 + transfer + 0.075 + 4 + 2 + least + transfer + 0.075;
+    EXPECT_NEAR(region.staleness_steps, age / 0.25, 1e-6);
+  }
+  // A version is made when somebody has the last one.
+  EXPECT_NEAR(plan.round_seconds, transfer, 1e-9);
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("beijing: its workers make a contribution faster than its link")));
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("more than strategy.root.staleness_max allows (1)")));
+}
+
+TEST(PlanTest, AgeFlushesWhatComesSeldom) {
+  const Plan plan = PlanOf({"strategy.inner_steps=100"});
+  // 25 s per contribution and worker: 12.5 s from one to the next, and 5 s after the first it is sent.
+  EXPECT_NEAR(plan.regions[0].up.interval_seconds, 17.5, 1e-9);
+}
+
+TEST(PlanTest, SlowWorkersDoFewerStepsWhereStepsAreScaled) {
+  const Plan plan = PlanOf({"regions.beijing.speed=[1,0.5]", "regions.guizhou.speed=0.95"});
+  EXPECT_EQ(plan.regions[0].inner_steps_min, 8);
+  EXPECT_EQ(plan.regions[0].inner_steps_max, 16);
+  EXPECT_EQ(plan.regions[2].inner_steps_min, 16) << "within 10% of the reference";
+  const Plan fixed = PlanOf({"regions.beijing.speed=[1,0.5]", "strategy.step_scaling=fixed"});
+  EXPECT_EQ(fixed.regions[0].inner_steps_min, 16);
+}
+
+TEST(PlanTest, WorkersThatActAsOneGoAtThePaceOfTheSlowest) {
+  const Plan plan =
+      PlanOf({"regions.beijing.collective=gloo", "regions.beijing.speed=[1,0.5]", "strategy.step_scaling=fixed"});
+  EXPECT_EQ(plan.regions[0].leaves, 1);
+  EXPECT_EQ(plan.regions[0].workers, 2);
+  EXPECT_NEAR(plan.regions[0].compute_seconds, 8, 1e-9);
+  EXPECT_NEAR(plan.regions[0].tokens_per_second, 2 * kTokens / 0.5, 1e-9);
+  EXPECT_NEAR(plan.regions[0].compute_share, 0.75, 1e-9);
+}
+
+TEST(PlanTest, ARegionMayHaveAStepTimeOfItsOwn) {
+  PlanInput input = Example();
+  input.region_step_seconds["guizhou"] = 1;
+  const Plan plan = MakePlan(input);
+  EXPECT_NEAR(plan.regions[2].tokens_per_second, 2 * kTokens, 1e-9);
+  EXPECT_EQ(plan.regions[2].inner_steps_max, 4);
+}
+
+TEST(PlanTest, LossBoundsTheRateAsTheEmulatedLinkDoes) {
+  for (const char* bandwidth : {"unlimited", "20Mbit", "100Mbit"}) {
+    for (const double loss : {0.0, 1e-4, 1e-3, 1e-2}) {
+      SCOPED_TRACE(absl::StrCat(bandwidth, " loss ", loss));
+      const PlanInput input = Example({absl::StrCat("wan.bandwidth=", bandwidth), absl::StrCat("wan.loss=", loss)});
+      const LinkPlan up = MakePlan(input).regions[0].up;
+      LinkShape shape;
+      shape.delay = absl::Milliseconds(75);
+      shape.bandwidth_bits_per_s = static_cast<double>(input.job.wan().bandwidth_bps());
+      shape.loss = loss;
+      const absl::Duration rtt = absl::Milliseconds(150);
+      double sum = 0;
+      constexpr int kStreams = 400;
+      for (int i = 0; i < kStreams; ++i) {
+        LinkModel link(shape);
+        StreamModel stream(5, "up", static_cast<uint64_t>(i));
+        const absl::Time begin = absl::UnixEpoch();
+        absl::Time arrival = begin;
+        for (int64_t left = kInt8; left > 0;) {
+          const int64_t bytes = stream.NextBytes(shape, std::min(left, link.QuantumBytes()));
+          arrival = stream.Send(link, rtt, begin, bytes).arrival;
+          left -= bytes;
+        }
+        sum += absl::ToDoubleSeconds(arrival - begin);
+      }
+      EXPECT_NEAR(up.seconds, sum / kStreams, 0.02 * up.seconds + 0.01);
+      if (loss > 0) {
+        const double mathis = 1448 / 0.15 * 1.22 / std::sqrt(loss);
+        EXPECT_EQ(up.bound_by_loss, up.rate_bytes_per_second == mathis);
+      }
+    }
+  }
+}
+
+TEST(PlanTest, TheLargestModelOnTheFastestLinkFitsTheNumbers) {
+  PlanInput input = Example({"wan.bandwidth=100Gbit", "strategy.preset=diloco", "strategy.root.codec_up=int8"});
+  input.parameters = 1'000'000'000'000;
+  input.step_seconds = 60;
+  const Plan plan = MakePlan(input);
+  EXPECT_EQ(plan.regions[0].up.bytes, 1'015'625'000'000);
+  EXPECT_EQ(plan.regions[0].down.bytes, 4'000'000'000'000);
+  EXPECT_NEAR(plan.regions[0].up.transfer_seconds, 81.25, 1e-9);
+  EXPECT_NEAR(plan.regions[0].down.transfer_seconds, 320, 1e-9);
+  EXPECT_NEAR(plan.round_seconds, 16 * 60 + 81.25 + 320 + 0.15, 1e-6);
+  EXPECT_EQ(MemoryOf(plan, "coordinator").bytes, 20'000'000'000'000);
+  EXPECT_GT(MemoryOf(plan, "coordinator").bytes_max, MemoryOf(plan, "coordinator").bytes);
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("longer than limits.rpc (60 s): raise it")));
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("limits.in_flight_bytes (67108864) does not hold one contribution")));
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("TCP's buffers")));
+
+  input.parameters = kPlanParametersMax;
+  const Plan most = MakePlan(input);
+  for (const RegionPlan& region : most.regions) {
+    EXPECT_GT(region.up.bytes, 0);
+    EXPECT_GT(region.down.bytes, region.up.bytes);
+  }
+  for (const MemoryPlan& memory : most.memory) {
+    EXPECT_GT(memory.bytes, 0) << memory.role;
+    EXPECT_GT(memory.bytes_max, memory.bytes) << memory.role;
+  }
+}
+
+TEST(PlanTest, VectorsOfEachRoleFollowTheKnobs) {
+  const auto vectors = [](const std::vector<std::string>& settings, const std::string& role) {
+    return MemoryOf(PlanOf(settings), role).vectors;
+  };
+  EXPECT_EQ(vectors({}, "worker"), 6);
+  EXPECT_EQ(vectors({}, "aggregator"), 4);
+  EXPECT_EQ(vectors({}, "coordinator"), 5);
+  EXPECT_EQ(vectors({"strategy.root.momentum=0"}, "coordinator"), 3);
+  EXPECT_EQ(vectors({"optimizer.kind=sgd"}, "worker"), 5);
+  EXPECT_EQ(vectors({"optimizer.kind=sgd", "optimizer.momentum=0"}, "worker"), 4);
+  const double hidden = 12.0 * 128 * 128 * 6 / kParameters;
+  EXPECT_NEAR(vectors({"optimizer.kind=muon"}, "worker"), 4 + hidden + 2 * (1 - hidden), 1e-9);
+  EXPECT_EQ(vectors({"strategy.preset=ddp"}, "worker"), 5) << "the optimizer's state is the root's";
+  EXPECT_EQ(vectors({"strategy.preset=ddp"}, "coordinator"), 6);
+  EXPECT_EQ(MemoryOf(PlanOf({}), "worker").bytes, 6 * kFp32);
+}
+
+TEST(PlanTest, SharesRiseWithBandwidthAndStepsAndFallWithDistanceAndSize) {
+  Random random(11);
+  const auto pick = [&](std::vector<std::string> values) { return values[random.Below(values.size())]; };
+  for (int i = 0; i < 200; ++i) {
+    SCOPED_TRACE(i);
+    PlanInput input = Example({pick({"strategy.preset=diloco", "strategy.preset=ddp"}),
+                               "regions.beijing.speed=" + pick({"1", "0.5", "[0.3,0.9]"}),
+                               "wan.rtt=" + pick({"0ms", "20ms", "1s"}), "wan.loss=" + pick({"0", "0.01%", "1%"}),
+                               "wan.bandwidth=" + pick({"1Mbit", "100Mbit", "10Gbit", "unlimited"}),
+                               "strategy.root.codec_up=" + pick({"fp32", "bf16", "int8"})});
+    input.step_seconds = 0.001 * std::pow(10.0, 4 * random.Uniform());
+    const auto more = [&](double before, const PlanInput& changed, bool rises) {
+      const double after = MakePlan(changed).compute_share;
+      EXPECT_TRUE(rises ? after >= before - 1e-12 : after <= before + 1e-12) << before << " " << after;
+      EXPECT_GT(after, 0);
+      EXPECT_LE(after, 1 + 1e-12);
+    };
+    const double share = MakePlan(input).compute_share;
+    PlanInput changed = input;
+    changed.job.mutable_wan()->set_rtt_ns(input.job.wan().rtt_ns() + 50'000'000);
+    more(share, changed, false);
+    changed = input;
+    changed.job.mutable_wan()->set_bandwidth_bps(2 * input.job.wan().bandwidth_bps());
+    more(share, changed, true);
+    changed = input;
+    changed.job.mutable_wan()->set_loss(input.job.wan().loss() * 3);
+    more(share, changed, false);
+    changed = input;
+    changed.parameters *= 3;
+    more(share, changed, false);
+    changed = input;
+    changed.job.mutable_strategy()->set_inner_steps(3 * input.job.strategy().inner_steps());
+    more(share, changed, true);
+  }
+}
+
+const Remedy& RemedyOf(const Plan& plan, const std::string& key) {
+  for (const Remedy& remedy : plan.remedies) {
+    if (absl::StrContains(remedy.key, key)) return remedy;
+  }
+  ADD_FAILURE() << "no remedy " << key;
+  return plan.remedies[0];
+}
+
+TEST(RemedyTest, TheFewestStepsThatAreEnough) {
+  // 16 steps of 250 ms, and 0.943 s of the way: 49 times the way must be computed.
+  const double way = 2 * (kFp32 * 8 / 100e6 + 0.075);
+  const Plan plan = PlanOf({"strategy.preset=diloco"});
+  EXPECT_EQ(RemedyOf(plan, "inner_steps").value, absl::StrCat(std::ceil(49 * way / 0.25)));
+  EXPECT_GE(RemedyOf(plan, "inner_steps").share, 0.98);
+  EXPECT_FALSE(RemedyOf(plan, "bandwidth").possible) << "150 ms are too much for 4 s of computing";
+  EXPECT_NEAR(RemedyOf(plan, "bandwidth").share, 4 / 4.15, 1e-9);
+  EXPECT_FALSE(RemedyOf(plan, "codec").possible);
+}
+
+TEST(RemedyTest, TheLeastBandwidthAndTheCodecThatLeavesOutLeast) {
+  const Plan plan = PlanOf({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=300Mbit",
+                            "wan.links=[{region: guizhou, bandwidth: 200Mbit}]"});
+  // 2 * bytes * 8 / bandwidth of 4 s / 49: 971.4 Mbit/s, rounded up to two digits.
+  EXPECT_EQ(RemedyOf(plan, "bandwidth").value, "980Mbit");
+  EXPECT_FALSE(RemedyOf(plan, "codec").possible) << "guizhou's 200 Mbit/s are too little for int8";
+  const Plan even = PlanOf({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=300Mbit"});
+  EXPECT_EQ(RemedyOf(even, "codec").value, "int8");
+}
+
+TEST(RemedyTest, SaysWhyNothingAloneHelps) {
+  const Plan slow = PlanOf({"strategy.preset=diloco", "regions.beijing.speed=[1,0.5]"});
+  EXPECT_FALSE(RemedyOf(slow, "inner_steps").possible);
+  EXPECT_THAT(RemedyOf(slow, "inner_steps").reason, HasSubstr("slower ones"));
+  const Plan gradient = PlanOf({"strategy.preset=ddp"});
+  EXPECT_THAT(RemedyOf(gradient, "inner_steps").reason, HasSubstr("must be 1 with progress: gradient"));
+}
+
+TEST(RemedyTest, WhereNobodyWaitsTheLinksAreToKeepUp) {
+  // A region's contribution per H * 250 ms; with its answer it takes the link 0.101 s and a round trip of 0.15 s.
+  EXPECT_EQ(RemedyOf(PlanOf({}), "inner_steps").value, "2");
+  // H = 16: 4 s, of which 3.85 are for 1,258,400 bytes.
+  EXPECT_EQ(RemedyOf(PlanOf({}), "bandwidth").value, "2700kbit");
+  EXPECT_EQ(RemedyOf(PlanOf({"wan.bandwidth=20Mbit"}), "codec").value, "fp32");
+  EXPECT_EQ(RemedyOf(PlanOf({"wan.bandwidth=4Mbit"}), "codec").value, "int8");
+  EXPECT_FALSE(RemedyOf(PlanOf({"wan.rtt=5s"}), "bandwidth").possible);
+}
+
+}  // namespace
+}  // namespace wukong
