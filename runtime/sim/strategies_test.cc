@@ -49,7 +49,7 @@ Scenario Toy(Preset preset) {
   return scenario;
 }
 
-SimulationResult Run(const Scenario& scenario, uint64_t seed = 1) {
+SimulationResult Simulate(const Scenario& scenario, uint64_t seed = 1) {
   absl::StatusOr<SimulationResult> result = RunSimulation(scenario, seed, nullptr);
   EXPECT_TRUE(result.ok()) << result.status();
   if (!result.ok()) return {};
@@ -66,15 +66,15 @@ TEST_P(EveryPresetTest, ComesNearTheOptimumAndLosesNothing) {
   fault->set_fault(FAULT_KIND_KILL);
   fault->add_target("*/0");
   fault->set_every_ns(10'000'000'000);
-  const SimulationResult result = Run(scenario);
+  const SimulationResult result = Simulate(scenario);
   EXPECT_GE(result.samples_committed, 12000);
   ASSERT_FALSE(result.progress.empty());
   EXPECT_LT(result.loss, result.progress.front().loss / 20) << "from " << result.progress.front().loss;
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, EveryPresetTest, testing::Range(int{PRESET_ASYNC}, int{Preset_MAX} + 1),
-                         [](const testing::TestParamInfo<int>& info) {
-                           return absl::AsciiStrToLower(Preset_Name(static_cast<Preset>(info.param)));
+                         [](const testing::TestParamInfo<int>& parameter) {
+                           return absl::AsciiStrToLower(Preset_Name(static_cast<Preset>(parameter.param)));
                          });
 
 // An asynchronous method that waits for all is a synchronous one, to the last bit.
@@ -93,8 +93,8 @@ TEST(StrategyEquivalenceTest, AsyncWithAQuorumOfAllIsDiloco) {
     level->set_codec_up(CODEC_KIND_FP32);
     level->set_codec_down(CODEC_KIND_FP32);
   }
-  const SimulationResult one = Run(async);
-  const SimulationResult other = Run(Toy(PRESET_DILOCO));
+  const SimulationResult one = Simulate(async);
+  const SimulationResult other = Simulate(Toy(PRESET_DILOCO));
   EXPECT_EQ(one.parameters_sha256, other.parameters_sha256);
   EXPECT_EQ(one.versions, other.versions);
 }
@@ -107,7 +107,7 @@ TEST(StrategyEquivalenceTest, LocalSgdOfOneStepIsDdp) {
     scenario.mutable_workload()->set_noise(0);
     scenario.mutable_workload()->set_samples(3600);  // 100 steps of everybody.
     scenario.mutable_strategy()->set_inner_steps(1);
-    return Run(scenario);
+    return Simulate(scenario);
   };
   const SimulationResult local = run(PRESET_LOCAL_SGD);
   const SimulationResult ddp = run(PRESET_DDP);
@@ -123,7 +123,7 @@ TEST(StrategyEquivalenceTest, NaiveAsynchronousNesterovDoesWorse) {
     scenario.mutable_wan()->set_rtt_ns(2'000'000'000);
     scenario.mutable_strategy()->set_in_flight_max(4);
     double sum = 0;
-    for (uint64_t seed = 1; seed <= 3; ++seed) sum += Run(scenario, seed).loss;
+    for (uint64_t seed = 1; seed <= 3; ++seed) sum += Simulate(scenario, seed).loss;
     return sum;
   };
   EXPECT_GT(loss(PRESET_ASYNC_NESTEROV), 1.2 * loss(PRESET_ASYNC));
@@ -136,7 +136,7 @@ TEST(StrategyTest, NobodyIsFartherAheadThanTheLead) {
     scenario.mutable_strategy()->set_lead_max(lead);
     scenario.mutable_strategy()->set_inner_steps(2);
     for (const double speed : {0.1, 1.0, 1.0}) scenario.mutable_regions(0)->add_speed(speed);
-    return absl::ToDoubleMinutes(Run(scenario).virtual_time);
+    return absl::ToDoubleMinutes(Simulate(scenario).virtual_time);
   };
   const double free = minutes(0);
   EXPECT_GT(minutes(2), 2 * free);
