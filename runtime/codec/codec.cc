@@ -228,19 +228,19 @@ class TopKCodec final : public Codec {
     float magnitudes[kTopKKept];
     for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(values[positions[i]]);
     std::sort(magnitudes, magnitudes + kept, std::greater<>());
-    // In double precision neither sum nor square can leave the range.
-    double sum = 0, best = 0, scale = 0;
+    // In double precision neither sums nor products can leave the range.
+    double sum = 0, best_sum = 0, best_count = 1;
     float smallest_told = 0;
     for (size_t j = 1; j <= kept; ++j) {
       sum += static_cast<double>(magnitudes[j - 1]);
       if (j < kept && magnitudes[j] == magnitudes[j - 1]) continue;  // Equal values are told alike.
-      const auto n = static_cast<double>(j);
-      if (sum * sum / n <= best) continue;
-      best = sum * sum / n;
-      scale = sum / n;
+      const auto count = static_cast<double>(j);
+      if (sum * sum * best_count <= best_sum * best_sum * count) continue;
+      best_sum = sum;
+      best_count = count;
       smallest_told = magnitudes[j - 1];
     }
-    const auto rounded = static_cast<float>(scale);
+    const auto rounded = static_cast<float>(best_sum / best_count);
     std::memcpy(out, &rounded, sizeof(rounded));
     uint8_t* const packed = out + sizeof(rounded);
     uint8_t* const codes = packed + PositionBytes(kept);
@@ -253,8 +253,8 @@ class TopKCodec final : public Codec {
         packed[i / 2 * 3 + 1] |= static_cast<uint8_t>(position << 4);
         packed[i / 2 * 3 + 2] = static_cast<uint8_t>(position >> 4);
       }
-      const float value = values[position];
-      const unsigned code = rounded == 0 || std::fabs(value) < smallest_told ? 0 : value > 0 ? kPositive : kNegative;
+      const unsigned told = rounded > 0 && std::fabs(values[position]) >= smallest_told ? kPositive : 0;
+      const unsigned code = told | (std::signbit(values[position]) ? told << 1 : 0);
       codes[i / 4] |= static_cast<uint8_t>(code << (i % 4 * 2));
     }
   }
@@ -286,7 +286,7 @@ class TopKCodec final : public Codec {
     return nullptr;
   }
 
-  static constexpr unsigned kPositive = 1, kUnused = 2, kNegative = 3;
+  static constexpr unsigned kPositive = 1, kUnused = 2;  // 3 is negative.
 };
 
 }  // namespace
