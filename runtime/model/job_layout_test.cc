@@ -17,6 +17,9 @@ Job SmallJob() {
   job.mutable_model()->set_context(5);
   job.mutable_model()->set_vocabulary(11);
   job.mutable_optimizer()->set_learning_rate(1e-3);
+  job.mutable_optimizer()->set_beta1(0.9);
+  job.mutable_optimizer()->set_beta2(0.95);
+  job.mutable_optimizer()->set_epsilon(1e-8);
   job.mutable_limits()->set_fragment_bytes(1024);
   return job;
 }
