@@ -9,11 +9,17 @@
 namespace wukong {
 namespace {
 
+constexpr int64_t kWidth = 8;
+constexpr int64_t kMatrices = 4 * kWidth * kWidth;  // Attention of one layer; its feed-forward ones are twice as large.
+constexpr int64_t kEmbeddings = (11 + 5) * kWidth;
+constexpr int64_t kVectors = (3 * 13 + 2) * kWidth;
+constexpr int64_t kParameters = kEmbeddings + 3 * 3 * kMatrices + kVectors;
+
 Job SmallJob() {
   Job job;
   job.mutable_model()->set_layers(3);
   job.mutable_model()->set_heads(2);
-  job.mutable_model()->set_width(8);
+  job.mutable_model()->set_width(static_cast<int>(kWidth));
   job.mutable_model()->set_context(5);
   job.mutable_model()->set_vocabulary(11);
   job.mutable_optimizer()->set_learning_rate(1e-3);
@@ -23,11 +29,6 @@ Job SmallJob() {
   job.mutable_limits()->set_fragment_bytes(1024);
   return job;
 }
-
-constexpr int64_t kMatrices = 4 * 8 * 8;  // Attention of one layer; its feed-forward ones are twice as large.
-constexpr int64_t kEmbeddings = (11 + 5) * 8;
-constexpr int64_t kVectors = 3 * 13 * 8 + 2 * 8;
-constexpr int64_t kParameters = kEmbeddings + 3 * 3 * kMatrices + kVectors;
 
 TEST(JobLayoutTest, TheTensorsOfTheGptAreTheTrainers) {
   const Job job = SmallJob();
