@@ -225,8 +225,10 @@ class TopKCodec final : public Codec {
   }
 
   static void EncodeChunk(const float* values, const uint16_t* positions, size_t kept, uint8_t* out) {
-    float magnitudes[kTopKKept];
-    for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(values[positions[i]]);
+    // Padded to whole groups of four, which are told as zero.
+    float chosen[kTopKKept + 3] = {}, magnitudes[kTopKKept];
+    for (size_t i = 0; i < kept; ++i) chosen[i] = values[positions[i]];
+    for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(chosen[i]);
     std::sort(magnitudes, magnitudes + kept, std::greater<>());
     // In double precision neither sums nor products can leave the range.
     double sum = 0, best_sum = 0, best_count = 1;
@@ -244,18 +246,19 @@ class TopKCodec final : public Codec {
     std::memcpy(out, &rounded, sizeof(rounded));
     uint8_t* const packed = out + sizeof(rounded);
     uint8_t* const codes = packed + PositionBytes(kept);
-    for (size_t i = 0; i < kept; ++i) {
-      const unsigned position = positions[i];
-      if (i % 2 == 0) {
-        packed[i / 2 * 3] = static_cast<uint8_t>(position);
-        packed[i / 2 * 3 + 1] = static_cast<uint8_t>(position >> 8);
-      } else {
-        packed[i / 2 * 3 + 1] |= static_cast<uint8_t>(position << 4);
-        packed[i / 2 * 3 + 2] = static_cast<uint8_t>(position >> 4);
-      }
-      const unsigned told = rounded > 0 && std::fabs(values[position]) >= smallest_told ? kPositive : 0;
-      const unsigned code = told | (std::signbit(values[position]) ? told << 1 : 0);
-      codes[i / 4] |= static_cast<uint8_t>(code << (i % 4 * 2));
+    for (size_t i = 0; i < kept; i += 2) {
+      const unsigned pair = positions[i] | (i + 1 < kept ? static_cast<unsigned>(positions[i + 1]) << 12 : 0);
+      packed[i / 2 * 3] = static_cast<uint8_t>(pair);
+      packed[i / 2 * 3 + 1] = static_cast<uint8_t>(pair >> 8);
+      if (i + 1 < kept) packed[i / 2 * 3 + 2] = static_cast<uint8_t>(pair >> 16);
+    }
+    const auto code_of = [&](float value) {
+      const unsigned told = std::fabs(value) >= smallest_told && value != 0 ? kPositive : 0;
+      return told | (std::signbit(value) ? told << 1 : 0);
+    };
+    for (size_t i = 0; i < kept; i += 4) {
+      codes[i / 4] = static_cast<uint8_t>(code_of(chosen[i]) | code_of(chosen[i + 1]) << 2 |
+                                          code_of(chosen[i + 2]) << 4 | code_of(chosen[i + 3]) << 6);
     }
   }
 
