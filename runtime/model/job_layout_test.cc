@@ -11,9 +11,9 @@ namespace {
 
 constexpr int64_t kWidth = 8;
 constexpr int64_t kMatrices = 4 * kWidth * kWidth;  // Attention of one layer; its feed-forward ones are twice as large.
-constexpr int64_t kEmbeddings = (11 + 5) * kWidth;
-constexpr int64_t kVectors = (3 * 13 + 2) * kWidth;
-constexpr int64_t kParameters = kEmbeddings + 3 * 3 * kMatrices + kVectors;
+constexpr int64_t kEmbeddings = int64_t{11 + 5} * kWidth;
+constexpr int64_t kVectors = int64_t{3 * 13 + 2} * kWidth;
+constexpr int64_t kParameters = kEmbeddings + 9 * kMatrices + kVectors;
 
 Job SmallJob() {
   Job job;
