@@ -224,7 +224,7 @@ TEST_F(JobCheckTest, TheBytesOfAContributionAreThoseOfItsFragments) {
         feed_forward += span.role == ParameterRole::kFeedForward ? span.size() : 0;
       }
       const int64_t width = job.model().width();
-      EXPECT_EQ(feed_forward, kind == CODEC_KIND_MIXED ? job.model().layers() * 8 * width * width : 0);
+      EXPECT_EQ(feed_forward, kind == CODEC_KIND_MIXED ? 8 * width * width * job.model().layers() : 0);
     }
   }
 }

@@ -225,37 +225,40 @@ class TopKCodec final : public Codec {
   }
 
   static void EncodeChunk(const float* values, const uint16_t* positions, size_t kept, uint8_t* out) {
-    float magnitudes[kTopKKept];
-    for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(values[positions[i]]);
+    // Padded to whole groups of four, which are told as zero.
+    float chosen[kTopKKept + 3] = {}, magnitudes[kTopKKept];
+    for (size_t i = 0; i < kept; ++i) chosen[i] = values[positions[i]];
+    for (size_t i = 0; i < kept; ++i) magnitudes[i] = std::fabs(chosen[i]);
     std::sort(magnitudes, magnitudes + kept, std::greater<>());
-    // In double precision neither sum nor square can leave the range.
-    double sum = 0, best = 0, scale = 0;
+    // In double precision neither sums nor products can leave the range.
+    double sum = 0, best_sum = 0, best_count = 1;
     float smallest_told = 0;
     for (size_t j = 1; j <= kept; ++j) {
       sum += static_cast<double>(magnitudes[j - 1]);
       if (j < kept && magnitudes[j] == magnitudes[j - 1]) continue;  // Equal values are told alike.
-      const auto n = static_cast<double>(j);
-      if (sum * sum / n <= best) continue;
-      best = sum * sum / n;
-      scale = sum / n;
+      const auto count = static_cast<double>(j);
+      if (sum * sum * best_count <= best_sum * best_sum * count) continue;
+      best_sum = sum;
+      best_count = count;
       smallest_told = magnitudes[j - 1];
     }
-    const auto rounded = static_cast<float>(scale);
+    const auto rounded = static_cast<float>(best_sum / best_count);
     std::memcpy(out, &rounded, sizeof(rounded));
     uint8_t* const packed = out + sizeof(rounded);
     uint8_t* const codes = packed + PositionBytes(kept);
-    for (size_t i = 0; i < kept; ++i) {
-      const unsigned position = positions[i];
-      if (i % 2 == 0) {
-        packed[i / 2 * 3] = static_cast<uint8_t>(position);
-        packed[i / 2 * 3 + 1] = static_cast<uint8_t>(position >> 8);
-      } else {
-        packed[i / 2 * 3 + 1] |= static_cast<uint8_t>(position << 4);
-        packed[i / 2 * 3 + 2] = static_cast<uint8_t>(position >> 4);
-      }
-      const float value = values[position];
-      const unsigned code = rounded == 0 || std::fabs(value) < smallest_told ? 0 : value > 0 ? kPositive : kNegative;
-      codes[i / 4] |= static_cast<uint8_t>(code << (i % 4 * 2));
+    for (size_t i = 0; i < kept; i += 2) {
+      const unsigned pair = positions[i] | (i + 1 < kept ? static_cast<unsigned>(positions[i + 1]) << 12 : 0);
+      packed[i / 2 * 3] = static_cast<uint8_t>(pair);
+      packed[i / 2 * 3 + 1] = static_cast<uint8_t>(pair >> 8);
+      if (i + 1 < kept) packed[i / 2 * 3 + 2] = static_cast<uint8_t>(pair >> 16);
+    }
+    const auto code_of = [&](float value) {
+      const unsigned told = std::fabs(value) >= smallest_told && value != 0 ? kPositive : 0;
+      return told | (std::signbit(value) ? told << 1 : 0);
+    };
+    for (size_t i = 0; i < kept; i += 4) {
+      codes[i / 4] = static_cast<uint8_t>(code_of(chosen[i]) | code_of(chosen[i + 1]) << 2 |
+                                          code_of(chosen[i + 2]) << 4 | code_of(chosen[i + 3]) << 6);
     }
   }
 
@@ -286,7 +289,7 @@ class TopKCodec final : public Codec {
     return nullptr;
   }
 
-  static constexpr unsigned kPositive = 1, kUnused = 2, kNegative = 3;
+  static constexpr unsigned kPositive = 1, kUnused = 2;  // 3 is negative.
 };
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 
 #include "runtime/codec/block_format.h"
 #include "runtime/codec/reference_kernels.h"
@@ -143,7 +142,7 @@ HWY_INLINE void Quantize(const float* HWY_RESTRICT values, float scale, float ma
 template <int kPartBits, int kShift>
 HWY_INLINE void PackPart(const uint8_t* HWY_RESTRICT codes, size_t count, uint8_t* HWY_RESTRICT out) {
   constexpr size_t kPerByte = 8 / kPartBits;
-  const hn::CappedTag<uint8_t, 16 * kPartBits> bytes;
+  const hn::CappedTag<uint8_t, size_t{16} * kPartBits> bytes;
   const size_t stride = count / kPerByte;
   const auto mask = hn::Set(bytes, (1 << kPartBits) - 1);
   const auto part = [&](size_t at)
@@ -173,7 +172,7 @@ HWY_INLINE void PackPart(const uint8_t* HWY_RESTRICT codes, size_t count, uint8_
 template <int kPartBits, int kShift, size_t kIndex = 0>
 HWY_INLINE void UnpackPart(const uint8_t* HWY_RESTRICT in, size_t count, uint8_t* HWY_RESTRICT codes) {
   constexpr size_t kPerByte = 8 / kPartBits;
-  const hn::CappedTag<uint8_t, 16 * kPartBits> bytes;
+  const hn::CappedTag<uint8_t, size_t{16} * kPartBits> bytes;
   const size_t stride = count / kPerByte;
   const auto mask = hn::Set(bytes, (1 << kPartBits) - 1);
   uint8_t* const out = codes + kIndex * stride;
@@ -272,6 +271,23 @@ size_t DecodeBlocks(const char* scales, const char* codes, size_t count, float* 
                                                 count - whole * kValues, values + whole * kValues);
 }
 
+// The k-th largest of `count` numbers that are not negative, k <= count, from its highest bit to its lowest: a bit is
+// set when at least k numbers are not below what has been found with it. `count` is a multiple of the lanes.
+HWY_INLINE int32_t KthLargest(const int32_t* HWY_RESTRICT numbers, size_t count, size_t k) {
+  const Ints ints;
+  int32_t found = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const int32_t tried = found | (1 << bit);
+    const auto limit = hn::Set(ints, tried - 1);
+    size_t above = 0;
+    for (size_t i = 0; i < count; i += hn::Lanes(ints)) {
+      above += hn::CountTrue(ints, hn::Gt(hn::LoadU(ints, numbers + i), limit));
+    }
+    found = above >= k ? tried : found;
+  }
+  return found;
+}
+
 // What is kept of a full chunk lies among the values that are not below the keep-th largest of kGroups maxima: at least
 // `keep` values are as large. Of numbers in random order about 1.4 * keep are.
 uint32_t SelectLargest(const float* HWY_RESTRICT values, size_t count, size_t keep, uint16_t* positions) {
@@ -294,25 +310,27 @@ uint32_t SelectLargest(const float* HWY_RESTRICT values, size_t count, size_t ke
     hn::StoreU(c, ints, maxima + group + 2 * n);
     hn::StoreU(d, ints, maxima + group + 3 * n);
   }
-  std::nth_element(maxima, maxima + keep - 1, maxima + kGroups, std::greater<>());
-  const auto largest = static_cast<uint32_t>(*std::max_element(maxima, maxima + keep));
+  const auto largest = static_cast<uint32_t>(*std::max_element(maxima, maxima + kGroups));
   if (largest >= kInfinityBits) return largest;
 
-  const auto limit = hn::Set(ints, maxima[keep - 1]);
+  const auto limit = hn::Set(ints, KthLargest(maxima, kGroups, keep));
   // A vector is stored whole, of which the lanes in front count.
-  HWY_ALIGN uint32_t magnitudes[kSelectMax + 16], candidates[kSelectMax + 16], scratch[kSelectMax];
+  HWY_ALIGN int32_t magnitudes[kSelectMax + 16], candidates[kSelectMax + 16];
   size_t found = 0;
-  const Words words;
+  auto position = hn::Iota(ints, 0);
+  const auto step = hn::Set(ints, static_cast<int32_t>(n));
   for (size_t i = 0; i < kSelectMax; i += n) {
     const auto magnitude = MagnitudeBits(hn::LoadU(floats, values + i));
     const auto above = hn::Not(hn::Lt(magnitude, limit));
-    if (hn::AllFalse(ints, above)) continue;
-    hn::StoreU(hn::BitCast(words, hn::Compress(magnitude, above)), words, magnitudes + found);
-    hn::StoreU(hn::BitCast(words, hn::Compress(hn::Iota(ints, static_cast<int32_t>(i)), above)), words,
-               candidates + found);
+    hn::StoreU(hn::Compress(magnitude, above), ints, magnitudes + found);
+    hn::StoreU(hn::Compress(position, above), ints, candidates + found);
     found += hn::CountTrue(ints, above);
+    position = hn::Add(position, step);
   }
-  reference::SelectCandidates(magnitudes, candidates, found, keep, scratch, positions);
+  hn::StoreU(hn::Zero(ints), ints, magnitudes + found);
+  const int32_t smallest = KthLargest(magnitudes, (found + n - 1) / n * n, keep);
+  reference::TakeLargest(reinterpret_cast<const uint32_t*>(magnitudes), reinterpret_cast<const uint32_t*>(candidates),
+                         found, static_cast<uint32_t>(smallest), keep, positions);
   return largest;
 }
 

@@ -177,27 +177,28 @@ template size_t DecodeBlocks<3>(const char*, const char*, size_t, float*);
 template size_t DecodeBlocks<2>(const char*, const char*, size_t, float*);
 
 uint32_t SelectLargest(const float* values, size_t count, size_t keep, uint16_t* positions) {
-  uint32_t magnitudes[kSelectMax], candidates[kSelectMax], scratch[kSelectMax];
+  uint32_t magnitudes[kSelectMax], candidates[kSelectMax], ordered[kSelectMax];
   for (size_t i = 0; i < count; ++i) {
     magnitudes[i] = BitsOf(values[i]) & kMagnitudeMask;
     candidates[i] = static_cast<uint32_t>(i);
   }
-  SelectCandidates(magnitudes, candidates, count, keep, scratch, positions);
+  std::copy(magnitudes, magnitudes + count, ordered);
+  std::nth_element(ordered, ordered + keep - 1, ordered + count, std::greater<>());
+  TakeLargest(magnitudes, candidates, count, ordered[keep - 1], keep, positions);
   return LargestMagnitude(values, count);
 }
 
-void SelectCandidates(const uint32_t* magnitudes, const uint32_t* candidates, size_t count, size_t keep,
-                      uint32_t* scratch, uint16_t* positions) {
-  std::copy(magnitudes, magnitudes + count, scratch);
-  std::nth_element(scratch, scratch + keep - 1, scratch + count, std::greater<>());
-  const uint32_t smallest = scratch[keep - 1];
-  // So many are as large as the smallest that is kept; of these the first.
-  auto equal = keep - static_cast<size_t>(std::count_if(scratch, scratch + keep - 1,
-                                                        [&](uint32_t magnitude) { return magnitude > smallest; }));
-  for (size_t i = 0; i < count; ++i) {
-    if (magnitudes[i] < smallest || (magnitudes[i] == smallest && equal == 0)) continue;
-    if (magnitudes[i] == smallest) --equal;
-    *positions++ = static_cast<uint16_t>(candidates[i]);
+void TakeLargest(const uint32_t* magnitudes, const uint32_t* candidates, size_t count, uint32_t smallest, size_t keep,
+                 uint16_t* positions) {
+  const auto above = static_cast<size_t>(
+      std::count_if(magnitudes, magnitudes + count, [&](uint32_t magnitude) { return magnitude > smallest; }));
+  // Without branches that nobody can predict.
+  size_t taken = 0, equal = keep - above;
+  for (size_t i = 0; taken < keep; ++i) {
+    positions[taken] = static_cast<uint16_t>(candidates[i]);
+    const size_t as_small = magnitudes[i] == smallest && equal > 0 ? 1 : 0;
+    taken += (magnitudes[i] > smallest ? 1 : 0) + as_small;
+    equal -= as_small;
   }
 }
 

@@ -33,9 +33,10 @@ size_t DecodeBlocks(const char* scales, const char* codes, size_t count, float* 
 // lower position is kept. 0 < keep <= count. Returns the bits of the largest magnitude; where that is not finite the
 // positions are unspecified.
 uint32_t SelectLargest(const float* values, size_t count, size_t keep, uint16_t* positions);
-// The same of candidates: their magnitudes' bits, and their positions, rising. Uses `scratch` of `count` values.
-void SelectCandidates(const uint32_t* magnitudes, const uint32_t* candidates, size_t count, size_t keep,
-                      uint32_t* scratch, uint16_t* positions);
+// Of candidates in rising order, given as magnitudes' bits and positions, those above `smallest`, and of those equal to
+// it the first, until there are `keep`. As many are not below it.
+void TakeLargest(const uint32_t* magnitudes, const uint32_t* candidates, size_t count, uint32_t smallest, size_t keep,
+                 uint16_t* positions);
 
 }  // namespace reference
 }  // namespace wukong

@@ -9,22 +9,26 @@
 namespace wukong {
 namespace {
 
+constexpr int64_t kWidth = 8;
+constexpr int64_t kMatrices = 4 * kWidth * kWidth;  // Attention of one layer; its feed-forward ones are twice as large.
+constexpr int64_t kEmbeddings = int64_t{11 + 5} * kWidth;
+constexpr int64_t kVectors = int64_t{3 * 13 + 2} * kWidth;
+constexpr int64_t kParameters = kEmbeddings + 9 * kMatrices + kVectors;
+
 Job SmallJob() {
   Job job;
   job.mutable_model()->set_layers(3);
   job.mutable_model()->set_heads(2);
-  job.mutable_model()->set_width(8);
+  job.mutable_model()->set_width(static_cast<int>(kWidth));
   job.mutable_model()->set_context(5);
   job.mutable_model()->set_vocabulary(11);
   job.mutable_optimizer()->set_learning_rate(1e-3);
+  job.mutable_optimizer()->set_beta1(0.9);
+  job.mutable_optimizer()->set_beta2(0.95);
+  job.mutable_optimizer()->set_epsilon(1e-8);
   job.mutable_limits()->set_fragment_bytes(1024);
   return job;
 }
-
-constexpr int64_t kMatrices = 4 * 8 * 8;  // Attention of one layer; its feed-forward ones are twice as large.
-constexpr int64_t kEmbeddings = (11 + 5) * 8;
-constexpr int64_t kVectors = 3 * 13 * 8 + 2 * 8;
-constexpr int64_t kParameters = kEmbeddings + 3 * 3 * kMatrices + kVectors;
 
 TEST(JobLayoutTest, TheTensorsOfTheGptAreTheTrainers) {
   const Job job = SmallJob();

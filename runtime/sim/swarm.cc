@@ -151,8 +151,10 @@ class Drawing {
     const bool counts = scenario_.workload().fidelity() == FIDELITY_COUNTER;
     for (Level* level : {strategy->mutable_region(), strategy->mutable_root()}) {
       if (!counts && Chance(0.5)) {
-        level->set_codec_up(OneOf<CodecKind>({CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8}));
-        level->set_codec_down(OneOf<CodecKind>({CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8}));
+        const std::vector<CodecKind> kinds = {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
+                                              CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED};
+        level->set_codec_up(OneOf<CodecKind>(kinds));
+        level->set_codec_down(OneOf<CodecKind>(kinds));
       }
       if (preset != PRESET_ASYNC) continue;
       if (Chance(0.5)) level->set_staleness_max(Between(2, 64));

@@ -167,6 +167,14 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"async_gloo",
                            Preset("async", 60000),
                            {"regions.beijing.collective=gloo", "regions.guizhou.collective=gloo"}},
+                      Case{"async_mixed",
+                           Preset("async", 60000),
+                           {"strategy.region.codec_up=int4", "strategy.region.codec_down=int4",
+                            "strategy.root.codec_up=mixed", "strategy.root.codec_down=mixed"}},
+                      // Contributions of some fragments only, rounds that overlap, a quorum with grace, a bounded lead.
+                      Case{"streaming_diloco", Preset("streaming_diloco", 40000), {"limits.fragment_bytes=64KiB"}},
+                      Case{"eager_diloco", Preset("eager_diloco", 40000), {}},
+                      Case{"decoupled", Preset("decoupled", 40000), {}}, Case{"ssp", Preset("ssp", 40000), {}},
                       Case{"diloco", Preset("diloco", 30000), {}}, Case{"ddp", Preset("ddp", 15000), {}},
                       // Snapshots on the way hold the state of the root's optimizer.
                       Case{"ddp_muon", Preset("ddp", 15000), {"optimizer.kind=muon", "limits.snapshot_bytes=256KiB"}},
