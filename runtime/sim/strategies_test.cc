@@ -64,7 +64,7 @@ TEST_P(EveryPresetTest, ComesNearTheOptimumAndLosesNothing) {
   Scenario scenario = Toy(static_cast<Preset>(GetParam()));
   Fault* fault = scenario.add_timeline();
   fault->set_fault(FAULT_KIND_KILL);
-  fault->add_target("*/0");
+  fault->add_target("*/*");
   fault->set_every_ns(10'000'000'000);
   const SimulationResult result = Simulate(scenario);
   EXPECT_GE(result.samples_committed, 12000);
