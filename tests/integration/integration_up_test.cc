@@ -190,6 +190,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"async_gloo",
                            Preset("async", 60000),
                            {"regions.beijing.collective=gloo", "regions.guizhou.collective=gloo"}},
+                      // Two round trips and more pass before anybody has connected.
+                      Case{"async_far", Preset("async", 40000), {"wan.rtt=1500ms"}},
                       Case{"diloco", Preset("diloco", 30000), {}}, Case{"ddp", Preset("ddp", 15000), {}},
                       // Snapshots on the way hold the state of the root's optimizer.
                       Case{"ddp_muon", Preset("ddp", 15000), {"optimizer.kind=muon", "limits.snapshot_bytes=256KiB"}},
