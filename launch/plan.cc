@@ -175,13 +175,21 @@ class Planner {
   // Everybody who sent waits for a version that holds it. A quorum of k of n waits for the k quickest.
   void PlanWaiting() {
     std::vector<double> ready, paths;
+    const auto count = static_cast<int64_t>(regions_.size());
+    const int64_t quorum = Quorum(strategy_.root().quorum(), count);
+    int64_t leaves = 0;
+    for (const std::vector<Leaf>& region : regions_) leaves += static_cast<int64_t>(region.size());
     for (size_t r = 0; r < regions_.size(); ++r) {
       std::vector<double> computing;
       for (const Leaf& leaf : regions_[r]) computing.push_back(leaf.compute_seconds());
-      ready.push_back(Smallest(computing, Gathered(plan_.regions[r].leaves)));
+      const int64_t size = plan_.regions[r].leaves, gathered = std::min(Gathered(size), size);
+      // Chance makes some leaf late in every round; where all wait for all, some leaf of the whole job.
+      const bool for_all = quorum == count && gathered == size;
+      const double late = for_all ? NormalOrderStatistic(leaves, leaves) : NormalOrderStatistic(gathered, size);
+      const double spread = input_.step_jitter / std::sqrt(static_cast<double>(plan_.regions[r].inner_steps_max));
+      ready.push_back(Smallest(computing, gathered) * (1 + std::max(0.0, late) * spread));
       paths.push_back(ready[r] + plan_.regions[r].up.seconds + plan_.regions[r].down.seconds);
     }
-    const int64_t quorum = Quorum(strategy_.root().quorum(), static_cast<int64_t>(paths.size()));
     const double whole = Smallest(paths, quorum);
     double per_second = 0;
     std::vector<double> rounds;
@@ -484,6 +492,16 @@ void AddNotes(const PlanInput& input, Plan* plan) {
 }
 
 }  // namespace
+
+double NormalOrderStatistic(int64_t k, int64_t n) {
+  const double share = (static_cast<double>(k) - 0.375) / (static_cast<double>(n) + 0.25);
+  double low = -40, high = 40;
+  for (int i = 0; i < 100; ++i) {
+    const double middle = (low + high) / 2;
+    (0.5 * std::erfc(-middle / std::sqrt(2.0)) < share ? low : high) = middle;
+  }
+  return (low + high) / 2;
+}
 
 int64_t VectorBytes(int64_t parameters, int64_t fragment_bytes, CodecKind codec) {
   const std::unique_ptr<Codec> made = MakeCodec(codec);

@@ -35,6 +35,7 @@ struct PlanOptions {
   std::vector<std::string> overrides;
   std::vector<std::string> step_times;
   double tokens_per_second = 0;
+  std::string step_jitter;
   std::string parameters;
   bool json = false;
 };
@@ -122,6 +123,16 @@ absl::StatusOr<bool> ReadStepTimes(const PlanOptions& options, int64_t tokens_pe
   return known;
 }
 
+// The spread of steps, as the command line or a synthetic model says.
+absl::StatusOr<double> FindStepJitter(const PlanOptions& options, const Job& job) {
+  if (options.step_jitter.empty()) return job.model().step_jitter();
+  Model model;
+  const absl::Status status =
+      SetScalar(*Model::descriptor()->FindFieldByName("step_jitter"), options.step_jitter, &model);
+  if (!status.ok()) return Wrong("--step-jitter", status.message());
+  return model.step_jitter();
+}
+
 // How long a step takes, and who says so.
 absl::StatusOr<std::string> FindStepTime(const PlanOptions& options, const MeasureStep& measure, PlanInput* input) {
   const Job& job = input->job;
@@ -183,6 +194,7 @@ Json PlanJson(const JobSource& source, const PlanInput& input, const std::string
   json["step_seconds"] = input.step_seconds;
   json["step_seconds_by_region"] = input.region_step_seconds;
   json["step_seconds_from"] = origin;
+  json["step_jitter"] = input.step_jitter;
   json["tokens_per_second"] = plan.tokens_per_second;
   json["compute_share"] = plan.compute_share;
   json["round_seconds"] = plan.round_seconds;
@@ -315,8 +327,8 @@ void PrintPlan(const JobSource& source, const PlanInput& input, const std::strin
     if (remedy.possible) {
       std::cout << "    " << remedy.key << ": " << remedy.value << " (" << Percent(remedy.share) << ")\n";
     } else {
-      std::cout << "    " << remedy.key << ": not by this alone (" << remedy.reason << "), "
-                << Percent(remedy.share) << " at most\n";
+      std::cout << "    " << remedy.key << ": not by this alone (" << remedy.reason << "), " << Percent(remedy.share)
+                << " at most\n";
     }
   }
   for (const std::string& note : plan.notes) std::cout << "  note: " << note << "\n";
@@ -353,6 +365,9 @@ int RunPlan(const PlanOptions& options, const MeasureStep& measure) {
     if (!parameters.ok()) return Refuse(options, parameters.status());
     input.parameters = *parameters;
   }
+  const absl::StatusOr<double> jitter = FindStepJitter(options, input.job);
+  if (!jitter.ok()) return Refuse(options, jitter.status());
+  input.step_jitter = *jitter;
   const absl::StatusOr<std::string> origin = FindStepTime(options, measure, &input);
   if (!origin.ok()) return Refuse(options, origin.status());
   const Plan plan = MakePlan(input);
@@ -381,6 +396,8 @@ void AddPlanCommand(CLI::App& app, const MeasureStep& measure, std::function<int
       "Time of one optimizer step of a worker of speed 1, such as 250ms; REGION=TIME for one region; may be repeated");
   command->add_option("--tokens-per-second", options->tokens_per_second,
                       "In place of --step-time: tokens per second of one worker of speed 1");
+  command->add_option("--step-jitter", options->step_jitter,
+                      "Standard deviation of a step's time, such as 5%: whoever waits for all waits for the slowest");
   command->add_option("--parameters", options->parameters,
                       "Plan for a model of this size in place of the job's, such as 7B or 1T");
   command->add_flag("--json", options->json, "Print the plan, or the errors, as JSON");

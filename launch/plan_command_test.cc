@@ -127,6 +127,7 @@ TEST(PlanCommandTest, SaysWhatIsWrongAndWhatToDo) {
       {{Example(), "--step-time", "1s", "--tokens-per-second", "5"}, "given beside --step-time"},
       {{Example(), "--tokens-per-second", "-5"},
        "plan: --tokens-per-second: expected more than 0, of one worker, got -5"},
+      {{Example(), "--step-time", "1s", "--step-jitter", "200%"}, "plan: --step-jitter: too large"},
       {{Example(), "--parameters", "0", "--step-time", "1s"}, "plan: --parameters: not a number of parameters"},
       {{Example(), "--parameters", "xT", "--step-time", "1s"}, "got \"xT\""},
       {{Example(), "--parameters", "2000T", "--step-time", "1s"}, "expected 1 to 1000T"},

@@ -123,6 +123,23 @@ TEST(PlanTest, WhoeverWaitsForAllWaitsForTheSlowestPath) {
   EXPECT_NEAR(two.regions[2].staleness_versions, guizhou / two.round_seconds - 1, 1e-9);
 }
 
+TEST(PlanTest, WhoeverWaitsForAllWaitsForTheUnluckiest) {
+  // Expected largest of 2 and 6 standard normal numbers: 1/sqrt(pi), and 1.2672 (Harter 1961).
+  EXPECT_NEAR(NormalOrderStatistic(1, 1), 0, 1e-9);
+  EXPECT_NEAR(NormalOrderStatistic(2, 2), 0.5642, 0.03);
+  EXPECT_NEAR(NormalOrderStatistic(6, 6), 1.2672, 0.02);
+  EXPECT_NEAR(NormalOrderStatistic(1, 6), -1.2672, 0.02);
+  PlanInput input = Example({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=unlimited"});
+  input.step_jitter = 0.2;
+  const double largest = NormalOrderStatistic(6, 6);
+  EXPECT_NEAR(MakePlan(input).round_seconds, 4 * (1 + largest * 0.2 / 4), 1e-9) << "16 steps halve it twice";
+  EXPECT_NEAR(MakePlan(input).compute_share, 1 / (1 + largest * 0.05), 1e-9);
+  input.job.mutable_strategy()->mutable_root()->set_quorum(1);  // Regions go by themselves.
+  EXPECT_NEAR(MakePlan(input).regions[0].up.interval_seconds, 4 * (1 + NormalOrderStatistic(2, 2) * 0.05), 1e-9);
+  input.job = Example().job;
+  EXPECT_EQ(MakePlan(input).compute_share, 1) << "nobody waits";
+}
+
 TEST(PlanTest, WhoeverKeepsTrainingHasStalenessInPlaceOfWaits) {
   const Plan plan = PlanOf({});
   const double transfer = kInt8 * 8 / 100e6, way = transfer + 0.075;

@@ -82,7 +82,7 @@ Strategy KnobsOf(Preset preset, const Job& job) {
   Strategy strategy;
   int64_t leaves = 1;  // Of the largest region.
   for (const Region& region : job.regions()) leaves = std::max(leaves, RegionLeaves(region));
-  const int64_t majority = job.regions_size() / 2 + 1;
+  const int64_t half = std::max(1, (job.regions_size() + 1) / 2);
   switch (preset) {
     case PRESET_DDP:
       strategy = Synchronous();
@@ -123,7 +123,7 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       return strategy;
     case PRESET_FEDBUFF:
       strategy = Asynchronous();
-      strategy.mutable_root()->set_quorum(majority);
+      strategy.mutable_root()->set_quorum(half);
       for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
         level->set_staleness_decay(STALENESS_DECAY_POLYNOMIAL);
       }
@@ -142,8 +142,8 @@ Strategy KnobsOf(Preset preset, const Job& job) {
     case PRESET_DECOUPLED:
       strategy = Asynchronous();
       SetMomentum(0.7, 0.5, 1, strategy.mutable_root());
-      strategy.mutable_root()->set_quorum(majority);
-      strategy.mutable_root()->set_grace_ns(kSecond / 2);
+      strategy.mutable_root()->set_quorum(half);
+      strategy.mutable_root()->set_grace_ns(half < job.regions_size() ? kSecond / 2 : 0);  // With one region: nobody.
       strategy.mutable_root()->set_average(AVERAGE_DIRECTION_NORM);
       for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
         level->set_weight(WEIGHT_TOKENS_SQUARED_PER_STEP);

@@ -160,6 +160,29 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
   for (const pid_t pid : processes) EXPECT_FALSE(IsRunning(pid)) << CommandLine(pid);
 }
 
+TEST(PlanTest, MeasuresTheModelAndKnowsTheBytesThatUpThenSends) {
+  TinyJob job;
+  job.tokens = 40000;
+  const Workspace workspace;
+  const std::string path = workspace.WriteJob(job);
+  const auto plan = workspace.Start({"plan", path, "--json"});
+  ASSERT_EQ(plan->Wait(), 0) << plan->err();
+  const Json planned = Json::parse(plan->out());
+  EXPECT_EQ(planned["step_seconds_from"], "measured on this machine");
+  EXPECT_GT(planned["step_seconds"], 0);
+  const auto up = workspace.Start({"up", path, "--run-dir", workspace.Path("run")});
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  int64_t bytes = 0, contributions = 0;
+  const Json report = RunRecord(workspace.Path("run")).Report();
+  for (const Json& process : report["processes"]) {
+    if (process["role"] != "aggregator") continue;
+    bytes += process["payload_bytes_up"].get<int64_t>();
+    contributions += process["contributions_sent"].get<int64_t>();
+  }
+  ASSERT_GT(contributions, 0);
+  EXPECT_EQ(bytes, contributions * planned["regions"][0]["up"]["bytes"].get<int64_t>());
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Presets, UpTest,
     ::testing::Values(Case{"async", Preset("async", 80000), {}, true},
@@ -175,6 +198,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"streaming_diloco", Preset("streaming_diloco", 40000), {"limits.fragment_bytes=64KiB"}},
                       Case{"eager_diloco", Preset("eager_diloco", 40000), {}},
                       Case{"decoupled", Preset("decoupled", 40000), {}}, Case{"ssp", Preset("ssp", 40000), {}},
+                      // Two round trips and more pass before anybody has connected.
+                      Case{"async_far", Preset("async", 40000), {"wan.rtt=1500ms"}},
                       Case{"diloco", Preset("diloco", 30000), {}}, Case{"ddp", Preset("ddp", 15000), {}},
                       // Snapshots on the way hold the state of the root's optimizer.
                       Case{"ddp_muon", Preset("ddp", 15000), {"optimizer.kind=muon", "limits.snapshot_bytes=256KiB"}},
