@@ -1,6 +1,7 @@
 #include "coordinator/coordinator_core.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <utility>
 
@@ -111,17 +112,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       }
       MaybeStart(now);
       if (phase_ == Phase::kTraining && !member.must_assert && !member.quarantined) {
-        // Near the end everybody gets less, so that all finish at about the same time (guided self-scheduling,
-        // Polychronopoulos and Kuck 1987).
-        // Workers that act as one take the steps of all of them.
-        const Region& region = regions_[member.region];
-        const int64_t step = StepSamples(job_) * (region.collective() == COLLECTIVE_GLOO ? region.workers() : 1);
-        const int64_t share = ledger_.available() / (int64_t{2} * std::max(1, live_workers_)) / step * step;
-        // Who asks more often must not get more: what is in hand is a part of the share.
-        const int64_t room = std::min(request.want_samples(), share - request.samples_in_hand());
-        const int64_t steps = (room + step - 1) / step;
-        const int64_t least = request.samples_in_hand() < step ? 1 : 0;
-        const int64_t want = std::max(least, steps) * step;
+        const int64_t want = SamplesFor(member, request);
         for (const LeasedRange& range : ledger_.Lease(member.key, member.region, want)) {
           *reply.add_granted() = RangeToProto(range);
         }
@@ -197,6 +188,28 @@ void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequ
     changed = true;
   }
   if (changed) Recount(aggregator.region);
+}
+
+int64_t CoordinatorCore::SamplesFor(const Member& member, const HeartbeatRequest& request) const {
+  const Region& region = regions_[member.region];
+  // Workers that act as one take the steps of all of them.
+  const int64_t group = region.collective() == COLLECTIVE_GLOO ? region.workers() : 1;
+  const int64_t step = StepSamples(job_) * group;
+  // Near the end everybody gets less, so that all finish at about the same time: half of what is left, by speed (guided
+  // self-scheduling, Polychronopoulos and Kuck 1987).
+  double fraction = static_cast<double>(group) / std::max(1, live_workers_);
+  if (member.speed > 0 && speed_sum_ > 0) fraction *= member.speed / (speed_sum_ / static_cast<double>(speeds_.size()));
+  const auto share = static_cast<int64_t>(static_cast<double>(ledger_.available()) * std::min(1.0, fraction) / 2);
+  // But not less than lasts until the answer to its next heartbeat, which leaves when this one is answered: halves that
+  // arrive too late leave it idle.
+  const double trip = request.usage().round_trip_seconds();
+  const double away = trip + std::max(trip, absl::ToDoubleSeconds(absl::Nanoseconds(job_.limits().heartbeat_ns())));
+  const auto lasting = static_cast<int64_t>(std::ceil(member.speed * static_cast<double>(group) * away));
+  const int64_t target = std::max(share / step * step, (lasting + step - 1) / step * step);
+  // Who asks more often must not get more: what is in hand is a part of the share.
+  const int64_t room = std::min(request.want_samples(), target - request.samples_in_hand());
+  const int64_t least = request.samples_in_hand() < step ? 1 : 0;
+  return std::max(least, (room + step - 1) / step) * step;
 }
 
 double CoordinatorCore::ReferenceSpeed() const {

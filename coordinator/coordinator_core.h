@@ -180,6 +180,8 @@ class CoordinatorCore {
   void MaybeStart(absl::Time now);
   void MaybeFinish(absl::Time now);
   double ReferenceSpeed() const;
+  // What a worker that asks for data gets now, as far as there is any.
+  int64_t SamplesFor(const Member& member, const HeartbeatRequest& request) const;
   void UpdateRootIdle();
   bool RegionIdle(int region) const;
   MemberUsage TotalUsage(const Member& member) const;
@@ -206,6 +208,7 @@ class CoordinatorCore {
   std::vector<RegionMembers> by_region_;
   int live_workers_ = 0;         // Of all regions.
   std::vector<double> speeds_;   // Of live workers, sorted.
+  double speed_sum_ = 0;         // Of the same.
   int64_t tokens_computed_ = 0;  // By all members in all their lives.
   int64_t next_member_ = 1;
   int64_t fault_orders_ = 0;

@@ -101,6 +101,7 @@ void CoordinatorCore::CountSpeed(Member* member) {
   const double now = member->state == State::kLive ? member->speed : 0;
   const double before = std::exchange(member->counted_speed, now);
   if (now == before) return;
+  speed_sum_ += now - before;
   // What lies between the old place and the new one moves by one.
   const auto from = before > 0 ? std::lower_bound(speeds_.begin(), speeds_.end(), before) : speeds_.end();
   if (now <= 0) {

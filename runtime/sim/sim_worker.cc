@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -52,6 +53,7 @@ struct SimWorker::Life {
   MemberKey parent;
   std::unique_ptr<SimUplink> uplink;  // Null while detached.
   bool ready = false;                 // It has had parameters.
+  std::optional<absl::Duration> first_step;
   bool training = false;
   bool turn_planned = false;
   // What came while a step was under way, in the order in which the training thread would find it.
@@ -108,7 +110,15 @@ void SimWorker::Begin() {
   life_state_->session->Join(join, [this](const JoinReply& reply) { Joined(reply); });
 }
 
-void SimWorker::End() { life_state_.reset(); }
+void SimWorker::End() {
+  wall_of_earlier_lives_ = wall_seconds();
+  life_state_.reset();
+}
+
+double SimWorker::wall_seconds() const {
+  if (life_state_ == nullptr || !life_state_->first_step.has_value()) return wall_of_earlier_lives_;
+  return wall_of_earlier_lives_ + absl::ToDoubleSeconds(world_->queue.elapsed() - *life_state_->first_step);
+}
 
 void SimWorker::Die(const absl::Status&) {
   world_->queue.After(absl::ZeroDuration(), [this, of = life()] {
@@ -317,6 +327,7 @@ void SimWorker::Turn() {
 void SimWorker::Train(const LeafSchedule::Train& train) {
   Life* life = life_state_.get();
   life->training = true;
+  if (!life->first_step.has_value()) life->first_step = world_->queue.elapsed();
   const double seconds = absl::ToDoubleSeconds(absl::Nanoseconds(workload_.step_ns())) / speed_ * faults_.slow *
                          std::max(0.1, 1 + workload_.step_jitter() * step_random_.Normal());
   const absl::Duration time = absl::Seconds(seconds);

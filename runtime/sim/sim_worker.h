@@ -30,6 +30,8 @@ class SimWorker final : public SimProcess {
   Faults& faults() { return faults_; }
   int64_t samples_trained() const { return samples_trained_; }
   double compute_seconds() const { return compute_seconds_; }
+  // Since the first step of each life.
+  double wall_seconds() const;
   bool finished() const { return finished_; }
 
  private:
@@ -63,6 +65,7 @@ class SimWorker final : public SimProcess {
   Faults faults_;
   int64_t samples_trained_ = 0;
   double compute_seconds_ = 0;
+  double wall_of_earlier_lives_ = 0;
   bool finished_ = false;
   Random step_random_;
   std::unique_ptr<Life> life_state_;

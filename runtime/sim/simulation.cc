@@ -146,12 +146,14 @@ class Simulation {
     result.deaths = account.deaths;
     result.staleness = account.staleness;
     result.longest_pause = account.longest_pause;
+    double compute = 0, wall = 0;
     for (const auto& worker : workers_) {
       result.samples_trained += worker->samples_trained();
-      result.compute_share += worker->compute_seconds();
+      compute += worker->compute_seconds();
+      wall += worker->wall_seconds();
     }
+    result.compute_share = wall > 0 ? compute / wall : 0;
     const double seconds = std::max(1e-9, absl::ToDoubleSeconds(result.virtual_time));
-    result.compute_share /= seconds * static_cast<double>(workers_.size());
     for (const auto& checker : checkers) result.verdicts[checker->name()] = checker->violation();
     JudgeLog(account, &result);
     result.goodput = static_cast<double>(result.samples_committed) /

@@ -28,7 +28,7 @@ struct SimulationResult {
   int64_t samples_committed = 0;
   int64_t samples_trained = 0;
   double goodput = 0;            // Committed over what workers could have made without faults in that time.
-  double compute_share = 0;      // Of the workers' time.
+  double compute_share = 0;      // Of the workers' time since the first step of each life.
   double loss = 0;               // toy: of the final parameters.
   absl::Duration longest_pause;  // Between merges at the root.
   int64_t versions = 0;

@@ -105,7 +105,6 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       strategy.set_parts(4);
       strategy.set_in_flight_max(2);
       SetMomentum(0.7, 0.9, 1, strategy.mutable_root());
-      strategy.mutable_region()->set_mix(0.5);
       for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
         level->set_codec_up(CODEC_KIND_INT4);
         level->set_codec_down(CODEC_KIND_INT4);
@@ -143,7 +142,7 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       strategy = Asynchronous();
       SetMomentum(0.7, 0.5, 1, strategy.mutable_root());
       strategy.mutable_root()->set_quorum(half);
-      strategy.mutable_root()->set_grace_ns(half < job.regions_size() ? kSecond / 2 : 0);  // With one region: nobody.
+      strategy.mutable_root()->set_grace_ns(half < job.regions_size() ? kSecond / 2 : 0);
       strategy.mutable_root()->set_average(AVERAGE_DIRECTION_NORM);
       for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
         level->set_weight(WEIGHT_TOKENS_SQUARED_PER_STEP);
