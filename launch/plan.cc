@@ -14,6 +14,7 @@
 #include "runtime/codec/codec.h"
 #include "runtime/fault/link_model.h"
 #include "runtime/fault/link_shape.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -146,7 +147,6 @@ class Planner {
 
   void AddRegion(int r) {
     const Region& region = job_.regions(r);
-    const int64_t fragment = job_.limits().fragment_bytes();
     RegionPlan plan;
     plan.name = region.name();
     plan.workers = region.workers();
@@ -154,9 +154,13 @@ class Planner {
     const LinkShape up = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP);
     const LinkShape down = ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN);
     plan.rtt_seconds = absl::ToDoubleSeconds(up.delay + down.delay);
-    plan.up = MakeLink(up, plan.rtt_seconds, VectorBytes(input_.parameters, fragment, strategy_.root().codec_up()));
-    plan.down =
-        MakeLink(down, plan.rtt_seconds, VectorBytes(input_.parameters, fragment, strategy_.root().codec_down()));
+    // Of fragments that take turns, one part travels at a time.
+    const int64_t parts = std::max(1, strategy_.parts());
+    const auto bytes = [&](CodecKind codec) {
+      return (VectorBytes(job_, input_.parameters, codec) + parts - 1) / parts;
+    };
+    plan.up = MakeLink(up, plan.rtt_seconds, bytes(strategy_.root().codec_up()));
+    plan.down = MakeLink(down, plan.rtt_seconds, bytes(strategy_.root().codec_down()));
     plan.inner_steps_min = std::numeric_limits<int64_t>::max();
     for (const Leaf& leaf : regions_[r]) {
       plan.inner_steps_min = std::min(plan.inner_steps_min, leaf.steps);
@@ -317,13 +321,12 @@ void AddMemory(const PlanInput& input, Plan* plan) {
   // Parents also hold staged contributions, differences of one model's bytes and two replaced versions at most.
   const double parent = static_cast<double>(input.job.limits().in_flight_bytes()) + 3 * vector;
   const double in_flight = static_cast<double>(strategy.in_flight_max());
-  const int64_t fragment = input.job.limits().fragment_bytes();
   // Theta, gradient, base, the followed copy; what a gradient's codec left out, or the optimizer's state.
   add("worker", 4 + (gradient ? 1 : state),
-      in_flight * static_cast<double>(VectorBytes(input.parameters, fragment, strategy.region().codec_up())));
+      in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.region().codec_up())));
   // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
   add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
-      parent + in_flight * static_cast<double>(VectorBytes(input.parameters, fragment, strategy.root().codec_up())));
+      parent + in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
   // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
   add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent);
 
@@ -437,7 +440,7 @@ Remedy CodecRemedy(const PlanInput& given) {
     input.job.mutable_strategy()->mutable_root()->set_codec_down(kind);
     if (!FindStrategyProblems(input.job).empty()) continue;
     const Outcome outcome = OutcomeOf(input);
-    const int64_t bytes = VectorBytes(given.parameters, given.job.limits().fragment_bytes(), kind);
+    const int64_t bytes = VectorBytes(given.job, given.parameters, kind);
     if (!outcome.enough) {
       if (!remedy.possible) remedy.share = std::max(remedy.share, outcome.share);
     } else if (bytes > most) {
@@ -503,14 +506,20 @@ double NormalOrderStatistic(int64_t k, int64_t n) {
   return (low + high) / 2;
 }
 
-int64_t VectorBytes(int64_t parameters, int64_t fragment_bytes, CodecKind codec) {
-  const std::unique_ptr<Codec> made = MakeCodec(codec);
-  const int64_t values = std::max<int64_t>(1, fragment_bytes / static_cast<int64_t>(sizeof(float)));
-  const auto encoded = [&](int64_t count) {
-    return static_cast<int64_t>(made->EncodedBytes(static_cast<size_t>(count)));
-  };
-  const int64_t rest = parameters % values;
-  return parameters / values * encoded(values) + (rest > 0 ? encoded(rest) : 0);
+int64_t VectorBytes(const Job& given, int64_t parameters, CodecKind codec) {
+  Job job = given;
+  if (codec == CODEC_KIND_MIXED) job.mutable_strategy()->mutable_root()->set_codec_up(codec);  // It cuts by roles.
+  const int64_t values = std::max<int64_t>(1, job.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
+  int64_t bytes = 0;
+  for (const FragmentSpan& span : UncutSpansOf(job, parameters)) {
+    const std::unique_ptr<Codec> made = MakeCodec(codec, span);
+    const auto encoded = [&](int64_t count) {
+      return static_cast<int64_t>(made->EncodedBytes(static_cast<size_t>(count)));
+    };
+    const int64_t rest = span.size() % values;
+    bytes += span.size() / values * encoded(values) + (rest > 0 ? encoded(rest) : 0);
+  }
+  return bytes;
 }
 
 Plan MakePlan(const PlanInput& input) {

@@ -33,8 +33,8 @@ struct PlanInput {
   double step_jitter = 0;
 };
 
-// Bytes of a vector of `parameters` values in the fragments that it is cut into, each encoded by itself.
-int64_t VectorBytes(int64_t parameters, int64_t fragment_bytes, CodecKind codec);
+// Bytes of a vector of `parameters` values in the fragments that `job` (resolved) cuts it into, each encoded by itself.
+int64_t VectorBytes(const Job& job, int64_t parameters, CodecKind codec);
 
 // One direction of the link between a region and the root.
 struct LinkPlan {

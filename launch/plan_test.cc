@@ -13,6 +13,7 @@
 #include "runtime/base/random.h"
 #include "runtime/codec/codec.h"
 #include "runtime/fault/link_model.h"
+#include "runtime/model/job_layout.h"
 #include "runtime/model/parameter_layout.h"
 
 namespace wukong {
@@ -51,18 +52,28 @@ const MemoryPlan& MemoryOf(const Plan& plan, const std::string& role) {
 }
 
 TEST(VectorBytesTest, IsWhatTheCodecMakesOfEveryFragment) {
+  Job job = Example({}).job;
   for (const int64_t parameters : {1, 255, 256, 257, 1000, 262144, 262145, 1239040}) {
     for (const int64_t fragment_bytes : {1024, 1028, 4096, 1 << 20}) {
-      for (const CodecKind kind : {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8}) {
-        int64_t bytes = 0;
-        for (const FragmentSpan& span : CutFragments(parameters, fragment_bytes)) {
-          bytes += static_cast<int64_t>(MakeCodec(kind)->EncodedBytes(static_cast<size_t>(span.end - span.begin)));
-        }
-        EXPECT_EQ(VectorBytes(parameters, fragment_bytes, kind), bytes) << parameters << " in " << fragment_bytes;
+      job.mutable_limits()->set_fragment_bytes(fragment_bytes);
+      for (int kind = CODEC_KIND_UNSPECIFIED + 1; kind <= CodecKind_MAX; ++kind) {
+        const auto codec = static_cast<CodecKind>(kind);
+        job.mutable_strategy()->mutable_root()->set_codec_up(codec);
+        EXPECT_EQ(VectorBytes(job, parameters, codec),
+                  static_cast<int64_t>(EncodedBytes(codec, FragmentsOf(job, parameters))))
+            << parameters << " in " << fragment_bytes << " as " << CodecKind_Name(codec);
       }
     }
   }
-  EXPECT_EQ(VectorBytes(kParameters, 1 << 20, CODEC_KIND_INT8), kInt8);
+  job.mutable_limits()->set_fragment_bytes(1 << 20);
+  EXPECT_EQ(VectorBytes(job, kParameters, CODEC_KIND_INT8), kInt8);
+}
+
+TEST(PlanTest, FragmentsThatTakeTurnsTravelOnePartAtATime) {
+  const auto bytes = [](const char* parts) {
+    return PlanOf({"strategy.preset=streaming_diloco", parts, "strategy.root.codec_up=fp32"}).regions[0].up.bytes;
+  };
+  EXPECT_EQ(bytes("strategy.parts=4"), (bytes("strategy.parts=1") + 3) / 4);
 }
 
 TEST(PlanTest, AveragedGradientsByHand) {

@@ -21,6 +21,7 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
   options.progress = strategy.progress();
   options.codec_down = level.codec_down();
   options.fragments = std::move(fragments);
+  options.parts = std::max(1, strategy.parts());
   if (is_root) return options;
   options.replica = ReplicaOptionsOf(job, /*parent_is_root=*/true, job.regions_size());
   return options;
@@ -33,7 +34,7 @@ Replica::Options ReplicaOptionsOf(const Job& job, bool parent_is_root, int64_t s
   options.codec = level.codec_up();
   options.mix = level.mix();
   options.progress = strategy.progress();
-  options.parts = strategy.parts();
+  options.parts = std::max(1, strategy.parts());
   options.replaces = strategy.rebase() == REBASE_REPLACE;
   if (strategy.pending() == PENDING_SHARE) {
     // At the merge that takes it; what its momentum does later is not counted.
