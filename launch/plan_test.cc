@@ -360,7 +360,10 @@ TEST(RemedyTest, TheLeastBandwidthAndTheCodecThatLeavesOutLeast) {
                             "wan.links=[{region: guizhou, bandwidth: 200Mbit}]"});
   // 2 * bytes * 8 / bandwidth of 4 s / 49: 971.4 Mbit/s, rounded up to two digits.
   EXPECT_EQ(RemedyOf(plan, "bandwidth").value, "980Mbit");
-  EXPECT_FALSE(RemedyOf(plan, "codec").possible) << "guizhou's 200 Mbit/s are too little for int8";
+  EXPECT_EQ(RemedyOf(plan, "codec").value, "int4") << "guizhou's 200 Mbit/s are too little for int8";
+  const Plan thin = PlanOf({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=300Mbit",
+                            "wan.links=[{region: guizhou, bandwidth: 200kbit}]"});
+  EXPECT_FALSE(RemedyOf(thin, "codec").possible);
   const Plan even = PlanOf({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=300Mbit"});
   EXPECT_EQ(RemedyOf(even, "codec").value, "int8");
 }
