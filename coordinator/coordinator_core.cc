@@ -201,13 +201,14 @@ int64_t CoordinatorCore::SamplesFor(const Member& member, const HeartbeatRequest
   if (member.speed > 0 && speed_sum_ > 0) fraction *= member.speed / (speed_sum_ / static_cast<double>(speeds_.size()));
   const auto share = static_cast<int64_t>(static_cast<double>(ledger_.available()) * std::min(1.0, fraction) / 2);
   // But not less than lasts until the answer to its next heartbeat, which leaves when this one is answered: halves that
-  // arrive too late leave it idle.
+  // arrive too late leave it idle. The others' shares are theirs all the same.
   const double trip = request.usage().round_trip_seconds();
   const double away = trip + std::max(trip, absl::ToDoubleSeconds(absl::Nanoseconds(job_.limits().heartbeat_ns())));
   const auto lasting = static_cast<int64_t>(std::ceil(member.speed * static_cast<double>(group) * away));
-  const int64_t target = std::max(share / step * step, (lasting + step - 1) / step * step);
   // Who asks more often must not get more: what is in hand is a part of the share.
-  const int64_t room = std::min(request.want_samples(), target - request.samples_in_hand());
+  const int64_t guided = share / step * step - request.samples_in_hand();
+  const int64_t until_then = std::min(lasting - request.samples_in_hand(), 2 * share / step * step);
+  const int64_t room = std::min(request.want_samples(), std::max(guided, until_then));
   const int64_t least = request.samples_in_hand() < step ? 1 : 0;
   return std::max(least, (room + step - 1) / step) * step;
 }
