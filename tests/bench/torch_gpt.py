@@ -20,7 +20,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.c_fc = nn.Linear(width, 4 * width)
         self.mlp_proj = nn.Linear(4 * width, width)
-        self.register_buffer("future", torch.ones(context, context, dtype=torch.bool).triu(1), persistent=False)
+        # No buffer: DistributedDataParallel would broadcast it at every step.
+        self.future = torch.ones(context, context, dtype=torch.bool).triu(1)
 
     def forward(self, x):
         samples, context, width = x.shape
