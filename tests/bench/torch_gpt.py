@@ -54,7 +54,7 @@ class Gpt(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = functional.linear(self.ln_f(x), self.wte.weight)
-        return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
 
 def parameter_count(model):
