@@ -30,7 +30,7 @@ struct Options {
 // What one process sends to its parent.
 struct Result {
   double tokens = 0, seconds = 0, cpu_seconds = 0, gradient_seconds = 0, clip_seconds = 0, optimizer_seconds = 0,
-         loss = 0;
+         loss = 0, first_loss = 0, parameters = 0;
 };
 
 Job MakeJob(const Options& options) {
@@ -75,6 +75,7 @@ absl::StatusOr<Result> Measure(const Options& options, int process) {
     }
   }
   Result result;
+  result.parameters = static_cast<double>((*trainer)->layout().size());
   const int warm_up_steps = 5;
   absl::Time begin;
   std::clock_t cpu_begin = 0;
@@ -89,6 +90,7 @@ absl::StatusOr<Result> Measure(const Options& options, int process) {
       const absl::StatusOr<double> loss = (*trainer)->AccumulateGradient(batch, 1.0 / options.accumulation);
       if (!loss.ok()) return loss.status();
       result.loss = *loss;
+      if (step == 0 && i == 0) result.first_loss = *loss;
     }
     const absl::StatusOr<double> norm = (*trainer)->OptimizerStep(1e-3);
     if (!norm.ok()) return norm.status();
@@ -126,6 +128,8 @@ void Print(const Options& options, const std::vector<Result>& results) {
                                    {"gradient_share", result.gradient_seconds / result.seconds},
                                    {"clip_share", result.clip_seconds / result.seconds},
                                    {"optimizer_share", result.optimizer_seconds / result.seconds},
+                                   {"parameters", result.parameters},
+                                   {"first_loss", result.first_loss},
                                    {"loss", result.loss}});
     }
     std::printf("%s\n", json.dump().c_str());
