@@ -21,7 +21,8 @@ constexpr uint64_t kSeed = 20250301;
 
 std::vector<int64_t> SupportedTargets() {
   std::vector<int64_t> targets;
-  for (int64_t left = hwy::SupportedTargets() & HWY_TARGETS; left != 0; left &= left - 1) targets.push_back(left & -left);
+  for (int64_t left = hwy::SupportedTargets() & HWY_TARGETS; left != 0; left &= left - 1)
+    targets.push_back(left & -left);
   return targets;
 }
 

@@ -152,7 +152,8 @@ TEST_P(PublicCopyTest, AFragmentThatDidNotChangeIsNotSent) {
       ASSERT_TRUE(taken.ok()) << taken.status();
     }
     const size_t fragments = version % 5 == 1 && version > 5 ? 2 : 1;
-    EXPECT_EQ(bytes, fragments * EncodedBytes(GetParam(), absl::MakeConstSpan(Fragments()).subspan(0, 1))) << "version " << version;
+    EXPECT_EQ(bytes, fragments * EncodedBytes(GetParam(), absl::MakeConstSpan(Fragments()).subspan(0, 1)))
+        << "version " << version;
     EXPECT_EQ(follower.followed.snapshot().version, Version(version));
     EXPECT_TRUE(SameBits(ValuesOf(follower.followed), parent.Copy(nullptr)));
   }

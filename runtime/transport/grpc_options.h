@@ -22,8 +22,8 @@ inline std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  // A server that comes back is found within half a second. MIN is what one attempt may take: two round trips, for TCP's
-  // handshake and for HTTP/2's first frames, of the longest link with bulk on it.
+  // A server that comes back is found within half a second. MIN is what one attempt may take: two round trips, for
+  // TCP's handshake and for HTTP/2's first frames, of the longest link with bulk on it.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
