@@ -154,6 +154,18 @@ double ParentNode::NormMax(double ratio, int64_t tokens) const {
   return ratio * median(&Size::norm) * longer;
 }
 
+bool ParentNode::LargeIsUsual(MemberId sender) const {
+  int others = 0, large = 0;
+  for (const auto& [member, child] : children_) {
+    if (member == sender || idle_.count(member) > 0) continue;
+    ++others;
+    large += child.large ? 1 : 0;
+  }
+  if (others > 0) return 2 * large >= others;
+  const auto own = children_.find(sender);
+  return own != children_.end() && own->second.large;
+}
+
 double ParentNode::RawWeight(const Manifest& manifest) const {
   const auto tokens = static_cast<double>(manifest.tokens);
   switch (options_.level.weight()) {
@@ -218,13 +230,18 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
            actions);
     return;
   }
-  actions->push_back(Check{event.handle, NormMax(options_.norm_ratio_max, manifest.tokens)});
+  const double norm_max = LargeIsUsual(manifest.sender.member) ? 0 : NormMax(options_.norm_ratio_max, manifest.tokens);
+  actions->push_back(Check{event.handle, norm_max});
 }
 
 void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
   const auto found = staged_.find(event.handle);
   if (found == staged_.end()) return;  // Refused meanwhile.
   const auto child = children_.find(found->second.manifest.sender.member);
+  if (child != children_.end() && event.verdict != VERDICT_NON_FINITE) {
+    const double usual = NormMax(options_.norm_ratio_max, found->second.manifest.tokens);
+    child->second.large = event.verdict == VERDICT_NORM || (usual > 0 && event.norm > usual);
+  }
   if (event.verdict == VERDICT_NON_FINITE || event.verdict == VERDICT_NORM) {
     if (child != children_.end() && ++child->second.damaged_in_a_row >= options_.quarantine_after) {
       child->second.damaged_in_a_row = 0;

@@ -36,7 +36,9 @@ class ParentNode {
     int in_flight_max = 1;  // Region: contributions that the root has not answered.
     bool tells_lead = false;  // Children wait when they are too far ahead of the slowest one.
     // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
-    // every finite one. One of more tokens than the median may be larger in proportion: progress adds up.
+    // every finite one. One of more tokens than the median may be larger in proportion: progress adds up. Where half of
+    // the other senders' last ones were as large (without others: the sender's own last one), it is no damage: the
+    // model is somewhere steep, and to refuse everybody would be to stop for ever.
     double norm_ratio_max = 0;
     // After this many such or not finite ones in a row, a sender is left out for that long.
     int quarantine_after = 3;
@@ -149,6 +151,7 @@ class ParentNode {
     int64_t clock = 0;                     // Contributions merged, and those of the slowest when it came.
     std::map<Sequence, Verdict> verdicts;  // Of the last sequences, to answer repeats.
     int damaged_in_a_row = 0;
+    bool large = false;  // The last one's norm was beyond the bound.
     absl::Time quarantined_until = absl::InfinitePast();
   };
   struct Staged {
@@ -187,6 +190,8 @@ class ParentNode {
   int64_t Staleness(const Manifest& manifest) const;
   // `ratio` times the usual norm of a contribution of so many tokens; 0 while there is nothing to compare with.
   double NormMax(double ratio, int64_t tokens) const;
+  // Others send norms beyond the bound as well.
+  bool LargeIsUsual(MemberId sender) const;
   double RawWeight(const Manifest& manifest) const;
   int64_t SlowestClock(absl::Time now) const;
   bool GraceIsOver(bool everybody, absl::Time now);

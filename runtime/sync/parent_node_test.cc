@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "runtime/sync/node_options.h"
 
@@ -367,6 +368,48 @@ TEST(ParentNodeGuards, AnAbsurdNormIsMeasuredAgainstTheMedianOfTheLastOnes) {
     n.Step(ParentNode::Checked{check.handle, VERDICT_ACCEPTED, "", sequence == 3 ? 1e6 : 2.0});
   }
   EXPECT_DOUBLE_EQ(Only<ParentNode::Check>(n.Offer(n.Make(1, 17))).norm_max, 20.0);
+}
+
+// Training that comes to a steep place makes all gradients large: to refuse them all would be to stop for ever.
+TEST(ParentNodeGuards, NormsThatHalfOfTheOthersHaveAreNoDamage) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.norm_ratio_max = 10;
+  Node n(options, 4);
+  std::map<int64_t, int64_t> sequence;
+  const auto bound = [&](int64_t child) {
+    return Only<ParentNode::Check>(n.Offer(n.Make(child, ++sequence[child]))).norm_max;
+  };
+  const auto check = [&](Verdict verdict, double norm) {
+    n.Step(ParentNode::Checked{Handle(n.handle), verdict, "", norm});
+  };
+  for (int i = 0; i < 20; ++i) {
+    bound(1 + i % 4);
+    check(VERDICT_ACCEPTED, 2);
+  }
+  EXPECT_DOUBLE_EQ(bound(1), 20);
+  check(VERDICT_NORM, 0);
+  EXPECT_DOUBLE_EQ(bound(2), 20) << "one of the three others may be damaged";
+  check(VERDICT_NORM, 0);
+  EXPECT_EQ(bound(3), 0) << "two of three are not";
+  check(VERDICT_ACCEPTED, 90);
+  EXPECT_EQ(bound(4), 0);
+  check(VERDICT_ACCEPTED, 2);
+  EXPECT_EQ(bound(1), 0) << "two of the three others still are";
+  check(VERDICT_ACCEPTED, 2);
+  EXPECT_DOUBLE_EQ(bound(3), 20) << "the place is behind them: one of three is not enough";
+}
+
+TEST(ParentNodeGuards, AnOnlyChildIsBelievedTheSecondTime) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.norm_ratio_max = 10;
+  Node n(options, 1);
+  for (int sequence = 1; sequence <= 16; ++sequence) {
+    n.Offer(n.Make(1, sequence));
+    n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_ACCEPTED, "", 2.0});
+  }
+  EXPECT_DOUBLE_EQ(Only<ParentNode::Check>(n.Offer(n.Make(1, 17))).norm_max, 20);
+  n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_NORM, "", 0});
+  EXPECT_EQ(Only<ParentNode::Check>(n.Offer(n.Make(1, 18))).norm_max, 0);
 }
 
 TEST(ParentNodeGuards, WhoSendsDamageAgainAndAgainIsLeftOutForAWhile) {
