@@ -317,7 +317,7 @@ TEST(InnerOptimizerTest, TheStateHasWhatItsRuleNeeds) {
   };
   const Job job = TinyJob(OPTIMIZER_KIND_ADAMW);
   const int64_t all = Make(job)->layout().size(), w = job.model().width();
-  const int64_t hidden = job.model().layers() * 12 * w * w;
+  const int64_t hidden = int64_t{12} * job.model().layers() * w * w;
   using Pair = std::pair<const std::string, int64_t>;
   EXPECT_THAT(sizes(job), ElementsAre(Pair("first_moment", all), Pair("second_moment", all)));
   EXPECT_THAT(sizes(TinyJob(OPTIMIZER_KIND_SGD)), ElementsAre(Pair("momentum", all)));
