@@ -250,7 +250,7 @@ LeafSchedule::Action LeafSchedule::Next() {
   if (whole || last) {
     if (MaySend() && static_cast<int>(sent_.size()) < options_.in_flight_max) {
       Contribute contribute = MakeContribution();
-      contribute.whole = last;
+      contribute.whole = !have_data;
       return contribute;
     }
     // A worker that waits anyway cannot go on; progress can: the contribution grows meanwhile. But what a dead parent's
