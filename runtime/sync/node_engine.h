@@ -41,7 +41,6 @@ class NodeEngine {
     Progress progress = PROGRESS_PARAMETERS;
     CodecKind codec_down = CODEC_KIND_FP32;  // Of versions that go out.
     std::vector<FragmentSpan> fragments;
-    int parts = 1;  // Of the fragments, that take turns; with 1 a contribution has all of them.
     // Region: how its own progress goes to the root.
     Replica::Options replica;
   };

@@ -21,7 +21,7 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
   options.progress = strategy.progress();
   options.codec_down = level.codec_down();
   options.fragments = std::move(fragments);
-  options.parts = std::max(1, strategy.parts());
+  options.node.parts = std::max(1, strategy.parts());
   if (is_root) return options;
   options.replica = ReplicaOptionsOf(job, /*parent_is_root=*/true, job.regions_size());
   return options;

@@ -143,15 +143,21 @@ void ParentNode::Refuse(Handle handle, MemberId sender, Verdict verdict, std::st
 
 double ParentNode::NormMax(double ratio, int64_t tokens) const {
   if (ratio <= 0 || recent_sizes_.size() < kNormsNeeded) return 0;
-  const auto median = [&](double Size::*of) {
-    std::vector<double> sorted;
-    for (const Size& size : recent_sizes_) sorted.push_back(size.*of);
-    std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2), sorted.end());
-    return sorted[sorted.size() / 2];
+  const auto median = [](std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
   };
+  std::map<int64_t, std::vector<double>> norms;
+  std::vector<double> lengths;
+  for (const Size& size : recent_sizes_) {
+    norms[size.part].push_back(size.norm);
+    lengths.push_back(size.tokens);
+  }
+  double usual = 0;
+  for (auto& [part, values] : norms) usual = std::max(usual, median(std::move(values)));
   // After an outage a region brings what it made meanwhile in one contribution.
-  const double longer = std::max(1.0, static_cast<double>(tokens) / std::max(1.0, median(&Size::tokens)));
-  return ratio * median(&Size::norm) * longer;
+  return ratio * usual * std::max(1.0, static_cast<double>(tokens) / std::max(1.0, median(std::move(lengths))));
 }
 
 bool ParentNode::LargeIsUsual(MemberId sender) const {
@@ -258,7 +264,8 @@ void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* a
     return;
   }
   Staged staged = std::move(found->second);
-  recent_sizes_.push_back({event.norm, static_cast<double>(staged.manifest.tokens)});
+  recent_sizes_.push_back(
+      {staged.manifest.sequence.value() % options_.parts, event.norm, static_cast<double>(staged.manifest.tokens)});
   while (recent_sizes_.size() > kNormsKept) recent_sizes_.pop_front();
   staged_.erase(found);
   ++stats_.contributions[VERDICT_ACCEPTED];
@@ -479,9 +486,9 @@ void ParentNode::Restore(const RootState& state, const std::vector<Handle>& unme
     ready_.push_back({unmerged[i], ManifestFromProto(state.unmerged(i).header()), state.unmerged(i).norm()});
   }
   recent_weights_.assign(state.recent_weights().begin(), state.recent_weights().end());
-  for (int i = 0; i < std::min(state.recent_norms_size(), state.recent_tokens_size()); ++i) {
-    recent_sizes_.push_back({state.recent_norms(i), state.recent_tokens(i)});
-  }
+  // Of which part they were is not kept: with parts the guard learns anew what is usual.
+  const int sizes = options_.parts > 1 ? 0 : std::min(state.recent_norms_size(), state.recent_tokens_size());
+  for (int i = 0; i < sizes; ++i) recent_sizes_.push_back({0, state.recent_norms(i), state.recent_tokens(i)});
   merges_since_momentum_ = state.merges_since_momentum();
   stats_.tokens_merged = state.tokens_merged();
   stats_.contributions[VERDICT_ACCEPTED] = state.contributions_accepted();

@@ -34,6 +34,7 @@ class ParentNode {
     Level level;            // All knobs set (presets.h).
     bool waits = false;     // Senders wait for the answer: a region says nothing of its own until the root has spoken.
     int in_flight_max = 1;  // Region: contributions that the root has not answered.
+    int parts = 1;          // Contribution s carries part s mod parts of the parameters, or all of them.
     bool tells_lead = false;  // Children wait when they are too far ahead of the slowest one.
     // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
     // every finite one. One of more tokens than the median may be larger in proportion: progress adds up. Where half of
@@ -165,6 +166,7 @@ class ParentNode {
     double norm = 0;
   };
   struct Size {
+    int64_t part = 0;
     double norm = 0;
     double tokens = 0;
   };
@@ -188,7 +190,8 @@ class ParentNode {
   void Refuse(Handle handle, MemberId sender, Verdict verdict, std::string detail, std::vector<Action>* actions);
   void FenceChild(MemberKey child, std::vector<Action>* actions);
   int64_t Staleness(const Manifest& manifest) const;
-  // `ratio` times the usual norm of a contribution of so many tokens; 0 while there is nothing to compare with.
+  // `ratio` times the usual norm of a contribution of so many tokens, of the part where that is largest; 0 while there
+  // is nothing to compare with.
   double NormMax(double ratio, int64_t tokens) const;
   // Others send norms beyond the bound as well.
   bool LargeIsUsual(MemberId sender) const;

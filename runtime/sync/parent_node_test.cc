@@ -399,6 +399,19 @@ TEST(ParentNodeGuards, NormsThatHalfOfTheOthersHaveAreNoDamage) {
   EXPECT_DOUBLE_EQ(bound(3), 20) << "the place is behind them: one of three is not enough";
 }
 
+// Parts of the parameters have norms of their own: what is usual for one is absurd for another.
+TEST(ParentNodeGuards, WithPartsTheLargestPartIsTheMeasure) {
+  ParentNode::Options options = MakeOptions(true, 1);
+  options.norm_ratio_max = 10;
+  options.parts = 4;
+  Node n(options, 1);
+  for (int sequence = 1; sequence <= 16; ++sequence) {
+    n.Offer(n.Make(1, sequence));
+    n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_ACCEPTED, "", sequence % 4 == 1 ? 7.0 : 0.01});
+  }
+  EXPECT_DOUBLE_EQ(Only<ParentNode::Check>(n.Offer(n.Make(1, 17))).norm_max, 70);
+}
+
 TEST(ParentNodeGuards, AnOnlyChildIsBelievedTheSecondTime) {
   ParentNode::Options options = MakeOptions(true, 1);
   options.norm_ratio_max = 10;

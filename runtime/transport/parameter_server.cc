@@ -142,7 +142,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
           absl::StrFormat("the contribution ends after %d of %d fragments", f, options_.fragments.size()));
     }
     if (!message.has_fragment() || message.fragment().index() != static_cast<int>(f) ||
-        ((options_.parts == 1 || !message.fragment().payload().empty()) &&
+        ((options_.node.parts == 1 || !message.fragment().payload().empty()) &&
          message.fragment().payload().size() !=
              EncodedBytes(header.codec(), absl::MakeConstSpan(options_.fragments).subspan(f, 1)))) {
       return absl::InvalidArgumentError(absl::StrFormat("fragment %d is out of order or of the wrong size", f));

@@ -195,7 +195,7 @@ INSTANTIATE_TEST_SUITE_P(
                            {"strategy.region.codec_up=int4", "strategy.region.codec_down=int4",
                             "strategy.root.codec_up=mixed", "strategy.root.codec_down=mixed"}},
                       // Contributions of some fragments only, rounds that overlap, a quorum with grace, a bounded lead.
-                      Case{"streaming_diloco", Preset("streaming_diloco", 40000), {"limits.fragment_bytes=64KiB"}},
+                      Case{"streaming_diloco", Preset("streaming_diloco", 40000), {"limits.fragment_bytes=8KiB"}},
                       Case{"eager_diloco", Preset("eager_diloco", 40000), {}},
                       Case{"decoupled", Preset("decoupled", 40000), {}}, Case{"ssp", Preset("ssp", 40000), {}},
                       // Two round trips and more pass before anybody has connected.
