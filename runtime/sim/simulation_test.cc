@@ -15,6 +15,7 @@
 #include "proto/wire.pb.h"
 #include "runtime/sim/checkers.h"
 #include "runtime/sim/scenario_problems.h"
+#include "runtime/sim/test_scenario.h"
 #include "runtime/sim/timeline.h"
 
 namespace wukong {
@@ -42,19 +43,7 @@ Scenario MakeScenario() {
   scenario.mutable_wan()->set_jitter_ns(10'000'000);
   scenario.mutable_wan()->set_bandwidth_bps(100'000'000);
   scenario.mutable_strategy()->set_preset(PRESET_ASYNC);
-  Limits* limits = scenario.mutable_limits();
-  limits->set_heartbeat_ns(500'000'000);
-  limits->set_lease_ns(10'000'000'000);
-  limits->set_start_ns(60'000'000'000);
-  limits->set_rpc_ns(60'000'000'000);
-  limits->set_fragment_bytes(1024);
-  limits->set_in_flight_bytes(64 << 20);
-  limits->set_snapshot_bytes(1 << 20);
-  limits->set_norm_ratio_max(20);
-  limits->set_quarantine_ns(30'000'000'000);
-  scenario.mutable_disk()->set_sync_ns(2'000'000);
-  scenario.mutable_restarts()->set_after_ns(1'000'000'000);
-  scenario.mutable_expect()->set_within_ns(int64_t{3'600'000'000'000});
+  SetTestDefaults(&scenario);
   return scenario;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "runtime/sim/simulation.h"
+#include "runtime/sim/test_scenario.h"
 
 namespace wukong {
 namespace {
@@ -33,19 +34,7 @@ Scenario Toy(Preset preset) {
   scenario.mutable_wan()->set_rtt_ns(150'000'000);
   scenario.mutable_wan()->set_bandwidth_bps(100'000'000);
   scenario.mutable_strategy()->set_preset(preset);
-  Limits* limits = scenario.mutable_limits();
-  limits->set_heartbeat_ns(500'000'000);
-  limits->set_lease_ns(10'000'000'000);
-  limits->set_start_ns(60'000'000'000);
-  limits->set_rpc_ns(60'000'000'000);
-  limits->set_fragment_bytes(1024);
-  limits->set_in_flight_bytes(64 << 20);
-  limits->set_snapshot_bytes(1 << 20);
-  limits->set_norm_ratio_max(20);
-  limits->set_quarantine_ns(30'000'000'000);
-  scenario.mutable_disk()->set_sync_ns(2'000'000);
-  scenario.mutable_restarts()->set_after_ns(1'000'000'000);
-  scenario.mutable_expect()->set_within_ns(int64_t{3'600'000'000'000});
+  SetTestDefaults(&scenario);
   return scenario;
 }
 
