@@ -33,10 +33,20 @@ class NodeGate final : public ParameterNode::Service {
     ParameterServer* node = node_;
     return node == nullptr ? NotYet() : node->Contribute(context, reader, reply);
   }
+  grpc::Status ContributePart(grpc::ServerContext* context, grpc::ServerReader<ContributePartMessage>* reader,
+                              ContributePartReply* reply) override {
+    ParameterServer* node = node_;
+    return node == nullptr ? NotYet() : node->ContributePart(context, reader, reply);
+  }
   grpc::Status Follow(grpc::ServerContext* context, const FollowRequest* request,
                       grpc::ServerWriter<FollowMessage>* writer) override {
     ParameterServer* node = node_;
     return node == nullptr ? NotYet() : node->Follow(context, request, writer);
+  }
+  grpc::Status FollowPart(grpc::ServerContext* context, const FollowPartRequest* request,
+                          grpc::ServerWriter<FollowMessage>* writer) override {
+    ParameterServer* node = node_;
+    return node == nullptr ? NotYet() : node->FollowPart(context, request, writer);
   }
   grpc::Status StoreSet(grpc::ServerContext*, const StoreSetRequest* request, StoreSetReply*) override {
     return ServeStoreSet(&store_, *request);
@@ -128,6 +138,8 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   link_options.schema_digest = fetched->schema_digest();
   link_options.fragments = fragments;
   link_options.rpc_timeout = absl::Nanoseconds(job.limits().rpc_ns());
+  link_options.streams_max = job.limits().streams_max();
+  link_options.round_trip = session.round_trip();
   link_options.seed = DeriveSeed(job.seed(), options.region);
   ParentLink::Callbacks link_callbacks;
   link_callbacks.on_version = [&] {

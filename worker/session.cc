@@ -79,9 +79,14 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
     grpc::ClientContext context;
     SetDeadline(&context, kCallTimeout);
     JoinReply reply;
+    const absl::Time began = absl::Now();
     const absl::Status status =
         FromGrpc(stub_->Join(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", join"));
-    if (status.ok()) return reply;
+    if (status.ok()) {
+      MutexLock lock(mutex_);
+      round_trip_ = absl::Now() - began;
+      return reply;
+    }
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status) || absl::Now() >= deadline) return status;
     stop.WaitFor(kRetry);

@@ -44,7 +44,7 @@ class Session {
   // One more heartbeat with what there is to say, at most `timeout` long, then no more.
   void StopHeartbeats(absl::Duration timeout);
 
-  // Between a heartbeat and its answer, most recently.
+  // Between a heartbeat (before the first one: the request to join) and its answer, most recently.
   absl::Duration round_trip() const;
   // What is wrong with this member, because it was ordered (docs/chaos.md).
   Damage damage() const;

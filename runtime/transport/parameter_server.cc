@@ -14,6 +14,11 @@ namespace {
 // holds only its thread, and what is new or the end of this node wakes it.
 constexpr absl::Duration kPoll = absl::Milliseconds(200);
 constexpr absl::Duration kFollowPoll = absl::Seconds(1);
+// The parts of a follower that is gone are woken by its end.
+constexpr absl::Duration kPartPoll = absl::Seconds(10);
+// How long calls that belong together may come after one another.
+constexpr absl::Duration kPartsWait = absl::Seconds(5);
+constexpr int kStreamsMax = 64;
 constexpr int kRangesMax = 100000;  // Of one contribution.
 // Group commit: while more work waits, so many effects may wait with it for one sync.
 constexpr size_t kOutboxMax = 64;
@@ -23,7 +28,7 @@ constexpr size_t kOutboxMax = 64;
 // One contribution, from its first byte to its verdict.
 struct ParameterServer::Offer {
   ContributionHeader header;
-  std::shared_ptr<EncodedVector> payload = std::make_shared<EncodedVector>();
+  std::shared_ptr<const EncodedVector> payload;
   int64_t bytes = 0;  // Counted in staged_bytes_.
   Notification answered;
   Verdict verdict = VERDICT_UNSPECIFIED;  // Both written before `answered`.
@@ -47,6 +52,7 @@ void ParameterServer::Shutdown() {
     MutexLock lock(mutex_);
     stopping_ = true;
     budget_changed_.NotifyAll();
+    transfer_opened_.NotifyAll();
   }
   public_.Shutdown();
   executor_.Shutdown();
@@ -120,36 +126,48 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
                                                       header.fragments(), header.ranges_size(),
                                                       options_.fragments.size()));
   }
+  if (header.payload_bytes() < 0 || header.streams() < 1 || header.streams() > kStreamsMax ||
+      header.payload_bytes() > static_cast<int64_t>(EncodedBytes(header.codec(), options_.fragments))) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d bytes over %d connections", header.payload_bytes(), header.streams()));
+  }
   offer->header = header;
-  offer->payload->codec = header.codec();
-  const auto bytes = static_cast<int64_t>(EncodedBytes(header.codec(), options_.fragments));
   {
     MutexLock lock(mutex_);
     // One contribution is always let in, or a model larger than the bound could never train.
-    while (staged_bytes_ > 0 && staged_bytes_ + bytes > options_.in_flight_bytes && !stopping_) {
+    while (staged_bytes_ > 0 && staged_bytes_ + header.payload_bytes() > options_.in_flight_bytes && !stopping_) {
       budget_changed_.WaitFor(mutex_, kPoll);
       if (context->IsCancelled()) return absl::CancelledError("the sender is gone");
     }
     if (stopping_) return absl::UnavailableError("this node is shutting down");
-    staged_bytes_ += bytes;
+    staged_bytes_ += header.payload_bytes();
     staged_bytes_max_ = std::max(staged_bytes_max_, staged_bytes_);
   }
-  offer->bytes = bytes;
-  for (size_t f = 0; f < options_.fragments.size(); ++f) {
-    if (!reader->Read(&message)) {
+  offer->bytes = header.payload_bytes();
+  const auto assembly = std::make_shared<ContributionAssembly>(
+      header.codec(), options_.fragments, options_.node.parts > 1, header.payload_bytes(), header.streams());
+  const TransferKey key(header.member(), header.incarnation(), header.transfer());
+  if (header.streams() > 1) Open(&ParameterServer::assemblies_, key, assembly);
+  const auto read = [&] {
+    while (reader->Read(&message)) {
+      if (!message.has_fragment()) return absl::InvalidArgumentError("something else among the fragments");
+      absl::Status added = assembly->Add(std::move(*message.mutable_fragment()));
+      if (!added.ok()) return added;
+    }
+    if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
+    assembly->StreamEnded(absl::OkStatus());
+    while (true) {
+      const std::optional<absl::Status> whole = assembly->Wait(kPoll);
+      if (whole.has_value()) return *whole;
       if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
-      return absl::InvalidArgumentError(
-          absl::StrFormat("the contribution ends after %d of %d fragments", f, options_.fragments.size()));
+      MutexLock lock(mutex_);
+      if (stopping_) return absl::UnavailableError("this node is shutting down");
     }
-    if (!message.has_fragment() || message.fragment().index() != static_cast<int>(f) ||
-        ((options_.node.parts == 1 || !message.fragment().payload().empty()) &&
-         message.fragment().payload().size() !=
-             EncodedBytes(header.codec(), absl::MakeConstSpan(options_.fragments).subspan(f, 1)))) {
-      return absl::InvalidArgumentError(absl::StrFormat("fragment %d is out of order or of the wrong size", f));
-    }
-    offer->payload->fragments.push_back(std::move(*message.mutable_fragment()->mutable_payload()));
-  }
-  if (reader->Read(&message)) return absl::InvalidArgumentError("bytes after the last fragment");
+  };
+  const absl::Status whole = read();
+  if (header.streams() > 1) Close(&ParameterServer::assemblies_, key);
+  if (!whole.ok()) return whole;
+  offer->payload = assembly->payload();
   const uint64_t checksum = offer->payload->checksum();
   if (checksum != header.payload_checksum()) {
     // Damaged on the way: the sender still has it.
@@ -157,6 +175,39 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
         absl::StrFormat("payload checksum %016x, the header says %016x", checksum, header.payload_checksum()));
   }
   return absl::OkStatus();
+}
+
+ParameterServer::TransferKey ParameterServer::KeyOf(const PartOf& part) {
+  return {MemberId(part.member()), Incarnation(part.incarnation()), part.transfer()};
+}
+
+template <typename T>
+void ParameterServer::Open(Transfers<T> ParameterServer::*transfers, const TransferKey& key,
+                           std::shared_ptr<T> transfer) {
+  MutexLock lock(mutex_);
+  (this->*transfers)[key] = std::move(transfer);
+  transfer_opened_.NotifyAll();
+}
+
+template <typename T>
+void ParameterServer::Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key) {
+  MutexLock lock(mutex_);
+  (this->*transfers).erase(key);
+}
+
+template <typename T>
+absl::StatusOr<std::shared_ptr<T>> ParameterServer::Await(grpc::ServerContext* context,
+                                                          Transfers<T> ParameterServer::*transfers,
+                                                          const TransferKey& key, absl::Duration timeout) {
+  MutexLock lock(mutex_);
+  for (absl::Duration waited; !stopping_; waited += kPoll) {
+    const auto found = (this->*transfers).find(key);
+    if (found != (this->*transfers).end()) return found->second;
+    if (context->IsCancelled()) return absl::CancelledError("the sender is gone");
+    if (waited >= timeout) return absl::NotFoundError("no transfer of this number is under way");
+    transfer_opened_.WaitFor(mutex_, kPoll);
+  }
+  return absl::UnavailableError("this node is shutting down");
 }
 
 grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
@@ -197,6 +248,27 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
   return grpc::Status::OK;
 }
 
+grpc::Status ParameterServer::ContributePart(grpc::ServerContext* context,
+                                             grpc::ServerReader<ContributePartMessage>* reader,
+                                             ContributePartReply* /*reply*/) {
+  ContributePartMessage message;
+  if (!reader->Read(&message) || !message.has_part_of()) {
+    return ToGrpc(absl::InvalidArgumentError("a part begins with what it is a part of"));
+  }
+  // The contribution itself may have to wait until there is room for it.
+  const auto assembly =
+      Await(context, &ParameterServer::assemblies_, KeyOf(message.part_of()), absl::InfiniteDuration());
+  if (!assembly.ok()) return ToGrpc(assembly.status());
+  absl::Status status;
+  while (status.ok() && reader->Read(&message)) {
+    status = message.has_fragment() ? (*assembly)->Add(std::move(*message.mutable_fragment()))
+                                    : absl::InvalidArgumentError("something else among the fragments");
+  }
+  if (context->IsCancelled()) status.Update(absl::UnavailableError("a part of the contribution broke off"));
+  (*assembly)->StreamEnded(status);
+  return ToGrpc(status);
+}
+
 grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowRequest* request,
                                      grpc::ServerWriter<FollowMessage>* writer) {
   if (request->schema_digest() != options_.schema_digest) {
@@ -210,19 +282,49 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   have.complete = Version(request->have_version());
   for (const int64_t version : request->fragment_versions()) have.fragments.emplace_back(version);
   PublicParameters::Cursor cursor = public_.CursorAt(std::move(have));
+  const auto spread = std::make_shared<FollowSpread>();
+  const TransferKey key(child.member, child.incarnation, request->transfer());
+  if (request->transfer() != 0) Open(&ParameterServer::spreads_, key, spread);
+  for (absl::Duration waited; waited < kPartsWait && !context->IsCancelled(); waited += kPoll) {
+    if (spread->AwaitParts(request->parts(), kPoll) >= request->parts()) break;
+  }
   public_.AddFollower();
   bool writable = true;
-  while (writable && !context->IsCancelled()) {
+  while (writable && !context->IsCancelled() && !spread->broken()) {
     {
       MutexLock lock(mutex_);
       if (stopping_) break;
     }
-    const std::optional<FollowMessage> message = public_.Next(&cursor, child, kFollowPoll);
-    if (message.has_value()) writable = writer->Write(*message);
+    std::optional<FollowMessage> message = public_.Next(&cursor, child, kFollowPoll);
+    if (!message.has_value()) continue;
+    if (!message->fragment().payload().empty() && spread->AwaitParts(0, absl::ZeroDuration()) > 0) {
+      writable = spread->Put(*std::move(message));
+    } else {
+      spread->Number(&*message);
+      writable = writer->Write(*message);
+    }
   }
   public_.RemoveFollower();
-  MutexLock lock(mutex_);
-  return stopping_ ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down") : grpc::Status::OK;
+  spread->Break();
+  if (request->transfer() != 0) Close(&ParameterServer::spreads_, key);
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
+  }
+  return writable ? grpc::Status::OK : grpc::Status(grpc::StatusCode::UNAVAILABLE, "a connection broke");
+}
+
+grpc::Status ParameterServer::FollowPart(grpc::ServerContext* context, const FollowPartRequest* request,
+                                         grpc::ServerWriter<FollowMessage>* writer) {
+  const auto spread = Await(context, &ParameterServer::spreads_, KeyOf(request->part_of()), kPartsWait);
+  if (!spread.ok()) return ToGrpc(spread.status());
+  const int part = (*spread)->Attach();
+  while (!(*spread)->broken() && !context->IsCancelled()) {
+    const std::optional<FollowMessage> message = (*spread)->Take(part, kPartPoll);
+    if (message.has_value() && !writer->Write(*message)) break;
+  }
+  (*spread)->Break();
+  return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream has ended");
 }
 
 }  // namespace wukong

@@ -8,10 +8,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
 #include "proto/log.pb.h"
@@ -23,6 +25,7 @@
 #include "runtime/sync/parent_node.h"
 #include "runtime/sync/public_copy.h"
 #include "runtime/transport/parent_link.h"
+#include "runtime/transport/striping.h"
 
 namespace wukong {
 
@@ -47,8 +50,12 @@ class ParameterServer final : public ParameterNode::Service {
   // gRPC
   grpc::Status Contribute(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
                           ContributeReply* reply) override;
+  grpc::Status ContributePart(grpc::ServerContext* context, grpc::ServerReader<ContributePartMessage>* reader,
+                              ContributePartReply* reply) override;
   grpc::Status Follow(grpc::ServerContext* context, const FollowRequest* request,
                       grpc::ServerWriter<FollowMessage>* writer) override;
+  grpc::Status FollowPart(grpc::ServerContext* context, const FollowPartRequest* request,
+                          grpc::ServerWriter<FollowMessage>* writer) override;
 
   // Any thread.
   void OnParentVersion();
@@ -82,6 +89,20 @@ class ParameterServer final : public ParameterNode::Service {
   absl::Status ReadContribution(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
                                 Offer* offer);
 
+  // What several calls of one child work on together; there for as long as the first of them lasts.
+  using TransferKey = std::tuple<MemberId, Incarnation, uint64_t>;
+  template <typename T>
+  using Transfers = std::map<TransferKey, std::shared_ptr<T>>;
+  static TransferKey KeyOf(const PartOf& part);
+  template <typename T>
+  void Open(Transfers<T> ParameterServer::*transfers, const TransferKey& key, std::shared_ptr<T> transfer);
+  template <typename T>
+  void Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key);
+  // Waits for the transfer, at most `timeout` and as long as the call lives. NOT_FOUND, CANCELLED, UNAVAILABLE.
+  template <typename T>
+  absl::StatusOr<std::shared_ptr<T>> Await(grpc::ServerContext* context, Transfers<T> ParameterServer::*transfers,
+                                           const TransferKey& key, absl::Duration timeout);
+
   const Options options_;
   ParentLink* const up_;
   NodeEngine engine_;  // The executor's alone, but for the public parameters.
@@ -89,6 +110,9 @@ class ParameterServer final : public ParameterNode::Service {
 
   mutable Mutex mutex_;
   CondVar budget_changed_;
+  CondVar transfer_opened_;
+  Transfers<ContributionAssembly> assemblies_ ABSL_GUARDED_BY(mutex_);
+  Transfers<FollowSpread> spreads_ ABSL_GUARDED_BY(mutex_);
   int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t staged_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

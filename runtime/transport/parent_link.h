@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "runtime/sync/node_engine.h"
 #include "runtime/sync/public_copy.h"
 #include "runtime/sync/replica.h"
+#include "runtime/sync/stream_tuner.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
@@ -36,9 +38,11 @@ class ParentLink final : public ParentPort {
     MemberKey self;
     std::string schema_digest;
     std::vector<FragmentSpan> fragments;
-    Sequence first_sequence{1};  // Of the contributions that this parent will get.
-    absl::Duration rpc_timeout = absl::Seconds(60);
-    uint64_t seed = 1;  // Of the backoff's jitter.
+    Sequence first_sequence{1};                      // Of the contributions that this parent will get.
+    absl::Duration rpc_timeout = absl::Seconds(60);  // Of a contribution without bytes (TransferTimeout).
+    int streams_max = 1;                             // Connections that the parameters of one direction go over.
+    absl::Duration round_trip;                       // As far as is known, for the first guess at how many.
+    uint64_t seed = 1;                               // Of the backoff's jitter.
   };
   // Called from the link's threads.
   struct Callbacks {
@@ -69,21 +73,44 @@ class ParentLink final : public ParentPort {
     Manifest manifest;
     std::shared_ptr<const EncodedVector> payload;
   };
+  struct Connection {
+    std::shared_ptr<grpc::Channel> channel;
+    std::unique_ptr<ParameterNode::Stub> stub;
+  };
+  using Connections = std::deque<Connection>;  // What is there stays where it is.
+  // Bytes [offset, offset + length) of a fragment.
+  struct Piece {
+    int fragment = 0;
+    int64_t offset = 0;
+    int64_t length = 0;
+  };
+  class Following;
   void FollowLoop();
   void SendLoop();
-  absl::Status FollowOnce();
+  FollowRequest MakeFollowRequest();
   absl::Status SendOnce(const Outgoing& outgoing, ContributeReply* reply);
+  // A call's share of the contribution; false when it broke off.
+  template <typename Message>
+  bool WritePieces(const Outgoing& outgoing, const std::vector<Piece>& pieces, grpc::ClientWriter<Message>* writer);
+  absl::Status SendPart(const Outgoing& outgoing, const std::vector<Piece>& pieces, uint64_t transfer,
+                        Connection* connection, grpc::ClientContext* context);
+  // Opens connections until there are `count`.
+  void Connect(Connections* connections, int count) const;
+  PartOf PartOfTransfer(uint64_t transfer) const;
   // Registers the call for Shutdown to cancel; false when it is too late.
-  bool Begin(grpc::ClientContext* context, grpc::ClientContext** slot);
-  void End(grpc::ClientContext** slot);
+  bool Begin(grpc::ClientContext* context);
+  void End(grpc::ClientContext* context);
   // False when shutting down.
   bool Backoff(int attempt);
 
   const Options options_;
   const Callbacks callbacks_;
-  // Down and up have a connection each, so that neither waits in the other's window.
-  const std::unique_ptr<ParameterNode::Stub> follow_stub_;
-  const std::unique_ptr<ParameterNode::Stub> send_stub_;
+  // Down and up have connections of their own, so that neither waits in the other's window.
+  Connections follow_connections_;  // The follower's thread's. The first is that of Follow.
+  StreamTuner follow_streams_;      // Likewise, while it follows under the merge's lock.
+  Connections send_connections_;    // The sender's thread's.
+  StreamTuner send_streams_;        // Likewise.
+  std::atomic<uint64_t> transfers_{0};
   FollowedParameters parameters_;
   std::atomic<int64_t> bytes_up_{0};
   std::atomic<int64_t> bytes_down_{0};
@@ -93,9 +120,8 @@ class ParentLink final : public ParentPort {
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
-  Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);  // After the last one that was answered.
-  grpc::ClientContext* follow_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
-  grpc::ClientContext* send_context_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);                // After the last one that was answered.
+  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);  // Under way.
 
   std::thread follower_;
   std::thread sender_;

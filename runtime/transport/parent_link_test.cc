@@ -22,6 +22,10 @@ std::vector<float> RandomValues(uint64_t seed, double scale = 1.0) {
 
 class FollowTest : public ::testing::TestWithParam<CodecKind> {};
 
+// How many connections a child spreads its transfers over.
+class StreamsTest : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Connections, StreamsTest, ::testing::Values(1, 2, 7));
+
 TEST_P(FollowTest, EveryChildHoldsTheSameBytesAtEveryVersion) {
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, GetParam()));
   TestNode node(options, RandomValues(1));
@@ -60,12 +64,12 @@ INSTANTIATE_TEST_SUITE_P(Codecs, FollowTest,
                                            CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED),
                          [](const auto& codec) { return CodecKind_Name(codec.param); });
 
-TEST(ParentLinkTest, ContributionsAreMergedOnceAndInOrder) {
+TEST_P(StreamsTest, ContributionsAreMergedOnceAndInOrder) {
   constexpr int64_t kCount = 20;
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
   TestNode node(options, std::vector<float>(kValues, 0.0f));
   node.Serve();
-  TestChild child(node.address(), 7, options.fragments);
+  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
   ASSERT_TRUE(child.AwaitVersion(Version(1)));
   for (int64_t s = 1; s <= kCount; ++s) {
     child.link().Send(TestManifest(s),
@@ -89,7 +93,7 @@ TEST(ParentLinkTest, ContributionsAreMergedOnceAndInOrder) {
   EXPECT_EQ(child.link().payload_bytes_up(), kCount * kValues * 4);
 }
 
-TEST(ParentLinkTest, GoesOnWhenItsConnectionsBreak) {
+TEST_P(StreamsTest, GoesOnWhenItsConnectionsBreak) {
   constexpr int64_t kCount = 30;
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
   TestNode node(options, std::vector<float>(kValues, 0.0f));
@@ -99,7 +103,7 @@ TEST(ParentLinkTest, GoesOnWhenItsConnectionsBreak) {
   network.up.delay = network.down.delay = absl::Milliseconds(2);
   const auto relay = WanRelay::Start(network);
   ASSERT_TRUE(relay.ok()) << relay.status();
-  TestChild child((*relay)->address(), 1, options.fragments);
+  TestChild child((*relay)->address(), 1, options.fragments, kSchema, GetParam());
   ASSERT_TRUE(child.AwaitVersion(Version(1)));
   for (int64_t s = 1; s <= kCount; ++s) {
     child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
@@ -114,6 +118,41 @@ TEST(ParentLinkTest, GoesOnWhenItsConnectionsBreak) {
   EXPECT_EQ(node.Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, kCount}}));
   EXPECT_TRUE(child.fatal().ok()) << child.fatal();
   EXPECT_GT((*relay)->stats(LinkDirection::kUp).connections, 2) << "it connected again";
+}
+
+// Loss bounds what one connection carries; several carry so many times as much, in both directions.
+TEST(ParentLinkTest, SeveralConnectionsCarryMoreThanOneOverALossyLink) {
+  constexpr int64_t kModelValues = int64_t{256} * 1024;
+  const ParameterServer::Options options = TestNodeOptions(kModelValues, 256 << 10, TestLevel(1));
+  std::map<int, std::pair<absl::Duration, absl::Duration>> took;  // Down and up, by streams.
+  for (const int streams : {1, 8}) {
+    TestNode node(options, std::vector<float>(kModelValues, 0.5f));
+    node.Serve();
+    WanRelay::Options network;
+    network.target = node.address();
+    network.up.delay = network.down.delay = absl::Milliseconds(10);
+    network.up.loss = network.down.loss = 0.01;  // One connection carries 0.88 MB/s, and the model is 1 MB.
+    const auto relay = WanRelay::Start(network);
+    ASSERT_TRUE(relay.ok()) << relay.status();
+    const absl::Time began = absl::Now();
+    TestChild child((*relay)->address(), 1, options.fragments, kSchema, streams);
+    ASSERT_TRUE(child.AwaitVersion(Version(1))) << child.fatal();
+    took[streams].first = absl::Now() - began;
+    EXPECT_EQ(child.Values(), node.Theta());
+    const absl::Time sent = absl::Now();
+    child.link().Send(TestManifest(1),
+                      Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kModelValues, 1.0f)));
+    ASSERT_TRUE(child.AwaitAnswers(1)) << child.fatal();
+    took[streams].second = absl::Now() - sent;
+    EXPECT_EQ(child.answers().front().second, VERDICT_ACCEPTED);
+    EXPECT_EQ(node.Theta(), std::vector<float>(kModelValues, 1.5f));
+    if (streams > 1) {
+      EXPECT_GE((*relay)->stats(LinkDirection::kUp).connections, 2 * streams);
+    }
+  }
+  // Eight times is what the link does; less than twice would be one connection with luck.
+  EXPECT_LT(took[8].first, took[1].first / 2) << took[1].first;
+  EXPECT_LT(took[8].second, took[1].second / 2) << took[1].second;
 }
 
 TEST(ParentLinkTest, AFetchThatBreaksGoesOnWithTheNextFragment) {

@@ -188,8 +188,10 @@ class TestChild {
 
   // `node`, when set later, is told of versions and answers as an aggregator's is.
   TestChild(const std::string& address, int64_t member, const std::vector<FragmentSpan>& fragments,
-            const std::string& schema = kSchema) {
+            const std::string& schema = kSchema, int streams = 1) {
     ParentLink::Options options;
+    options.streams_max = streams;
+    options.round_trip = absl::Seconds(streams > 1 ? 10 : 0);  // As many as may be from the start.
     options.address = address;
     options.parent_name = "node of the test";
     options.self = {MemberId(member), Incarnation(1)};
@@ -291,6 +293,8 @@ inline std::vector<ContributeMessage> Messages(MemberKey sender, Manifest manife
   header->set_schema_digest(kSchema);
   header->set_fragments(static_cast<int>(payload.fragments.size()));
   header->set_payload_checksum(payload.checksum());
+  header->set_payload_bytes(payload.bytes());
+  header->set_streams(1);
   for (size_t f = 0; f < payload.fragments.size(); ++f) {
     FragmentPayload* fragment = messages.emplace_back().mutable_fragment();
     fragment->set_index(static_cast<int>(f));
