@@ -16,6 +16,7 @@
 #include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/sync/presets.h"
+#include "runtime/sync/stream_tuner.h"
 
 namespace wukong {
 namespace {
@@ -57,24 +58,39 @@ double RecoverySeconds(double loss, double rtt, double transfer, int64_t bytes) 
   return rtt * some - (some / rate - within * std::exp(-rate * within));
 }
 
-LinkPlan MakeLink(const LinkShape& given, double rtt, int64_t bytes) {
+// How many connections the transfers are spread over in the end (runtime/sync/stream_tuner.h): as many as it takes to
+// fill the link, a power of two.
+int StreamsFor(const LinkShape& shape, double rtt, int64_t bytes, int streams_max) {
+  const double mathis = MathisBytesPerSecond(shape.loss, absl::Seconds(rtt));
+  if (rtt <= 0 || (mathis <= 0 && shape.bandwidth_bits_per_s <= 0)) return 1;
+  const double one = mathis > 0 ? std::min(mathis, kUsualWindowBytes / rtt) : kUsualWindowBytes / rtt;
+  const auto most = static_cast<int>(std::clamp<int64_t>(bytes / kPieceBytesMin, 1, streams_max));
+  int streams = 1;
+  while (streams < most && (shape.bandwidth_bits_per_s <= 0 || streams * one < shape.bandwidth_bits_per_s / 8)) {
+    streams = std::min(2 * streams, most);
+  }
+  return streams;
+}
+
+LinkPlan MakeLink(const LinkShape& given, double rtt, int64_t bytes, int streams_max) {
   const LinkShape shape = Sanitized(given);
   LinkPlan link;
   link.bytes = bytes;
+  link.streams = StreamsFor(shape, rtt, bytes, streams_max);
   link.rate_bytes_per_second = shape.bandwidth_bits_per_s / 8;
   const double size = static_cast<double>(bytes);
   double transfer = shape.bandwidth_bits_per_s > 0 ? size / link.rate_bytes_per_second : 0;
-  const double mathis = MathisBytesPerSecond(shape.loss, absl::Seconds(rtt));
+  const double mathis = link.streams * MathisBytesPerSecond(shape.loss, absl::Seconds(rtt));
   if (mathis > 0 && (link.rate_bytes_per_second == 0 || mathis < link.rate_bytes_per_second)) {
     link.rate_bytes_per_second = mathis;
     link.bound_by_loss = true;
-    // After the pause before it, one congestion window leaves at once.
+    // After the pause before it, one congestion window of each connection leaves at once.
     transfer = std::max(transfer, size / mathis - rtt);
   }
   link.transfer_seconds = transfer;
   link.recovery_seconds = RecoverySeconds(shape.loss, rtt, transfer, bytes);
   link.seconds = transfer + link.recovery_seconds + absl::ToDoubleSeconds(shape.delay);
-  link.window_bytes = link.rate_bytes_per_second * rtt;
+  link.window_bytes = link.rate_bytes_per_second * rtt / link.streams;
   return link;
 }
 
@@ -159,8 +175,8 @@ class Planner {
     const auto bytes = [&](CodecKind codec) {
       return (VectorBytes(job_, input_.parameters, codec) + parts - 1) / parts;
     };
-    plan.up = MakeLink(up, plan.rtt_seconds, bytes(strategy_.root().codec_up()));
-    plan.down = MakeLink(down, plan.rtt_seconds, bytes(strategy_.root().codec_down()));
+    plan.up = MakeLink(up, plan.rtt_seconds, bytes(strategy_.root().codec_up()), job_.limits().streams_max());
+    plan.down = MakeLink(down, plan.rtt_seconds, bytes(strategy_.root().codec_down()), job_.limits().streams_max());
     plan.inner_steps_min = std::numeric_limits<int64_t>::max();
     for (const Leaf& leaf : regions_[r]) {
       plan.inner_steps_min = std::min(plan.inner_steps_min, leaf.steps);
@@ -458,7 +474,6 @@ void AddNotes(const PlanInput& input, Plan* plan) {
   const Job& job = input.job;
   const auto note = [plan](std::string text) { plan->notes.push_back(std::move(text)); };
   const int64_t staleness_max = job.strategy().root().staleness_max();
-  const double deadline = 1e-9 * static_cast<double>(job.limits().rpc_ns());
   int64_t largest = 0;
   for (const RegionPlan& region : plan->regions) {
     largest = std::max(largest, region.up.bytes);
@@ -476,14 +491,16 @@ void AddNotes(const PlanInput& input, Plan* plan) {
     }
     for (const LinkPlan* link : {&region.up, &region.down}) {
       const char* way = link == &region.up ? "up" : "down";
+      const double deadline =
+          absl::ToDoubleSeconds(TransferTimeout(absl::Nanoseconds(job.limits().rpc_ns()), link->bytes));
       if (link->seconds > deadline) {
-        note(absl::StrFormat("%s: %s takes %.3g s, longer than limits.rpc (%.3g s): raise it", region.name, way,
-                             link->seconds, deadline));
+        note(absl::StrFormat("%s: %s takes %.3g s, longer than limits.rpc allows for it (%.3g s): raise it",
+                             region.name, way, link->seconds, deadline));
       }
       if (link->window_bytes > kUsualWindowBytes) {
         note(
-            absl::StrFormat("%s: %s needs %.3g MB under way on one connection: TCP's buffers (net.ipv4.tcp_wmem, "
-                            "tcp_rmem) must allow that",
+            absl::StrFormat("%s: %s needs %.3g MB under way on each connection: TCP's buffers (net.ipv4.tcp_wmem, "
+                            "tcp_rmem) must allow that, or limits.streams_max more connections",
                             region.name, way, link->window_bytes / 1e6));
       }
     }

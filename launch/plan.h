@@ -38,7 +38,8 @@ int64_t VectorBytes(const Job& job, int64_t parameters, CodecKind codec);
 
 // One direction of the link between a region and the root.
 struct LinkPlan {
-  double rate_bytes_per_second = 0;  // Of one connection; 0: unlimited.
+  int streams = 1;                   // Connections that a transfer is spread over.
+  double rate_bytes_per_second = 0;  // Of all of them together; 0: unlimited.
   bool bound_by_loss = false;        // The rate is that which loss leaves, not the bandwidth.
   int64_t bytes = 0;                 // Payload of one contribution, or of one version.
   double transfer_seconds = 0;       // The wire is busy.
@@ -47,7 +48,7 @@ struct LinkPlan {
   double interval_seconds = 0;       // Between two of them.
   double bytes_per_hour = 0;
   double busy = 0;          // Share of the time, 0 to 1.
-  double window_bytes = 0;  // Under way at this rate: rate * round-trip time; 0 for an unlimited rate.
+  double window_bytes = 0;  // Under way on each connection: rate * round-trip time; 0 for an unlimited rate.
 };
 
 struct RegionPlan {

@@ -174,6 +174,7 @@ absl::StatusOr<std::string> FindStepTime(const PlanOptions& options, const Measu
 
 Json LinkJson(const LinkPlan& link) {
   return {{"bytes", link.bytes},
+          {"streams", link.streams},
           {"rate_bytes_per_second", link.rate_bytes_per_second},
           {"bound_by_loss", link.bound_by_loss},
           {"transfer_seconds", link.transfer_seconds},
@@ -290,13 +291,14 @@ void PrintPlan(const JobSource& source, const PlanInput& input, const std::strin
                                Seconds(plan.round_seconds))
             << "  root's disk    " << Bytes(plan.log_bytes_per_hour) << " of log and "
             << Bytes(plan.snapshot_bytes_per_hour) << " of snapshots per hour\n\n";
-  Rows links = {{"link", "bytes", "rate", "takes", "every", "busy", "per hour"}};
+  Rows links = {{"link", "bytes", "streams", "rate", "takes", "every", "busy", "per hour"}};
   Rows regions = {
       {"region", "workers", "steps", "computes", "waits", "computing", "tokens/s", "versions late", "steps late"}};
   for (const RegionPlan& region : plan.regions) {
     for (const LinkPlan* link : {&region.up, &region.down}) {
       links.push_back(
           {absl::StrCat(region.name, link == &region.up ? " up" : " down"), Bytes(static_cast<double>(link->bytes)),
+           absl::StrCat(link->streams),
            link->rate_bytes_per_second > 0
                ? absl::StrCat(Bytes(link->rate_bytes_per_second), "/s", link->bound_by_loss ? " (loss)" : "")
                : "unlimited",

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/sync/stream_tuner.h"
 
 namespace wukong {
 namespace {
@@ -11,6 +12,10 @@ namespace {
 constexpr absl::Duration kLocalDelay = absl::Microseconds(100);  // One way inside a region.
 constexpr double kLocalBytesPerSecond = 1.25e9;
 constexpr int64_t kFrameBytes = 64;  // Of headers, about.
+
+size_t SharesOf(int64_t bytes, size_t connections) {
+  return std::clamp<size_t>(static_cast<size_t>(bytes / kPieceBytesMin), 1, connections);
+}
 
 }  // namespace
 
@@ -145,7 +150,7 @@ absl::Duration SimNetwork::RoundTrip(int from, int to) {
 
 bool SimNetwork::Happens(double probability) { return probability > 0 && random_.Uniform() < probability; }
 
-std::shared_ptr<SimNetwork::Stream> SimNetwork::OpenStream(SimProcess* from, SimProcess* to) {
+std::shared_ptr<SimNetwork::Stream> SimNetwork::OpenStream(SimProcess* from, SimProcess* to, int connections) {
   auto stream = std::make_shared<Stream>();
   stream->queue_ = queue_;
   stream->from_ = from;
@@ -153,34 +158,69 @@ std::shared_ptr<SimNetwork::Stream> SimNetwork::OpenStream(SimProcess* from, Sim
   stream->from_life_ = from->life();
   stream->to_life_ = to->life();
   stream->link_ = LinkBetween(from->site(), to->site());
-  if (stream->link_ != nullptr) stream->connection_ = stream->link_->Open();
+  for (int i = 0; i < connections && stream->link_ != nullptr; ++i) {
+    stream->connections_.push_back(stream->link_->Open());
+  }
   return stream;
 }
 
 void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
-  if (link_ != nullptr) {
-    link_->Send(connection_, bytes, {from_, from_life_, std::move(departed)}, {to_, to_life_, std::move(receive)});
+  if (link_ == nullptr) {
+    const absl::Time departure =
+        std::max(queue_->Now(), last_) + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond);
+    last_ = departure;
+    if (departed) {
+      queue_->At(departure, std::move(departed), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
+    }
+    queue_->At(departure + kLocalDelay, std::move(receive), to_, SimProcess::TagOf(to_life_, /*on_arrival=*/true));
     return;
   }
-  const absl::Time departure =
-      std::max(queue_->Now(), last_) + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond);
-  last_ = departure;
-  if (departed) {
-    queue_->At(departure, std::move(departed), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
+  const size_t shares = SharesOf(bytes, connections_.size());
+  if (connections_.size() == 1) {
+    link_->Send(connections_[0], bytes, {from_, from_life_, std::move(departed)}, {to_, to_life_, std::move(receive)});
+    return;
   }
-  queue_->At(departure + kLocalDelay, std::move(receive), to_, SimProcess::TagOf(to_life_, /*on_arrival=*/true));
+  const int64_t number = delivered_ + static_cast<int64_t>(spread_.size());
+  spread_.push_back({shares, std::move(receive)});
+  auto left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(departed));
+  for (size_t i = 0; i < shares; ++i) {
+    link_->Send(connections_[i], bytes / static_cast<int64_t>(shares),
+                {from_, from_life_,
+                 [left] {
+                   if (--left->first == 0 && left->second) left->second();
+                 }},
+                {to_, to_life_, [stream = shared_from_this(), number] {
+                   --stream->spread_[number - stream->delivered_].missing;
+                   while (!stream->spread_.empty() && stream->spread_.front().missing == 0) {
+                     Action next = std::move(stream->spread_.front().receive);
+                     stream->spread_.pop_front();
+                     ++stream->delivered_;
+                     next();
+                   }
+                 }});
+  }
 }
 
-void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived) {
+void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections) {
   SimLink* link = LinkBetween(from->site(), to->site());
   if (link == nullptr) {
     queue_->After(kLocalDelay + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond),
                   std::move(arrived));
     return;
   }
-  const auto [connection, is_new] = connections_.try_emplace(std::make_pair(from, to), 0);
-  if (is_new) connection->second = link->Open();
-  link->Send(connection->second, bytes, {}, {nullptr, 0, std::move(arrived)});
+  const size_t shares = SharesOf(bytes, static_cast<size_t>(connections));
+  std::vector<int64_t>& open = connections_[std::make_pair(from, to)];
+  while (open.size() < shares) open.push_back(link->Open());
+  if (shares == 1) {
+    link->Send(open[0], bytes, {}, {nullptr, 0, std::move(arrived)});
+    return;
+  }
+  auto left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(arrived));
+  for (size_t i = 0; i < shares; ++i) {
+    link->Send(open[i], bytes / static_cast<int64_t>(shares), {}, {nullptr, 0, [left] {
+                                                                     if (--left->first == 0) left->second();
+                                                                   }});
+  }
 }
 
 // A call under way. Everything that happens on its behalf holds it and nothing else, so that its events are small.
@@ -194,6 +234,7 @@ struct SimNetwork::PendingCall {
   Failed failed;
   Action done;
   absl::Status status;
+  int connections = 1;
   bool over = false;
   int64_t hook = 0;  // At the server, for when it dies.
   EventQueue::EventId timeout;
@@ -239,13 +280,14 @@ void SimNetwork::Respond::operator()(int64_t bytes, Action done) const {
 }
 
 void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve,
-                      Failed failed) {
+                      Failed failed, int connections) {
   auto call = std::make_shared<PendingCall>();
   call->network = this;
   call->from = from;
   call->to = to;
   call->from_life = from->life();
   call->bytes = bytes;
+  call->connections = connections;
   call->serve = std::move(serve);
   call->failed = std::move(failed);
   call->timeout =
@@ -257,7 +299,8 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
   if (Happens(faults.duplicate)) {
     ++duplicated_;
     queue_->After(late(), [call] {
-      call->network->Carry(call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, false); });
+      call->network->Carry(
+          call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, false); }, call->connections);
     });
   }
   absl::Duration delay;
@@ -267,10 +310,12 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
   }
   if (delay > absl::ZeroDuration()) {
     queue_->After(delay, [call] {
-      call->network->Carry(call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); });
+      call->network->Carry(
+          call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); }, call->connections);
     });
   } else {
-    Carry(from, to, bytes, [call = std::move(call)] { PendingCall::Arrive(call, true); });
+    Carry(
+        from, to, bytes, [call = std::move(call)] { PendingCall::Arrive(call, true); }, connections);
   }
 }
 

@@ -105,8 +105,9 @@ class SimNetwork {
   Faults FaultsBetween(int from, int to);
   absl::Duration RoundTrip(int from, int to);
 
-  // An ordered stream of messages. It ends with either process; after that nothing is delivered.
-  class Stream {
+  // An ordered stream of messages, each spread over `connections`. It ends with either process; after that nothing is
+  // delivered.
+  class Stream : public std::enable_shared_from_this<Stream> {
    public:
     // `receive` runs in the receiving process, `departed` in the sender's.
     void Send(int64_t bytes, Action departed, Action receive);
@@ -120,18 +121,26 @@ class SimNetwork {
     int64_t from_life_ = 0;
     int64_t to_life_ = 0;
     SimLink* link_ = nullptr;
-    int64_t connection_ = 0;
+    std::vector<int64_t> connections_;
+    // Messages of which shares are on the way, where there are several connections; the first is number `delivered_`.
+    struct Spread {
+      size_t missing = 0;
+      Action receive;
+    };
+    std::deque<Spread> spread_;
+    int64_t delivered_ = 0;
     absl::Time last_ = absl::InfinitePast();  // Arrival of the last message, on a line inside a region.
   };
-  std::shared_ptr<Stream> OpenStream(SimProcess* from, SimProcess* to);
+  std::shared_ptr<Stream> OpenStream(SimProcess* from, SimProcess* to, int connections = 1);
 
   // A call: `serve(respond)` runs at `to`, `respond(bytes, done)` runs `done` at `from` when the answer is there.
   // `failed` runs at `from` when the answer does not come within `timeout`, or `to` is dead or dies. One of the two
-  // runs, once; `serve` runs twice for a request that is duplicated.
+  // runs, once; `serve` runs twice for a request that is duplicated. The request is spread over `connections`.
   class Respond;
   using Serve = absl::AnyInvocable<void(const Respond&)>;
   using Failed = absl::AnyInvocable<void(const absl::Status&)>;
-  void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve, Failed failed);
+  void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve, Failed failed,
+            int connections = 1);
 
   // Draws whether something with this probability happens to a message.
   bool Happens(double probability);
@@ -146,14 +155,14 @@ class SimNetwork {
     Faults faults;
   };
   struct PendingCall;
-  // A message on the connection that two processes have for their calls.
-  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived);
+  // A message on the connections that two processes have for their calls.
+  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections = 1);
 
   EventQueue* const queue_;
   const uint64_t seed_;
   Random random_{DeriveSeed(seed_, "sim.network")};
   std::vector<Region> regions_;
-  absl::flat_hash_map<std::pair<SimProcess*, SimProcess*>, int64_t> connections_;
+  absl::flat_hash_map<std::pair<SimProcess*, SimProcess*>, std::vector<int64_t>> connections_;
   int64_t duplicated_ = 0, reordered_ = 0, corrupted_ = 0;
 };
 

@@ -18,6 +18,12 @@ std::shared_ptr<const EncodedVector> Damaged(const EncodedVector& payload, uint6
   return damaged;
 }
 
+// A region's link to the root, or a line inside a region, as in worker/aggregator.cc and worker/leaf.cc.
+StreamTuner TunerBetween(SimWorld* world, const SimProcess* from, const SimProcess* to) {
+  if (from->site() == to->site()) return StreamTuner(1, absl::ZeroDuration());
+  return StreamTuner(world->job.limits().streams_max(), world->network.RoundTrip(from->site(), to->site()));
+}
+
 }  // namespace
 
 void SimNode::SetEngine(NodeEngine* engine) {
@@ -154,6 +160,8 @@ SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std
       options_(std::move(options)),
       callbacks_(std::move(callbacks)),
       parameters_(options_.fragments),
+      follow_streams_(TunerBetween(world, self, process)),
+      send_streams_(TunerBetween(world, self, process)),
       next_sequence_(options_.first_sequence),
       random_(DeriveSeed(world->seed, absl::StrCat("sim.uplink.", self->name()), static_cast<uint64_t>(self->life()))) {
   Connect();
@@ -184,7 +192,8 @@ void SimUplink::Connect() {
   auto served = std::make_shared<bool>(false);
   world_->network.Call(
       self_, process_, bytes, absl::Seconds(10),
-      [this, request, served, connection = connection_](const SimNetwork::Respond& respond) {
+      [this, request, served, connections = follow_streams_.streams(),
+       connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
         if (!connection->open()) return;
         if (*served) {
@@ -194,10 +203,10 @@ void SimUplink::Connect() {
         SimNode* node = parent_();
         SimNode::Follower follower;
         follower.request = request;
-        follower.stream = world_->network.OpenStream(process_, self_);
+        follower.stream = world_->network.OpenStream(process_, self_, connections);
         follower.connection = connection;
-        follower.take = [this, connection](FollowMessage message) {
-          if (connection->open()) Take(std::move(message));
+        follower.take = [this, connection, connections](FollowMessage message) {
+          if (connection->open()) Take(std::move(message), connections);
         };
         const bool taken = node != nullptr && node->Follow(std::move(follower));
         *served = taken;
@@ -221,7 +230,9 @@ void SimUplink::Connect() {
   });
 }
 
-void SimUplink::Take(FollowMessage message) {
+void SimUplink::Take(FollowMessage message, int connections) {
+  if (version_bytes_ == 0) version_began_ = world_->queue.Now();
+  version_bytes_ += static_cast<int64_t>(message.fragment().payload().size());
   const absl::StatusOr<bool> completed = parameters_.Take(std::move(message));
   if (!completed.ok()) {
     parameters_.Reset();
@@ -229,7 +240,10 @@ void SimUplink::Take(FollowMessage message) {
     return;
   }
   follow_attempt_ = 0;
-  if (*completed) callbacks_.on_version();
+  if (!*completed) return;
+  follow_streams_.Observe(connections, version_bytes_, world_->queue.Now() - version_began_);
+  version_bytes_ = 0;
+  callbacks_.on_version();
 }
 
 void SimUplink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
@@ -277,15 +291,20 @@ void SimUplink::SendNext() {
     sent->payload = Damaged(*sent->payload, random_());
     world_->network.NoteCorrupted();
   }
-  const int64_t bytes = static_cast<int64_t>(header.ByteSizeLong()) + sent->payload->bytes();
+  const int64_t payload_bytes = sent->payload->bytes();
+  const int streams = send_streams_.streams();
   world_->network.Call(
-      self_, process_, bytes, absl::Nanoseconds(world_->job.limits().rpc_ns()),
-      [this, open = open_, sent](const SimNetwork::Respond& respond) {
+      self_, process_, static_cast<int64_t>(header.ByteSizeLong()) + payload_bytes,
+      TransferTimeout(absl::Nanoseconds(world_->job.limits().rpc_ns()), payload_bytes),
+      [this, open = open_, sent, payload_bytes, streams,
+       began = world_->queue.Now()](const SimNetwork::Respond& respond) {
         // The parent is the one that this child was attached to, whether the child is still there or not.
         SimNode* node = *open ? parent_() : nullptr;
-        const auto answer = [this, open, respond](absl::StatusOr<ContributeReply> reply) {
-          respond(32, [this, open, reply = std::move(reply)] {
-            if (*open) Answered(reply);
+        const auto answer = [=](absl::StatusOr<ContributeReply> reply) {
+          respond(32, [=, reply = std::move(reply)] {
+            if (!*open) return;
+            send_streams_.Observe(streams, payload_bytes, world_->queue.Now() - began);
+            Answered(reply);
           });
         };
         if (node == nullptr) {
@@ -296,7 +315,8 @@ void SimUplink::SendNext() {
       },
       [this, open = open_](const absl::Status&) {
         if (*open) SendLater();
-      });
+      },
+      streams);
 }
 
 void NoteTaken(SimWorld* world, const SimProcess* self, const FollowedParameters& followed, Incarnation parent) {

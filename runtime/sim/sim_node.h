@@ -16,6 +16,7 @@
 #include "runtime/sim/sim_process.h"
 #include "runtime/sim/tape.h"
 #include "runtime/sync/node_engine.h"
+#include "runtime/sync/stream_tuner.h"
 
 namespace wukong {
 
@@ -132,7 +133,7 @@ class SimUplink final : public ParentPort {
   void Answered(const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
-  void Take(FollowMessage message);
+  void Take(FollowMessage message, int connections);
   void SendNext();
   void SendLater();
   absl::Duration Backoff(int attempt);
@@ -150,6 +151,10 @@ class SimUplink final : public ParentPort {
   const Options options_;
   const Callbacks callbacks_;
   FollowedParameters parameters_;
+  StreamTuner follow_streams_;
+  StreamTuner send_streams_;
+  int64_t version_bytes_ = 0;  // Of the version that is coming in.
+  absl::Time version_began_;
   std::deque<Outgoing> outgoing_;
   bool sending_ = false;
   Sequence next_sequence_;
