@@ -1,0 +1,191 @@
+// Parameters on their way over a link, with the transport of the product and nothing else. tests/bench/goodput runs it.
+//   transfer_bench relay --target HOST:PORT --rtt 150ms ...   an emulated link; prints its address
+//   transfer_bench serve --bytes N                            a root; prints its address
+//   transfer_bench send --to HOST:PORT --bytes N ...          a region; prints what it saw as JSON
+#include <grpcpp/grpcpp.h>
+
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "glog/logging.h"
+#include "nlohmann/json.hpp"
+#include "runtime/base/clock.h"
+#include "runtime/base/mutex.h"
+#include "runtime/base/random.h"
+#include "runtime/codec/codec.h"
+#include "runtime/fault/wan_relay.h"
+#include "runtime/transport/grpc_options.h"
+#include "runtime/transport/parameter_server.h"
+#include "runtime/transport/parent_link.h"
+
+namespace wukong {
+namespace {
+
+constexpr char kSchema[] = "transfer_bench";
+constexpr int64_t kFragmentBytes = 1 << 20;
+
+std::vector<FragmentSpan> Fragments(int64_t bytes) {
+  return CutFragments(bytes / static_cast<int64_t>(sizeof(float)), kFragmentBytes);
+}
+
+// Until standard input ends: whoever started this is gone.
+void AwaitEnd() {
+  std::string line;
+  while (std::getline(std::cin, line)) {
+  }
+}
+
+int Relay(const WanRelay::Options& options) {
+  const auto relay = WanRelay::Start(options);
+  CHECK(relay.ok()) << relay.status();
+  std::cout << (*relay)->address() << std::endl;
+  AwaitEnd();
+  return 0;
+}
+
+int Serve(int64_t bytes) {
+  const RealClock clock;
+  std::vector<float> theta(bytes / sizeof(float), 0.5F);
+  ParameterServer::Options options;
+  options.node.is_root = true;
+  Level* level = &options.node.level;
+  level->set_quorum(1);
+  level->set_learning_rate(1);
+  level->set_momentum_delay(1);
+  level->set_weight(WEIGHT_EQUAL);
+  level->set_staleness_max(1000);
+  level->set_staleness_decay(STALENESS_DECAY_NONE);
+  level->set_mix(1);
+  level->set_send_every(1);
+  options.node.in_flight_max = 4;
+  options.codec_up = CODEC_KIND_FP32;
+  options.codec_down = CODEC_KIND_FP32;
+  options.fragments = Fragments(bytes);
+  options.schema_digest = kSchema;
+  options.in_flight_bytes = 2 * bytes;
+  VersionNotes notes;
+  notes.root_version = Version(1);
+  ParameterServer server(options, {}, absl::MakeSpan(theta), notes, nullptr, &clock);
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&server);
+  const std::unique_ptr<grpc::Server> listening = builder.BuildAndStart();
+  CHECK(listening != nullptr);
+  std::cout << "127.0.0.1:" << port << std::endl;
+  AwaitEnd();
+  server.Shutdown();
+  listening->Shutdown(std::chrono::system_clock::now());
+  return 0;
+}
+
+// What the link's threads tell.
+struct Heard {
+  Mutex mutex;
+  CondVar changed;
+  bool version ABSL_GUARDED_BY(mutex) = false;
+  int64_t answers ABSL_GUARDED_BY(mutex) = 0;
+  absl::Status fatal ABSL_GUARDED_BY(mutex);
+};
+
+int Send(const std::string& to, int64_t bytes, int count, int streams, absl::Duration round_trip) {
+  const std::vector<FragmentSpan> fragments = Fragments(bytes);
+  auto payload = std::make_shared<EncodedVector>();
+  payload->codec = CODEC_KIND_FP32;
+  Random random(1);
+  for (const FragmentSpan& span : fragments) {
+    std::vector<float> values(span.size());
+    for (float& value : values) value = static_cast<float>(1e-3 * random.Normal());
+    CHECK(MakeCodec(CODEC_KIND_FP32, span)->Encode(values, &payload->fragments.emplace_back()).ok());
+  }
+  ParentLink::Options options;
+  options.address = to;
+  options.parent_name = "root";
+  options.self = {MemberId(1), Incarnation(1)};
+  options.schema_digest = kSchema;
+  options.fragments = fragments;
+  options.streams_max = streams;
+  options.round_trip = round_trip;
+  Heard heard;
+  ParentLink::Callbacks callbacks;
+  callbacks.on_version = [&] {
+    MutexLock lock(heard.mutex);
+    heard.version = true;
+    heard.changed.NotifyAll();
+  };
+  callbacks.on_answer = [&](Sequence, Verdict verdict, const std::string& detail) {
+    CHECK_EQ(verdict, VERDICT_ACCEPTED) << detail;
+    MutexLock lock(heard.mutex);
+    ++heard.answers;
+    heard.changed.NotifyAll();
+  };
+  callbacks.on_fatal = [&](const absl::Status& status) { LOG(FATAL) << status; };
+  const absl::Time began = absl::Now();
+  ParentLink link(options, std::move(callbacks));
+  {
+    MutexLock lock(heard.mutex);
+    while (!heard.version) heard.changed.Wait(heard.mutex);
+  }
+  nlohmann::json result;
+  result["down_seconds"] = absl::ToDoubleSeconds(absl::Now() - began);
+  for (int i = 1; i <= count; ++i) {
+    const absl::Time sent = absl::Now();
+    Manifest manifest;
+    manifest.sequence = Sequence(i);
+    manifest.base = manifest.root_base = Version(1);
+    manifest.steps = manifest.tokens = 1;
+    link.Send(manifest, payload);
+    MutexLock lock(heard.mutex);
+    while (heard.answers < i) heard.changed.Wait(heard.mutex);
+    result["up_seconds"].push_back(absl::ToDoubleSeconds(absl::Now() - sent));
+  }
+  link.Shutdown();
+  std::cout << result << std::endl;
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Parameters on their way over a link.");
+  app.require_subcommand(1);
+  int64_t bytes = 64 << 20;
+  double rtt = 0.15, bandwidth = 1e9;
+  WanRelay::Options relay;
+  CLI::App* relaying = app.add_subcommand("relay", "an emulated link");
+  relaying->add_option("--target", relay.target, "HOST:PORT that it leads to")->required();
+  relaying->add_option("--rtt", rtt, "seconds");
+  relaying->add_option("--bandwidth", bandwidth, "bits per second");
+  relaying->add_option("--loss", relay.up.loss, "share of the segments");
+  CLI::App* serving = app.add_subcommand("serve", "a root");
+  serving->add_option("--bytes", bytes, "of the parameters as fp32");
+  CLI::App* sending = app.add_subcommand("send", "a region");
+  std::string to;
+  int count = 3, streams = 16;
+  sending->add_option("--to", to, "HOST:PORT")->required();
+  sending->add_option("--bytes", bytes, "of the parameters as fp32");
+  sending->add_option("--count", count, "contributions");
+  sending->add_option("--streams", streams, "connections at most");
+  sending->add_option("--rtt", rtt, "seconds, as a region measures it when it joins");
+  CLI11_PARSE(app, argc, argv);
+  if (*relaying) {
+    relay.up.delay = absl::Seconds(rtt / 2);
+    relay.up.bandwidth_bits_per_s = bandwidth;
+    relay.down = relay.up;
+    return Relay(relay);
+  }
+  if (*serving) return Serve(bytes);
+  return Send(to, bytes, count, streams, absl::Seconds(rtt));
+}
+
+}  // namespace
+}  // namespace wukong
+
+int main(int argc, char** argv) {
+  google::InitGoogleLogging(argv[0]);
+  FLAGS_logtostderr = true;
+  return wukong::Main(argc, argv);
+}
