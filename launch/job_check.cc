@@ -80,7 +80,10 @@ class JobChecker {
     CheckRegions();
     CheckWan();
     CheckLimits();
-    if (options.check_model) CheckInFlightBytes();
+    if (options.check_model) {
+      CheckInFlightBytes();
+      CheckParts();
+    }
     for (const StrategyProblem& problem : FindStrategyProblems(job_)) {
       Add(problem.key, problem.reason);
     }
@@ -246,6 +249,20 @@ class JobChecker {
       Add("limits.in_flight_bytes",
           absl::StrFormat("too small to hold one contribution of %d parameters (expected at least %d bytes, got %d)",
                           GptParameters(job_.model()), bytes, limits.in_flight_bytes()));
+    }
+  }
+
+  // A part without a fragment would never be sent.
+  void CheckParts() {
+    const int64_t values = std::max<int64_t>(1, job_.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
+    int64_t fragments = 0;
+    for (const FragmentSpan& span : UncutSpansOf(job_, GptParameters(job_.model()))) {
+      fragments += (span.size() + values - 1) / values;
+    }
+    if (fragments > 0 && job_.strategy().parts() > fragments) {
+      Add("strategy.parts", absl::StrFormat("there are fewer fragments than that (expected at most %d, or a smaller "
+                                            "limits.fragment_bytes than %d, got %d)",
+                                            fragments, job_.limits().fragment_bytes(), job_.strategy().parts()));
     }
   }
 

@@ -207,6 +207,15 @@ TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
                  "12749824 parameters (expected at least 50999296 bytes, got 13000000)"));
 }
 
+TEST_F(JobCheckTest, EveryPartHasAFragment) {
+  const std::vector<std::string> few = {"model.width=64", "model.layers=2", "strategy.preset=streaming_diloco"};
+  EXPECT_THAT(Errors(kJob, few)[0], HasSubstr("strategy.parts: there are fewer fragments than that (expected at most 1, or "
+                                              "a smaller limits.fragment_bytes than 1048576, got 4)"));
+  std::vector<std::string> enough = few;
+  enough.push_back("limits.fragment_bytes=64KiB");
+  EXPECT_EQ(Check(kJob, enough).message(), "");
+}
+
 TEST_F(JobCheckTest, TheBytesOfAContributionAreThoseOfItsFragments) {
   for (const char* codec : {"fp32", "int8", "int4", "topk", "mixed"}) {
     for (const char* fragment : {"1KiB", "100000", "1MiB"}) {

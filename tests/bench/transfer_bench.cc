@@ -1,5 +1,5 @@
 // Parameters on their way over a link, with the transport of the product and nothing else. tests/bench/goodput runs it.
-//   transfer_bench relay --target HOST:PORT --rtt 150ms ...   an emulated link; prints its address
+//   transfer_bench relay --target HOST:PORT --rtt 150ms ...   an emulated link; prints its address, and what it carried
 //   transfer_bench serve --bytes N                            a root; prints its address
 //   transfer_bench send --to HOST:PORT --bytes N ...          a region; prints what it saw as JSON
 #include <grpcpp/grpcpp.h>
@@ -44,6 +44,10 @@ int Relay(const WanRelay::Options& options) {
   CHECK(relay.ok()) << relay.status();
   std::cout << (*relay)->address() << std::endl;
   AwaitEnd();
+  nlohmann::json carried;
+  carried["up_bytes"] = (*relay)->stats(LinkDirection::kUp).bytes;
+  carried["down_bytes"] = (*relay)->stats(LinkDirection::kDown).bytes;
+  std::cout << carried << std::endl;
   return 0;
 }
 
