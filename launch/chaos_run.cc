@@ -79,7 +79,7 @@ bool IsAbout(const Scenario& scenario, const EventLine& event, const FaultTarget
 class Experiment {
  public:
   Experiment(const Scenario& scenario, const Job& job, std::string run_dir)
-      : scenario_(scenario), job_(job), run_dir_(std::move(run_dir)), faults_(scenario, job, job.seed()) {}
+      : scenario_(scenario), job_(job), run_dir_(std::move(run_dir)), faults_(scenario, job, job.seed(), run_dir_) {}
 
   LocalRun::Options RunOptions();
   // Reads what the run left behind.
@@ -89,6 +89,8 @@ class Experiment {
 
  private:
   void JudgeLog(Json* verdicts);
+  // I3: what was told of, in any life of the coordinator, is in the log.
+  void JudgeEvents(const std::vector<EventLine>& events, Json* verdicts) const;
   void JudgeExpectations(const LocalRun::Result& run, Json* verdicts);
   void AddFaults(const std::vector<EventLine>& events);
   double Goodput(double seconds) const;
@@ -167,6 +169,21 @@ void Experiment::JudgeLog(Json* verdicts) {
   }
 }
 
+void Experiment::JudgeEvents(const std::vector<EventLine>& events, Json* verdicts) const {
+  if (!report_.result.contains("samples_committed")) return;  // The log cannot be read.
+  int64_t told = 0;
+  for (const EventLine& event : events) {
+    if (event.event != "merged") continue;
+    for (const Json& part : event.json["contributions"]) told += part.value("tokens", int64_t{0});
+  }
+  // A line may be missing where the coordinator was killed. Work that was lost is done, and told of, once more.
+  const int64_t logged = report_.result["samples_committed"].get<int64_t>() * job_.model().context();
+  if (told > logged) {
+    (*verdicts)["I3"] =
+        absl::StrFormat("the root told of %d tokens that it had merged, and its log has %d", told, logged);
+  }
+}
+
 void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) {
   const Expect& expect = scenario_.expect();
   if (expect.invariants_size() > 0) {
@@ -214,9 +231,11 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
     }
     ExperimentReport::FaultSpan span{
         FaultName(fault.fault()), target, static_cast<int>(seen.act.number), seconds, {}, {}, {}};
-    const bool ordered = fault.fault() != FAULT_KIND_KILL && fault.fault() != FAULT_KIND_FREEZE;
+    const bool stops = fault.fault() == FAULT_KIND_KILL || fault.fault() == FAULT_KIND_FREEZE ||
+                       fault.fault() == FAULT_KIND_POWER_LOSS;
+    const bool ordered = !stops || fault.on() != FAULT_PLACE_UNSPECIFIED;
     if (ordered && fault.has_for_ns()) span.end = seconds + absl::ToDoubleSeconds(absl::Nanoseconds(fault.for_ns()));
-    if (!ordered) {
+    if (stops) {
       for (const EventLine& event : events) {
         if (event.time < seen.time || !IsAbout(scenario_, event, seen.act.target)) continue;
         const double after = seconds + absl::ToDoubleSeconds(event.time - seen.time);
@@ -242,7 +261,9 @@ void Experiment::Judge(const LocalRun::Result& run) {
                     {"passed", false}};
   Json verdicts = Json::object();
   JudgeLog(&verdicts);
+  faults_.ReadStruck();
   const std::vector<EventLine> events = ReadEvents(run_dir_ + "/events.jsonl");
+  JudgeEvents(events, &verdicts);
   absl::Time last_merge = absl::InfiniteFuture();
   absl::Duration longest_pause;
   for (const EventLine& event : events) {
