@@ -27,6 +27,7 @@
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "runtime/base/file.h"
+#include "runtime/fault/network_namespace.h"
 #include "runtime/model/trainer.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
@@ -42,6 +43,7 @@ struct RunFlags {
   std::vector<std::string> overrides;
   std::string seed;
   std::string run_dir;
+  std::string network = "relay";
   bool json = false;
 };
 
@@ -78,8 +80,12 @@ bool IsAbout(const Scenario& scenario, const EventLine& event, const FaultTarget
 
 class Experiment {
  public:
-  Experiment(const Scenario& scenario, const Job& job, std::string run_dir)
-      : scenario_(scenario), job_(job), run_dir_(std::move(run_dir)), faults_(scenario, job, job.seed(), run_dir_) {}
+  Experiment(const Scenario& scenario, const Job& job, std::string run_dir, std::string network)
+      : scenario_(scenario),
+        job_(job),
+        run_dir_(std::move(run_dir)),
+        network_(std::move(network)),
+        faults_(scenario, job, job.seed(), run_dir_) {}
 
   LocalRun::Options RunOptions();
   // Reads what the run left behind.
@@ -98,6 +104,7 @@ class Experiment {
   const Scenario& scenario_;
   const Job& job_;
   const std::string run_dir_;
+  const std::string network_;
   ProcessFaults faults_;
   absl::Time began_ = absl::InfiniteFuture();
   absl::Time ended_ = absl::InfinitePast();
@@ -254,11 +261,9 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
 
 void Experiment::Judge(const LocalRun::Result& run) {
   report_.name = scenario_.name();
-  report_.result = {{"scenario", scenario_.name()},
-                    {"backend", "process"},
-                    {"seed", job_.seed()},
-                    {"binary_sha256", OwnBinarySha256()},
-                    {"passed", false}};
+  report_.result = {
+      {"scenario", scenario_.name()},       {"backend", "process"}, {"network", network_}, {"seed", job_.seed()},
+      {"binary_sha256", OwnBinarySha256()}, {"passed", false}};
   Json verdicts = Json::object();
   JudgeLog(&verdicts);
   faults_.ReadStruck();
@@ -358,6 +363,10 @@ int Run(const RunFlags& flags) {
   if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
     return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
   }
+  const bool namespaces = flags.network == "namespaces";
+  if (absl::Status status = namespaces ? EnterOwnNetwork() : absl::OkStatus(); !status.ok()) {
+    return ReportStatus(status);
+  }
   const absl::StatusOr<std::string> run_dir = NewExperimentDirectory(flags, scenario);
   if (!run_dir.ok()) return ReportStatus(run_dir.status());
   absl::StatusOr<JobSource> job = MakeJob(scenario, seed, *run_dir);
@@ -365,9 +374,11 @@ int Run(const RunFlags& flags) {
   absl::StatusOr<PortReservation> port = PortReservation::Make();
   if (!port.ok()) return ReportStatus(port.status());
 
-  Experiment experiment(scenario, job->job, *run_dir);
+  Experiment experiment(scenario, job->job, *run_dir, flags.network);
   const StopSignal stop;
-  const LocalRun::Result result = LocalRun(experiment.RunOptions(), *job, *std::move(port), &stop).Run();
+  LocalRun::Options options = experiment.RunOptions();
+  options.namespaces = namespaces;
+  const LocalRun::Result result = LocalRun(options, *job, *std::move(port), &stop).Run();
   if (stop.received() != 0) return kExitFailed;
   experiment.Judge(result);
   ExperimentReport report = experiment.report();
@@ -399,6 +410,11 @@ void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action) {
       ->allow_extra_args(false);
   verb->add_option("--seed", flags->seed, "Seed in place of the scenario's");
   verb->add_option("--run-dir", flags->run_dir, "Where the run is recorded (default: runs/chaos-NAME-TIME)");
+  verb->add_option("--network", flags->network,
+                   "relay: links are TCP relays; namespaces: each region has a network of its own, and packets are "
+                   "delayed and dropped (docs/wan.md; needs root or user namespaces)")
+      ->check(CLI::IsMember({"relay", "namespaces"}))
+      ->capture_default_str();
   verb->add_flag("--json", flags->json, "Print the result as JSON");
   verb->callback([flags, action] { *action = [flags] { return Run(*flags); }; });
 }

@@ -171,12 +171,12 @@ std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::
 void ProcessFaults::Reshape(LocalRun* run, int region) {
   const std::string& name = scenario_.regions(region).name();
   const LinkFaults& faults = links_[static_cast<size_t>(region)];
-  WanRelay* relay = run->relay(name);
+  EmulatedLink* link = run->link(name);
   for (const LinkDirection direction : {LinkDirection::kUp, LinkDirection::kDown}) {
     const LinkShape healthy =
         ShapeOfLink(job_.wan(), name, direction == LinkDirection::kUp ? DIRECTION_UP : DIRECTION_DOWN);
-    relay->SetShape(direction, faults.Shape(healthy, direction));
-    relay->SetCut(direction, faults.Cut(direction));
+    link->SetShape(direction, faults.Shape(healthy, direction));
+    link->SetCut(direction, faults.Cut(direction));
   }
 }
 

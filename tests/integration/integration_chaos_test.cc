@@ -42,9 +42,10 @@ struct Outcome {
   std::string out;
 };
 
-Outcome RunScenario(const Workspace& workspace, const std::string& more) {
+Outcome RunScenario(const Workspace& workspace, const std::string& more, const std::string& network = "relay") {
   workspace.Write("scenario.yaml", ScenarioText(more));
-  const auto process = workspace.Start({"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--json"});
+  const auto process = workspace.Start(
+      {"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--network", network, "--json"});
   Outcome run;
   run.code = process->Wait(absl::Seconds(150)).value_or(-1);
   run.out = process->out() + process->err();
@@ -96,6 +97,28 @@ TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
   const RunRecord record(workspace.Path("run"));
   EXPECT_EQ(record.Events("fault_heard").size(), 2u);
   EXPECT_THAT(Read(run.folder + "/plot.gp"), HasSubstr("rectangle"));
+}
+
+TEST(ChaosRunTest, PacketsAreDroppedBetweenNetworksAndNothingIsLost) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: cut, target: [beijing], at: 1s, for: 1s}\n"
+                                  "  - {fault: loss, target: [shenzhen], probability: 5%, at: 1s, for: 3s}\n"
+                                  "  - {fault: kill, target: [beijing], at: 3s}\n"
+                                  "  - {fault: kill, target: [root], at: 4s}\n",
+                                  "namespaces");
+  if (run.code == 3) {
+    EXPECT_THAT(run.out, HasSubstr("network namespaces need root with CAP_SYS_ADMIN, or user namespaces"));
+    GTEST_SKIP() << run.out;
+  }
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["network"], "namespaces");
+  EXPECT_EQ(run.result["loss"], 4000);
+  EXPECT_EQ(run.result["verdicts"]["fired"], "holds");
+  const Json report = RunRecord(workspace.Path("run")).Report();
+  EXPECT_GT(report["wan"]["shenzhen"]["emulated_losses"], 0) << "of packets";
+  EXPECT_GT(report["wan"]["beijing"]["wire_bytes_up"], report["wan"]["beijing"]["payload_bytes_up"]) << "with headers";
 }
 
 // All workers are taken for dead, and the coordinator dies before anything but that made it write its log.
