@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/coordinator_service.h"
+#include "coordinator/root_faults.h"
 #include "coordinator/root_log.h"
 #include "coordinator/root_recovery.h"
 #include "glog/logging.h"
@@ -29,8 +30,10 @@
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/data/token_dataset.h"
+#include "runtime/fault/active_faults.h"
 #include "runtime/model/trainer.h"
 #include "runtime/storage/checkpoint.h"
+#include "runtime/storage/faulty_disk.h"
 #include "runtime/storage/file_system.h"
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/node_options.h"
@@ -147,7 +150,11 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const RealClock clock;
   const absl::Time process_started = clock.Now();
   const std::string& run_dir = options.run_dir;
-  FileSystem* const files = FileSystem::Real();
+  std::unique_ptr<FaultyDisk> faulty_disk;
+  if (job.fault_injection() == FAULT_INJECTION_ALLOWED) {
+    faulty_disk = std::make_unique<FaultyDisk>(&clock, DeriveSeed(job.seed(), "coordinator.disk"));
+  }
+  FileSystem* const files = faulty_disk != nullptr ? faulty_disk.get() : FileSystem::Real();
   if (!options.crash_at.empty()) {
     if (absl::Status status = ArmFaultPoint("coordinator", options.crash_at); !status.ok()) return status;
   }
@@ -271,6 +278,14 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   ParameterServer root(root_options, std::move(hooks), (*trainer)->parameters(), NotesOf(state), nullptr, &clock,
                        &restored);
   service.SetRoot(&root);
+  std::unique_ptr<RootFaults> faults;
+  if (faulty_disk != nullptr) {
+    faults = std::make_unique<RootFaults>(
+        faulty_disk.get(), &clock, DeriveSeed(job.seed(), "coordinator.faults", static_cast<uint64_t>(state.term())),
+        RootFaults::Hooks{[&service](const Json& event) { service.RecordEvent(event); },
+                          [&root] { return root.version(); }, CarryOutOnThisProcess, absl::SleepFor});
+    service.SetFaults(faults.get());
+  }
 
   Executor snapshots("snapshots");
   const auto take_snapshot = [&] {
@@ -346,6 +361,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
       }
     });
     if (tick % kTicksOfRoot == 0) root.Tick();
+    if (faults != nullptr) faults->Tick();
     if (log->ClaimSnapshot()) take_snapshot();
   }
   if (!outcome.ok()) log->Stop();  // A log that cannot be written keeps nobody waiting any more.
@@ -376,6 +392,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const absl::Time farewell = clock.Now() + kFarewell;
   bool all_told = false;
   while (!all_told && clock.Now() < farewell) {
+    if (faults != nullptr) faults->Tick();
     service.With([&](CoordinatorCore& core, absl::Time now) {
       core.Tick(now);
       all_told = core.AllToldFinish();

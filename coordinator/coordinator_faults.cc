@@ -9,18 +9,28 @@
 namespace wukong {
 namespace {
 
-absl::Status CheckOrder(const FaultOrder& order, bool on_workers) {
+absl::Status CheckOrder(const FaultOrder& order, bool on_workers, bool on_root) {
   const FaultKind kind = order.fault();
   const bool on_process = kind == FAULT_KIND_KILL || kind == FAULT_KIND_FREEZE;
   const bool on_work =
       kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
+  const bool on_disk = kind == FAULT_KIND_POWER_LOSS || kind == FAULT_KIND_DISK_FULL || kind == FAULT_KIND_DISK_ERROR;
   const std::string name = FaultName(kind);
-  if (!on_process && !on_work) {
+  if (!on_process && !on_work && !on_disk) {
     return absl::InvalidArgumentError(
-        absl::StrCat(name, " cannot be ordered (expected kill, freeze, slow, nan, sign_flip or scale)"));
+        absl::StrCat(name,
+                     " cannot be ordered (expected kill, freeze, slow, nan, sign_flip, scale, power_loss, "
+                     "disk_full or disk_error)"));
   }
   if (on_work && !on_workers) {
     return absl::InvalidArgumentError(absl::StrCat(name, " happens to workers (expected REGION/NAME or REGION/*)"));
+  }
+  if (on_disk && !on_root) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " happens to the root's disk (expected root)"));
+  }
+  if (order.on() != FAULT_PLACE_UNSPECIFIED && !on_root) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("at an event of the protocol, ", name, " happens to the root (expected root)"));
   }
   const bool needs_factor = kind == FAULT_KIND_SLOW || kind == FAULT_KIND_SCALE;
   if (needs_factor && !(order.factor() > 0)) {
@@ -29,8 +39,9 @@ absl::Status CheckOrder(const FaultOrder& order, bool on_workers) {
   if (kind == FAULT_KIND_SLOW && order.factor() < 1) {
     return absl::InvalidArgumentError("slow needs a factor of at least 1: times that a step takes longer");
   }
-  if (kind == FAULT_KIND_FREEZE && order.for_ns() <= 0) {
-    return absl::InvalidArgumentError("freeze needs a time: nobody else would end it");
+  const bool needs_end = kind == FAULT_KIND_FREEZE || kind == FAULT_KIND_DISK_FULL || kind == FAULT_KIND_DISK_ERROR;
+  if (needs_end && order.for_ns() <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " needs a time: nobody else would end it"));
   }
   return absl::OkStatus();
 }
@@ -48,7 +59,7 @@ absl::StatusOr<InjectFaultReply> CoordinatorCore::InjectFault(const InjectFaultR
   const std::string region = target.substr(0, slash);
   const std::string name = slash == std::string::npos ? "" : target.substr(slash + 1);
   const bool on_workers = !name.empty() && name != "**";
-  if (absl::Status status = CheckOrder(request.order(), on_workers); !status.ok()) return status;
+  if (absl::Status status = CheckOrder(request.order(), on_workers, target == "root"); !status.ok()) return status;
   FaultOrder order = request.order();
   order.set_number(fault_orders_ + 1);
   reply.set_number(order.number());

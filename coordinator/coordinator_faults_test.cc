@@ -86,6 +86,23 @@ TEST(InjectFaultTest, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(error(FAULT_KIND_NAN, "beijing"), HasSubstr("nan happens to workers"));
   EXPECT_THAT(error(FAULT_KIND_SLOW, "beijing/b0"), HasSubstr("needs a factor"));
   EXPECT_THAT(error(FAULT_KIND_FREEZE, "beijing/b0"), HasSubstr("needs a time"));
+  EXPECT_THAT(error(FAULT_KIND_DISK_FULL, "root"), HasSubstr("disk_full needs a time"));
+  EXPECT_THAT(error(FAULT_KIND_POWER_LOSS, "beijing"), HasSubstr("power_loss happens to the root's disk"));
+  InjectFaultRequest request = Request(FAULT_KIND_KILL, "beijing/b0");
+  request.mutable_order()->set_on(FAULT_PLACE_AFTER_ACK);
+  EXPECT_THAT(cluster.core.InjectFault(request).status().message(), HasSubstr("kill happens to the root"));
+}
+
+TEST(InjectFaultTest, TheRootsDiskCanFail) {
+  Cluster cluster(Allowing());
+  cluster.Start();
+  InjectFaultRequest request = Request(FAULT_KIND_DISK_ERROR, "root");
+  request.mutable_order()->set_for_ns(1);
+  request.mutable_order()->set_on(FAULT_PLACE_AFTER_PUBLISH);
+  const auto reply = cluster.core.InjectFault(request);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_THAT(reply->members(), ElementsAre("root"));
+  EXPECT_TRUE(cluster.core.InjectFault(Request(FAULT_KIND_POWER_LOSS, "root")).ok());
 }
 
 }  // namespace

@@ -1,11 +1,8 @@
 #include "coordinator/coordinator_service.h"
 
 #include <cmath>
-#include <thread>
 
-#include "absl/time/clock.h"
 #include "glog/logging.h"
-#include "runtime/fault/active_faults.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -88,10 +85,11 @@ grpc::Status CoordinatorService::InjectFault(grpc::ServerContext*, const InjectF
   const grpc::Status status =
       Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.InjectFault(*request); });
   if (status.ok() && request->target() == "root") {
-    std::thread([order = request->order()] {
-      absl::SleepFor(absl::Milliseconds(100));  // For the answer to go out.
-      CarryOutOnThisProcess(order);
-    }).detach();
+    MutexLock lock(mutex_);
+    CHECK(faults_ != nullptr) << "the core lets orders through only where the job allows them";
+    FaultOrder order = request->order();
+    order.set_number(reply->number());
+    faults_->Order(order);
   }
   return status;
 }

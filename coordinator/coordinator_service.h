@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/coordinator_core.h"
+#include "coordinator/root_faults.h"
 #include "coordinator/root_log.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/clock.h"
@@ -32,6 +33,11 @@ class CoordinatorService final : public Coordinator::Service {
   void SetRoot(ParameterServer* root) {
     MutexLock lock(mutex_);
     root_ = root;
+  }
+  // Before the first call, where the job allows faults: who carries out those that are ordered of the root.
+  void SetFaults(RootFaults* faults) {
+    MutexLock lock(mutex_);
+    faults_ = faults;
   }
   // Before training starts: what the log says of the parameters that it starts from.
   void SetInitialLoss(double loss) {
@@ -86,6 +92,7 @@ class CoordinatorService final : public Coordinator::Service {
   bool ceiling_raised_ ABSL_GUARDED_BY(mutex_) = false;
   CoordinatorCore core_ ABSL_GUARDED_BY(mutex_);
   ParameterServer* root_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  RootFaults* faults_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
 }  // namespace wukong

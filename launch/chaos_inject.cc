@@ -18,6 +18,9 @@
 namespace wukong {
 namespace {
 
+constexpr char kFaults[] =
+    "kill, freeze, slow, nan, sign_flip or scale; of the root also power_loss, disk_full or disk_error";
+
 struct InjectFlags {
   std::string fault;
   std::string target;
@@ -25,6 +28,8 @@ struct InjectFlags {
   std::string run_dir;
   std::string time;
   double factor = 0;
+  std::string on;
+  int64_t version = 1;
   bool json = false;
 };
 
@@ -33,11 +38,20 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
   FaultKind kind = FAULT_KIND_UNSPECIFIED;
   if (!FaultKind_Parse(absl::StrCat("FAULT_KIND_", absl::AsciiStrToUpper(flags.fault)), &kind) ||
       kind == FAULT_KIND_UNSPECIFIED) {
-    return absl::InvalidArgumentError(absl::StrCat("chaos inject: no fault is called ", flags.fault,
-                                                   " (expected kill, freeze, slow, nan, sign_flip or scale)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("chaos inject: no fault is called ", flags.fault, " (expected ", kFaults, ")"));
   }
   order.set_fault(kind);
   order.set_factor(flags.factor);
+  FaultPlace place = FAULT_PLACE_UNSPECIFIED;
+  if (!flags.on.empty() && (!FaultPlace_Parse(absl::StrCat("FAULT_PLACE_", absl::AsciiStrToUpper(flags.on)), &place) ||
+                            place == FAULT_PLACE_UNSPECIFIED)) {
+    return absl::InvalidArgumentError(absl::StrCat("chaos inject: --on ", flags.on,
+                                                   " is no event (expected after_append_before_ack, after_ack or "
+                                                   "after_publish)"));
+  }
+  order.set_on(place);
+  order.set_version(flags.version);
   if (!flags.time.empty()) {
     absl::Duration time;
     if (!absl::ParseDuration(flags.time, &time) || time <= absl::ZeroDuration()) {
@@ -81,8 +95,9 @@ int Inject(const InjectFlags& flags) {
   if (flags.json) {
     std::printf("%s\n", nlohmann::ordered_json({{"number", reply.number()}, {"members", members}}).dump(2).c_str());
   } else {
-    std::printf("%s ordered (number %lld) for %s; events.jsonl says fault_heard when it is carried out\n",
-                flags.fault.c_str(), static_cast<long long>(reply.number()), absl::StrJoin(members, ", ").c_str());
+    std::printf("%s ordered (number %lld) for %s; events.jsonl says %s when it is carried out\n", flags.fault.c_str(),
+                static_cast<long long>(reply.number()), absl::StrJoin(members, ", ").c_str(),
+                flags.target == "root" ? "fault_struck" : "fault_heard");
   }
   return kExitOk;
 }
@@ -93,14 +108,19 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
   auto flags = std::make_shared<InjectFlags>();
   CLI::App* verb = chaos.add_subcommand(
       "inject", "Make something go wrong in a running job whose file says fault_injection: allowed");
-  verb->add_option("FAULT", flags->fault, "kill, freeze, slow, nan, sign_flip or scale")->required();
+  verb->add_option("FAULT", flags->fault, kFaults)->required();
   verb->add_option("TARGET", flags->target,
                    "root, REGION (its aggregator), REGION/worker-N, REGION/* (its workers), REGION/** or */*")
       ->required();
   verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
   verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator");
-  verb->add_option("--for", flags->time, "How long, as 15s; without it for good (freeze needs it)");
+  verb->add_option("--for", flags->time,
+                   "How long, as 15s; without it for good (freeze and faults of the disk need it)");
   verb->add_option("--factor", flags->factor, "slow: times slower; scale: times larger");
+  verb->add_option("--on", flags->on,
+                   "Of the root, once, when it gets there: after_append_before_ack, after_ack or after_publish");
+  verb->add_option("--version", flags->version, "With --on: of the root's parameters, from which version on")
+      ->capture_default_str();
   verb->add_flag("--json", flags->json, "Print the answer as JSON");
   verb->callback([flags, action] { *action = [flags] { return Inject(*flags); }; });
 }

@@ -27,6 +27,7 @@
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "runtime/base/file.h"
+#include "runtime/fault/network_namespace.h"
 #include "runtime/model/trainer.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
@@ -42,6 +43,7 @@ struct RunFlags {
   std::vector<std::string> overrides;
   std::string seed;
   std::string run_dir;
+  std::string network = "relay";
   bool json = false;
 };
 
@@ -78,8 +80,12 @@ bool IsAbout(const Scenario& scenario, const EventLine& event, const FaultTarget
 
 class Experiment {
  public:
-  Experiment(const Scenario& scenario, const Job& job, std::string run_dir)
-      : scenario_(scenario), job_(job), run_dir_(std::move(run_dir)), faults_(scenario, job, job.seed()) {}
+  Experiment(const Scenario& scenario, const Job& job, std::string run_dir, std::string network)
+      : scenario_(scenario),
+        job_(job),
+        run_dir_(std::move(run_dir)),
+        network_(std::move(network)),
+        faults_(scenario, job, job.seed(), run_dir_) {}
 
   LocalRun::Options RunOptions();
   // Reads what the run left behind.
@@ -89,6 +95,8 @@ class Experiment {
 
  private:
   void JudgeLog(Json* verdicts);
+  // I3: what was told of, in any life of the coordinator, is in the log.
+  void JudgeEvents(const std::vector<EventLine>& events, Json* verdicts) const;
   void JudgeExpectations(const LocalRun::Result& run, Json* verdicts);
   void AddFaults(const std::vector<EventLine>& events);
   double Goodput(double seconds) const;
@@ -96,6 +104,7 @@ class Experiment {
   const Scenario& scenario_;
   const Job& job_;
   const std::string run_dir_;
+  const std::string network_;
   ProcessFaults faults_;
   absl::Time began_ = absl::InfiniteFuture();
   absl::Time ended_ = absl::InfinitePast();
@@ -167,6 +176,21 @@ void Experiment::JudgeLog(Json* verdicts) {
   }
 }
 
+void Experiment::JudgeEvents(const std::vector<EventLine>& events, Json* verdicts) const {
+  if (!report_.result.contains("samples_committed")) return;  // The log cannot be read.
+  int64_t told = 0;
+  for (const EventLine& event : events) {
+    if (event.event != "merged") continue;
+    for (const Json& part : event.json["contributions"]) told += part.value("tokens", int64_t{0});
+  }
+  // A line may be missing where the coordinator was killed. Work that was lost is done, and told of, once more.
+  const int64_t logged = report_.result["samples_committed"].get<int64_t>() * job_.model().context();
+  if (told > logged) {
+    (*verdicts)["I3"] =
+        absl::StrFormat("the root told of %d tokens that it had merged, and its log has %d", told, logged);
+  }
+}
+
 void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) {
   const Expect& expect = scenario_.expect();
   if (expect.invariants_size() > 0) {
@@ -214,9 +238,11 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
     }
     ExperimentReport::FaultSpan span{
         FaultName(fault.fault()), target, static_cast<int>(seen.act.number), seconds, {}, {}, {}};
-    const bool ordered = fault.fault() != FAULT_KIND_KILL && fault.fault() != FAULT_KIND_FREEZE;
+    const bool stops = fault.fault() == FAULT_KIND_KILL || fault.fault() == FAULT_KIND_FREEZE ||
+                       fault.fault() == FAULT_KIND_POWER_LOSS;
+    const bool ordered = !stops || fault.on() != FAULT_PLACE_UNSPECIFIED;
     if (ordered && fault.has_for_ns()) span.end = seconds + absl::ToDoubleSeconds(absl::Nanoseconds(fault.for_ns()));
-    if (!ordered) {
+    if (stops) {
       for (const EventLine& event : events) {
         if (event.time < seen.time || !IsAbout(scenario_, event, seen.act.target)) continue;
         const double after = seconds + absl::ToDoubleSeconds(event.time - seen.time);
@@ -235,14 +261,14 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
 
 void Experiment::Judge(const LocalRun::Result& run) {
   report_.name = scenario_.name();
-  report_.result = {{"scenario", scenario_.name()},
-                    {"backend", "process"},
-                    {"seed", job_.seed()},
-                    {"binary_sha256", OwnBinarySha256()},
-                    {"passed", false}};
+  report_.result = {
+      {"scenario", scenario_.name()},       {"backend", "process"}, {"network", network_}, {"seed", job_.seed()},
+      {"binary_sha256", OwnBinarySha256()}, {"passed", false}};
   Json verdicts = Json::object();
   JudgeLog(&verdicts);
+  faults_.ReadStruck();
   const std::vector<EventLine> events = ReadEvents(run_dir_ + "/events.jsonl");
+  JudgeEvents(events, &verdicts);
   absl::Time last_merge = absl::InfiniteFuture();
   absl::Duration longest_pause;
   for (const EventLine& event : events) {
@@ -337,6 +363,10 @@ int Run(const RunFlags& flags) {
   if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
     return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
   }
+  const bool namespaces = flags.network == "namespaces";
+  if (absl::Status status = namespaces ? EnterOwnNetwork() : absl::OkStatus(); !status.ok()) {
+    return ReportStatus(status);
+  }
   const absl::StatusOr<std::string> run_dir = NewExperimentDirectory(flags, scenario);
   if (!run_dir.ok()) return ReportStatus(run_dir.status());
   absl::StatusOr<JobSource> job = MakeJob(scenario, seed, *run_dir);
@@ -344,9 +374,11 @@ int Run(const RunFlags& flags) {
   absl::StatusOr<PortReservation> port = PortReservation::Make();
   if (!port.ok()) return ReportStatus(port.status());
 
-  Experiment experiment(scenario, job->job, *run_dir);
+  Experiment experiment(scenario, job->job, *run_dir, flags.network);
   const StopSignal stop;
-  const LocalRun::Result result = LocalRun(experiment.RunOptions(), *job, *std::move(port), &stop).Run();
+  LocalRun::Options options = experiment.RunOptions();
+  options.namespaces = namespaces;
+  const LocalRun::Result result = LocalRun(options, *job, *std::move(port), &stop).Run();
   if (stop.received() != 0) return kExitFailed;
   experiment.Judge(result);
   ExperimentReport report = experiment.report();
@@ -378,6 +410,11 @@ void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action) {
       ->allow_extra_args(false);
   verb->add_option("--seed", flags->seed, "Seed in place of the scenario's");
   verb->add_option("--run-dir", flags->run_dir, "Where the run is recorded (default: runs/chaos-NAME-TIME)");
+  verb->add_option("--network", flags->network,
+                   "relay: links are TCP relays; namespaces: each region has a network of its own, and packets are "
+                   "delayed and dropped (docs/wan.md; needs root or user namespaces)")
+      ->check(CLI::IsMember({"relay", "namespaces"}))
+      ->capture_default_str();
   verb->add_flag("--json", flags->json, "Print the result as JSON");
   verb->callback([flags, action] { *action = [flags] { return Run(*flags); }; });
 }

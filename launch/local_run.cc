@@ -10,14 +10,17 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "glog/logging.h"
 #include "launch/exit_code.h"
 #include "launch/status_text.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/link_shape.h"
+#include "runtime/fault/packet_relay.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -31,6 +34,12 @@ constexpr absl::Duration kPoll = absl::Milliseconds(50);
 constexpr absl::Duration kSilent = absl::Seconds(15);
 
 std::string OwnPath() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
+
+int PortOf(const std::string& address) {
+  int port = 0;
+  CHECK(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port)) << address;
+  return port;
+}
 
 // Tells a file from the one that replaced it by a rename; empty when there is none.
 std::string IdentityOf(const std::string& path) {
@@ -59,7 +68,9 @@ std::string LocalRun::WorkerName(const std::string& region, int worker) {
 }
 
 std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
-  std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", port_.address()};
+  // What comes over a link of packets does not come by the loopback device.
+  const std::string listen = options_.namespaces ? absl::StrCat("0.0.0.0:", PortOf(port_.address())) : port_.address();
+  std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", listen};
   const bool resume = starts > 0 || options_.resume;
   if (resume) command.push_back("--resume");
   // What the run began with stands in its directory, whatever became of the job file; unless it died before that.
@@ -72,12 +83,12 @@ std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
   return command;
 }
 
-absl::Status LocalRun::StartMember(const std::string& name, ProcessKind kind,
-                                   const std::vector<std::string>& arguments) {
+absl::Status LocalRun::StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments,
+                                   int network) {
   std::vector<std::string> command = {OwnPath()};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return supervisor_.Start(
-      name, kind, [command](int) { return command; }, absl::Now());
+      name, kind, [command](int) { return command; }, absl::Now(), network);
 }
 
 absl::Status LocalRun::WaitForCoordinator() {
@@ -97,31 +108,40 @@ absl::Status LocalRun::WaitForCoordinator() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<EmulatedLink>> LocalRun::StartLink(const Region& region, int* network) {
+  const LinkShape up = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP);
+  const LinkShape down = ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN);
+  const uint64_t seed = DeriveSeed(job_.seed(), absl::StrCat("wan ", region.name()));
+  if (!options_.namespaces) return WanRelay::Start({"127.0.0.1:0", port_.address(), up, down, seed});
+  absl::StatusOr<JoinedNetwork> joined = JoinNetwork(static_cast<int>(networks_.size()));
+  if (!joined.ok()) return joined.status();
+  networks_.push_back(*std::move(joined));
+  *network = networks_.back().network.get();
+  return StartPacketRelay(&networks_.back(), {PortOf(port_.address()), up, down, seed});
+}
+
 absl::Status LocalRun::StartAll() {
   absl::Status status = supervisor_.Start(
       "coordinator", ProcessKind::kCoordinator, [this](int starts) { return CoordinatorCommand(starts); }, absl::Now());
   if (status.ok()) status = WaitForCoordinator();
   if (!status.ok()) return status;
   for (const Region& region : job_.regions()) {
-    WanRelay::Options options;
-    options.target = port_.address();
-    options.up = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP);
-    options.down = ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN);
-    options.seed = DeriveSeed(job_.seed(), absl::StrCat("wan ", region.name()));
-    absl::StatusOr<std::unique_ptr<WanRelay>> relay = WanRelay::Start(options);
-    if (!relay.ok()) return relay.status();
-    const std::string gateway = (*relay)->address();
-    relays_[region.name()] = *std::move(relay);
+    int network = -1;
+    absl::StatusOr<std::unique_ptr<EmulatedLink>> link = StartLink(region, &network);
+    if (!link.ok()) return link.status();
+    const std::string gateway = (*link)->address();
+    links_[region.name()] = *std::move(link);
     const std::string limit = absl::StrCat(absl::ToDoubleSeconds(absl::Nanoseconds(job_.limits().start_ns())));
-    status =
-        StartMember(AggregatorName(region.name()), ProcessKind::kAggregator,
-                    {"aggregator", "--coordinator", gateway, "--region", region.name(), "--connect-timeout", limit});
+    status = StartMember(
+        AggregatorName(region.name()), ProcessKind::kAggregator,
+        {"aggregator", "--coordinator", gateway, "--region", region.name(), "--connect-timeout", limit}, network);
     if (!status.ok()) return status;
     for (int w = 0; w < region.workers(); ++w) {
       const std::string name = absl::StrCat("worker-", w);
       status = StartMember(WorkerName(region.name(), w), ProcessKind::kWorker,
                            {"worker", "--join", gateway, "--region", region.name(), "--name", name, "--rank",
-                            std::to_string(w), "--connect-timeout", limit});
+                            std::to_string(w), "--connect-timeout", limit},
+                           network);
       if (!status.ok()) return status;
     }
   }
@@ -169,7 +189,7 @@ void LocalRun::ShowProgress() {
   const std::optional<StatusReply> status = AskStatus();
   if (!status.has_value() && !(CoordinatorIsAway() && supervisor_.coordinator_starts() > 1)) return;
   int64_t bytes_up = 0, bytes_down = 0;
-  for (const auto& [region, relay] : relays_) {
+  for (const auto& [region, relay] : links_) {
     bytes_up += relay->stats(LinkDirection::kUp).bytes;
     bytes_down += relay->stats(LinkDirection::kDown).bytes;
   }
@@ -228,7 +248,7 @@ absl::StatusOr<Json> LocalRun::ReadReport() const {
 absl::Status LocalRun::CompleteReport(Json* report) const {
   // What only the owner of the relays knows.
   const double seconds = report->value("wall_seconds", 0.0);
-  for (const auto& [region, relay] : relays_) {
+  for (const auto& [region, relay] : links_) {
     Json& link = (*report)["wan"][region];
     const LinkStats up = relay->stats(LinkDirection::kUp), down = relay->stats(LinkDirection::kDown);
     link["wire_bytes_up"] = up.bytes;

@@ -18,6 +18,7 @@
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/stop_signal.h"
+#include "runtime/fault/network_namespace.h"
 #include "runtime/fault/wan_relay.h"
 
 namespace wukong {
@@ -34,6 +35,9 @@ class LocalRun {
     absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
     bool no_fsync = false;
     std::string crash_at;
+    // Each region is in a network of its own, and the links carry IP packets (docs/wan.md). The caller has entered a
+    // network that is not the machine's (EnterOwnNetwork).
+    bool namespaces = false;
     // Called between two looks at the processes, some twenty times a second, once training has begun.
     std::function<void(LocalRun*, absl::Duration since_begin)> on_poll;
     // Called with each answer of the coordinator.
@@ -50,7 +54,7 @@ class LocalRun {
 
   // For on_poll.
   Supervisor& supervisor() { return supervisor_; }
-  WanRelay* relay(const std::string& region) { return relays_.at(region).get(); }
+  EmulatedLink* link(const std::string& region) { return links_.at(region).get(); }
   Coordinator::Stub* coordinator();
   // A line for people, beside the progress.
   void Say(const std::string& line);
@@ -62,7 +66,11 @@ class LocalRun {
   using Json = nlohmann::ordered_json;
   std::vector<std::string> CoordinatorCommand(int starts) const;
   absl::Status StartAll();
-  absl::Status StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments);
+  // `network`: as Subprocess::Start.
+  absl::Status StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments,
+                           int network);
+  // The link of the region, and the network in which the region's processes are to be; -1: that of this one.
+  absl::StatusOr<std::unique_ptr<EmulatedLink>> StartLink(const Region& region, int* network);
   absl::Status WaitForCoordinator();
   absl::Status WatchUntilOver();
   // Asks the coordinator how things stand; nothing when it does not answer.
@@ -84,8 +92,9 @@ class LocalRun {
   const Job& job_;
   const PortReservation port_;  // The coordinator's, through all of its lives.
   const StopSignal* const stop_;
+  std::vector<JoinedNetwork> networks_;
   Supervisor supervisor_;
-  std::map<std::string, std::unique_ptr<WanRelay>> relays_;
+  std::map<std::string, std::unique_ptr<EmulatedLink>> links_;
   std::unique_ptr<Coordinator::Stub> coordinator_;
   std::string earlier_report_;   // As it was found.
   std::string earlier_address_;  // The identity of the file, likewise.

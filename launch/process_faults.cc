@@ -3,31 +3,123 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <fstream>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "nlohmann/json.hpp"
 #include "runtime/fault/link_shape.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
 
-ProcessFaults::ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed)
-    : scenario_(scenario), job_(job), schedule_(scenario, seed), links_(static_cast<size_t>(scenario.regions_size())) {}
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr absl::Duration kEventTime = absl::Milliseconds(1);  // What times in events.jsonl are rounded to.
+
+// Workers, by way of the coordinator's heartbeats.
+bool IsPassedOn(FaultKind kind) {
+  return kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
+}
+
+bool IsOfDisk(FaultKind kind) { return kind == FAULT_KIND_DISK_FULL || kind == FAULT_KIND_DISK_ERROR; }
+
+// The coordinator's process does it to itself.
+bool IsOfRoot(const Fault& fault) {
+  return IsOfDisk(fault.fault()) || fault.fault() == FAULT_KIND_POWER_LOSS || fault.on() != FAULT_PLACE_UNSPECIFIED;
+}
+
+}  // namespace
+
+ProcessFaults::ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed, std::string run_dir)
+    : scenario_(scenario),
+      job_(job),
+      run_dir_(std::move(run_dir)),
+      schedule_(scenario, seed),
+      links_(static_cast<size_t>(scenario.regions_size())) {
+  for (int i = 0; i < scenario.timeline_size(); ++i) {
+    if (scenario.timeline(i).on() == FAULT_PLACE_UNSPECIFIED) continue;
+    RootOrder order;
+    order.act.number = static_cast<size_t>(i);
+    root_orders_.push_back(order);
+  }
+}
 
 void ProcessFaults::Poll(LocalRun* run, absl::Duration elapsed) {
+  began_ = absl::Now() - elapsed;
   for (const FaultSchedule::Act& act : schedule_.Take(elapsed)) {
-    const FaultKind kind = scenario_.timeline(static_cast<int>(act.number)).fault();
-    const bool ordered =
-        kind == FAULT_KIND_SLOW || kind == FAULT_KIND_NAN || kind == FAULT_KIND_SIGN_FLIP || kind == FAULT_KIND_SCALE;
-    if (ordered) {
-      if (act.begins) orders_.push_back(act);  // Its end is part of the order.
+    const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
+    if (IsOfRoot(fault)) {
+      if (!act.begins) continue;  // Its end is part of the order.
+      RootOrder order;
+      order.act = act;
+      if (fault.has_for_ns()) order.end = elapsed + absl::Nanoseconds(fault.for_ns());
+      root_orders_.push_back(order);
+    } else if (IsPassedOn(fault.fault())) {
+      if (act.begins) orders_.push_back(act);
     } else {
       Carry(run, act, elapsed);
     }
   }
-  if (!orders_.empty() && Order(run, orders_.front())) {
-    observed_.push_back({absl::Now(), elapsed, orders_.front()});
-    orders_.pop_front();
+  if (!orders_.empty()) {
+    const Fault& fault = scenario_.timeline(static_cast<int>(orders_.front().number));
+    if (Order(run, orders_.front(), FAULT_PLACE_UNSPECIFIED, absl::Nanoseconds(fault.for_ns())).has_value()) {
+      observed_.push_back({absl::Now(), elapsed, orders_.front()});
+      orders_.pop_front();
+    }
+  }
+  ReadStruck();
+  OrderRoot(run, elapsed);
+}
+
+bool ProcessFaults::IsOver(const RootOrder& order, absl::Duration elapsed) const {
+  const Fault& fault = scenario_.timeline(static_cast<int>(order.act.number));
+  // A disk goes on failing although the process that used it is another one.
+  return IsOfDisk(fault.fault()) ? elapsed >= order.end : order.struck;
+}
+
+void ProcessFaults::OrderRoot(LocalRun* run, absl::Duration elapsed) {
+  if (coordinator_starts_ != run->supervisor().coordinator_starts()) {
+    coordinator_starts_ = run->supervisor().coordinator_starts();
+    for (RootOrder& order : root_orders_) order.number = 0;
+  }
+  const auto next = std::find_if(root_orders_.begin(), root_orders_.end(),
+                                 [&](const RootOrder& order) { return order.number == 0 && !IsOver(order, elapsed); });
+  if (next == root_orders_.end()) return;
+  const Fault& fault = scenario_.timeline(static_cast<int>(next->act.number));
+  next->told = absl::Now() - kEventTime;
+  // What waits for its place lasts from then on.
+  const bool waits = fault.on() != FAULT_PLACE_UNSPECIFIED && !next->struck;
+  const bool ends = next->end != absl::InfiniteDuration();
+  next->number = Order(run, next->act, waits ? fault.on() : FAULT_PLACE_UNSPECIFIED,
+                       ends ? next->end - elapsed : absl::Nanoseconds(fault.for_ns()))
+                     .value_or(0);
+}
+
+void ProcessFaults::ReadStruck() {
+  std::ifstream file(run_dir_ + "/events.jsonl");
+  if (!file.seekg(events_read_)) return;
+  std::string line;
+  while (std::getline(file, line) && !file.eof()) {  // One that does not end is not whole yet.
+    events_read_ += static_cast<std::streamoff>(line.size()) + 1;
+    const Json event = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!event.is_object() || event.value("event", "") != "fault_struck") continue;
+    absl::Time time;
+    std::string error;
+    if (!absl::ParseTime(absl::RFC3339_full, event.value("time", ""), &time, &error)) continue;
+    for (RootOrder& order : root_orders_) {
+      // Another life of the coordinator had the number before.
+      if (order.number != event.value("number", int64_t{0}) || time < order.told || order.struck) continue;
+      order.struck = true;
+      const Fault& fault = scenario_.timeline(static_cast<int>(order.act.number));
+      if (order.end == absl::InfiniteDuration() && fault.has_for_ns()) {
+        order.end = time - began_ + absl::Nanoseconds(fault.for_ns());
+      }
+      observed_.push_back({time, time - began_, order.act});
+    }
   }
 }
 
@@ -53,35 +145,38 @@ bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Du
   return true;
 }
 
-bool ProcessFaults::Order(LocalRun* run, const FaultSchedule::Act& act) {
+std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on,
+                                            absl::Duration lasts) {
   const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
   InjectFaultRequest request;
   request.set_target(TargetName(scenario_, act.target));
   request.mutable_order()->set_fault(fault.fault());
   request.mutable_order()->set_factor(fault.factor());
-  request.mutable_order()->set_for_ns(fault.for_ns());
+  request.mutable_order()->set_for_ns(absl::ToInt64Nanoseconds(lasts));
+  request.mutable_order()->set_on(on);
+  request.mutable_order()->set_version(fault.version());
   grpc::ClientContext context;
   SetDeadline(&context, absl::Seconds(1));
   InjectFaultReply reply;
   const grpc::Status status = run->coordinator()->InjectFault(&context, request, &reply);
-  if (status.ok()) return true;
+  if (status.ok()) return reply.number();
   // A member that is dead now, and a coordinator that is away, will be back.
   if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
       status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
     run->Say(absl::StrCat("warning: timeline[", act.number, "]: ", status.error_message()));
   }
-  return false;
+  return std::nullopt;
 }
 
 void ProcessFaults::Reshape(LocalRun* run, int region) {
   const std::string& name = scenario_.regions(region).name();
   const LinkFaults& faults = links_[static_cast<size_t>(region)];
-  WanRelay* relay = run->relay(name);
+  EmulatedLink* link = run->link(name);
   for (const LinkDirection direction : {LinkDirection::kUp, LinkDirection::kDown}) {
     const LinkShape healthy =
         ShapeOfLink(job_.wan(), name, direction == LinkDirection::kUp ? DIRECTION_UP : DIRECTION_DOWN);
-    relay->SetShape(direction, faults.Shape(healthy, direction));
-    relay->SetCut(direction, faults.Cut(direction));
+    link->SetShape(direction, faults.Shape(healthy, direction));
+    link->SetCut(direction, faults.Cut(direction));
   }
 }
 

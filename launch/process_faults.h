@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <deque>
+#include <ios>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,27 +26,46 @@ struct ObservedFault {
 
 class ProcessFaults {
  public:
-  // `scenario` is checked (FindScenarioProblems) and outlives this, as does `job`.
-  ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed);
+  // `scenario` is checked (FindScenarioProblems) and outlives this, as does `job`. `run_dir`: of the run.
+  ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed, std::string run_dir);
 
   // Does what is due. Of what waits for the coordinator to answer it tries the first again each time.
   void Poll(LocalRun* run, absl::Duration elapsed);
+  // Reads what the coordinator wrote of faults that struck the root since the last call. Poll does; once more when the
+  // run is over.
+  void ReadStruck();
   const std::vector<ObservedFault>& observed() const { return observed_; }
   // How often the fault began.
   int64_t Count(size_t number) const;
 
  private:
+  // What the coordinator is to do to itself. It forgets that when it dies, and is then told again.
+  struct RootOrder {
+    FaultSchedule::Act act;
+    absl::Duration end = absl::InfiniteDuration();  // Since training began; of what lasts.
+    int64_t number = 0;                             // In this life of the coordinator; 0: it was not told.
+    absl::Time told;
+    bool struck = false;
+  };
+  bool IsOver(const RootOrder& order, absl::Duration elapsed) const;
   // False: it must be tried again.
   bool Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Duration elapsed);
-  bool Order(LocalRun* run, const FaultSchedule::Act& act);
+  // The number of the order; nothing: it must be tried again.
+  std::optional<int64_t> Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on, absl::Duration lasts);
+  void OrderRoot(LocalRun* run, absl::Duration elapsed);
   void Reshape(LocalRun* run, int region);
   std::string ProcessName(const FaultTarget& target) const;
 
   const Scenario& scenario_;
   const Job& job_;
+  const std::string run_dir_;
   FaultSchedule schedule_;
   std::deque<FaultSchedule::Act> orders_;  // For the coordinator to pass on.
-  std::vector<LinkFaults> links_;          // By region.
+  std::vector<RootOrder> root_orders_;
+  int coordinator_starts_ = 0;      // As far as root_orders_ say who was told.
+  std::streamoff events_read_ = 0;  // Bytes of events.jsonl.
+  absl::Time began_;
+  std::vector<LinkFaults> links_;  // By region.
   std::vector<ObservedFault> observed_;
 };
 

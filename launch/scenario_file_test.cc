@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,17 @@ TEST(ScenarioFileTest, ThereAreEnoughExamplesAndAllAreGood) {
     }
     EXPECT_EQ(absl::StrCat(source->scenario.name(), ".yaml"), std::filesystem::path(path).filename());
   }
+}
+
+TEST(ScenarioFileTest, RealProcessesTakeAllExamplesButThese) {
+  const std::set<std::string> only_simulated = {"corrupted-payload", "duplicated-and-reordered", "skewed-clocks"};
+  std::set<std::string> refused;
+  for (const std::string& path : Examples()) {
+    const auto source = LoadScenarioFile(path, {});
+    ASSERT_TRUE(source.ok()) << source.status();
+    if (!FindScenarioProblems(source->scenario, BACKEND_PROCESS).empty()) refused.insert(source->scenario.name());
+  }
+  EXPECT_EQ(refused, only_simulated);
 }
 
 TEST(ScenarioFileTest, AScenarioAsYamlReadsBackAsItWas) {

@@ -1,6 +1,7 @@
 #include "launch/subprocess.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -13,7 +14,7 @@
 namespace wukong {
 
 absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arguments, const std::string& log,
-                                             int nicer) {
+                                             int nicer, int network) {
   const int file = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (file < 0) return ErrnoToStatus(errno, "cannot open " + log);
   std::vector<char*> argv;
@@ -31,6 +32,7 @@ absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arg
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(127);
     ::setpgid(0, 0);
+    if (network >= 0 && ::setns(network, CLONE_NEWNET) != 0) ::_exit(127);
     if (nicer > 0 && ::nice(nicer) < 0) {
       // It runs as it is.
     }

@@ -16,9 +16,9 @@ class Subprocess {
  public:
   // Starts `arguments` (the program's path first) with standard output and error appended to `log`. The child is in a
   // process group of its own, so that Ctrl-C reaches it only through us, and is killed when this process dies. It is
-  // `nicer` than this one (nice(2)).
+  // `nicer` than this one (nice(2)), and in `network` (a descriptor for setns(2)) where that is not -1.
   static absl::StatusOr<Subprocess> Start(const std::vector<std::string>& arguments, const std::string& log,
-                                          int nicer = 0);
+                                          int nicer = 0, int network = -1);
 
   pid_t pid() const { return pid_; }
   // How it ended, once it has: the exit code, or 128 + the signal.

@@ -90,13 +90,14 @@ std::string LogTail(const std::string& path, size_t lines) {
 
 // ---------------------------------------------------------------- the supervisor
 
-absl::Status Supervisor::Start(const std::string& name, ProcessKind kind, Command command, absl::Time now) {
+absl::Status Supervisor::Start(const std::string& name, ProcessKind kind, Command command, absl::Time now,
+                               int network) {
   std::string file = name;
   std::replace(file.begin(), file.end(), ' ', '-');
   const std::string log = absl::StrCat(options_.log_directory, "/", file, ".log");
-  absl::StatusOr<Subprocess> child = Subprocess::Start(command(0), log, NicenessOf(kind));
+  absl::StatusOr<Subprocess> child = Subprocess::Start(command(0), log, NicenessOf(kind), network);
   if (!child.ok()) return child.status();
-  Process process{name, kind, std::move(command), log, *std::move(child)};
+  Process process{name, kind, std::move(command), log, network, *std::move(child)};
   process.started = now;
   processes_.push_back(std::move(process));
   return absl::OkStatus();
@@ -188,7 +189,7 @@ absl::Status Supervisor::GiveUp(Process* process, RunStage stage, const std::str
 void Supervisor::Restart(Process* process, absl::Time now) {
   ++restarts_[process->name];
   absl::StatusOr<Subprocess> child =
-      Subprocess::Start(process->command(process->starts), process->log, NicenessOf(process->kind));
+      Subprocess::Start(process->command(process->starts), process->log, NicenessOf(process->kind), process->network);
   ++process->starts;
   process->started = now;
   if (child.ok()) {

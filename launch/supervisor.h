@@ -93,8 +93,9 @@ class Supervisor {
 
   // The whole command line for the start that follows on `starts` others.
   using Command = std::function<std::vector<std::string>(int starts)>;
-  // `name` as in "worker-1 of beijing"; the log is named after it. The coordinator comes first.
-  absl::Status Start(const std::string& name, ProcessKind kind, Command command, absl::Time now);
+  // `name` as in "worker-1 of beijing"; the log is named after it. The coordinator comes first. `network`: as
+  // Subprocess::Start, of every life of it; outlives this.
+  absl::Status Start(const std::string& name, ProcessKind kind, Command command, absl::Time now, int network = -1);
 
   // Takes note of who ended, and starts whom it is time to start. ABORTED: a process is gone for good without which the
   // run cannot go on. Once the coordinator is gone, nothing is started any more.
@@ -128,6 +129,7 @@ class Supervisor {
     ProcessKind kind;
     Command command;
     std::string log;
+    int network;
     Subprocess child;  // The last one started.
     int starts = 1;
     State state = State::kRunning;

@@ -34,7 +34,7 @@ class ActiveFaults {
   std::vector<std::pair<FaultOrder, absl::Time>> lasting_;  // With their ends.
 };
 
-// Kills this process, or stops it for order.for_ns (a child process wakes it up again).
+// For kill and freeze: kills this process, or stops it for order.for_ns (a child process wakes it up again).
 void CarryOutOnThisProcess(const FaultOrder& order);
 
 }  // namespace wukong

@@ -23,13 +23,25 @@ enum class LinkDirection { kUp, kDown };  // Up: from whoever connects to the re
 
 struct LinkStats {
   int64_t bytes = 0;          // Delivered.
-  int64_t connections = 0;    // Accepted so far.
+  int64_t connections = 0;    // Accepted so far; of a TCP relay.
   int64_t losses = 0;         // Emulated.
   absl::Duration queued_max;  // Longest time that bytes waited for bandwidth.
 };
 
-// Thread-safe. Its own threads do the work; the destructor closes every connection and joins them.
-class WanRelay {
+// A link as whoever runs an experiment handles it. Thread-safe; the destructor ends all that passes.
+class EmulatedLink {
+ public:
+  virtual ~EmulatedLink() = default;
+
+  virtual std::string address() const = 0;  // host:port that clients connect to
+  virtual void SetShape(LinkDirection direction, const LinkShape& shape) = 0;
+  // A cut link carries nothing: connections stay open, and bytes wait or are sent again, as under a partition.
+  virtual void SetCut(LinkDirection direction, bool cut) = 0;
+  virtual LinkStats stats(LinkDirection direction) const = 0;
+};
+
+// By a TCP relay. Its own threads do the work; the destructor closes every connection and joins them.
+class WanRelay : public EmulatedLink {
  public:
   struct Options {
     std::string listen = "127.0.0.1:0";
@@ -39,15 +51,9 @@ class WanRelay {
     uint64_t seed = 1;
   };
   static absl::StatusOr<std::unique_ptr<WanRelay>> Start(const Options& options);
-  virtual ~WanRelay() = default;
 
-  virtual std::string address() const = 0;  // host:port that clients connect to
-  virtual void SetShape(LinkDirection direction, const LinkShape& shape) = 0;
-  // A cut link carries nothing and drops nothing: connections stay open and bytes wait, as TCP does under a partition.
-  virtual void SetCut(LinkDirection direction, bool cut) = 0;
   // Closes every connection with a reset.
   virtual void Reset() = 0;
-  virtual LinkStats stats(LinkDirection direction) const = 0;
 };
 
 }  // namespace wukong

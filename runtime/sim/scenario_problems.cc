@@ -68,21 +68,29 @@ namespace {
 // What cannot be done to real processes, or not be checked on them.
 void AddProcessProblems(const Scenario& scenario, std::vector<ScenarioProblem>* problems) {
   static const std::set<FaultKind> kPossible = {
-      FAULT_KIND_KILL, FAULT_KIND_FREEZE, FAULT_KIND_CUT, FAULT_KIND_BANDWIDTH, FAULT_KIND_LATENCY,
-      FAULT_KIND_LOSS, FAULT_KIND_SLOW,   FAULT_KIND_NAN, FAULT_KIND_SIGN_FLIP, FAULT_KIND_SCALE};
+      FAULT_KIND_KILL,       FAULT_KIND_FREEZE,    FAULT_KIND_CUT,       FAULT_KIND_BANDWIDTH, FAULT_KIND_LATENCY,
+      FAULT_KIND_LOSS,       FAULT_KIND_SLOW,      FAULT_KIND_NAN,       FAULT_KIND_SIGN_FLIP, FAULT_KIND_SCALE,
+      FAULT_KIND_POWER_LOSS, FAULT_KIND_DISK_FULL, FAULT_KIND_DISK_ERROR};
+  // Of these, what the root's own process does to itself at one of its events.
+  static const std::set<FaultKind> kAtEvents = {FAULT_KIND_KILL, FAULT_KIND_FREEZE, FAULT_KIND_POWER_LOSS,
+                                                FAULT_KIND_DISK_FULL, FAULT_KIND_DISK_ERROR};
+  const auto names = [](const std::set<FaultKind>& kinds) {
+    return absl::StrJoin(kinds, ", ", [](std::string* out, FaultKind kind) { out->append(FaultName(kind)); });
+  };
   for (int i = 0; i < scenario.timeline_size(); ++i) {
     const Fault& fault = scenario.timeline(i);
     const std::string key = absl::StrCat("timeline[", i, "]");
     if (kPossible.count(fault.fault()) == 0) {
-      std::vector<std::string> names;
-      for (const FaultKind kind : kPossible) names.push_back(FaultName(kind));
-      problems->push_back({key + ".fault", absl::StrCat("cannot be done to real processes (expected ",
-                                                        absl::StrJoin(names, ", "), "; wukong sim has this one)")});
+      problems->push_back({key + ".fault", absl::StrCat("cannot be done to real processes (expected ", names(kPossible),
+                                                        "; wukong sim has this one)")});
     }
-    if (fault.on() != FAULT_PLACE_UNSPECIFIED) {
-      problems->push_back({key + ".on",
-                           "events of the protocol are not seen from outside of the processes (expected at "
-                           "or every; wukong sim has this one)"});
+    if (fault.on() == FAULT_PLACE_UNSPECIFIED) continue;
+    const bool of_root = std::all_of(fault.target().begin(), fault.target().end(),
+                                     [](const std::string& target) { return target == "root"; });
+    if (!of_root || kAtEvents.count(fault.fault()) == 0) {
+      problems->push_back({key + ".on", absl::StrCat("real processes have only faults of the root at its events "
+                                                     "(expected target root, and one of ",
+                                                     names(kAtEvents), "; wukong sim has this one)")});
     }
   }
   if (scenario.expect().goodput_min() > 0 && scenario.workload().fidelity() == FIDELITY_GPT) {

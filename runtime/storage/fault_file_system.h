@@ -22,6 +22,7 @@
 #include "runtime/base/mutex.h"
 #include "runtime/base/random.h"
 #include "runtime/storage/file_system.h"
+#include "runtime/storage/power_loss.h"
 
 namespace wukong {
 
@@ -107,7 +108,7 @@ class FaultFileSystem final : public FileSystem {
     auto inode = std::make_shared<Inode>();
     inode->cache = contents;
     inode->disk = contents;
-    inode->clean = contents.size();
+    inode->clean = inode->size();
     names_[path] = inode;
     names_on_disk_[path] = inode;
     directories_.insert(path.substr(0, path.rfind('/')));
@@ -211,13 +212,12 @@ class FaultFileSystem final : public FileSystem {
 
  private:
   static constexpr int kDead = -2;
-  // Small, so that small records are torn too.
-  static constexpr size_t kSectorBytes = 32;
 
   struct Inode {
     std::string cache;
     std::string disk;
-    size_t clean = 0;  // The kernel believes that the bytes of the cache before this are on the disk.
+    int64_t clean = 0;  // The kernel believes that the bytes of the cache before this are on the disk.
+    int64_t size() const { return static_cast<int64_t>(cache.size()); }
   };
 
   struct Held final : FileLock {
@@ -250,12 +250,12 @@ class FaultFileSystem final : public FileSystem {
       if (absl::IsAborted(status)) return status;  // Dead.
       if (status.ok()) {
         inode_->disk.resize(inode_->cache.size());
-        inode_->disk.replace(inode_->clean, std::string::npos, inode_->cache, inode_->clean, std::string::npos);
+        WriteBack({ByteRange{inode_->clean, inode_->size()}}, inode_.get());
       } else {
-        files_->WriteSomeSectors(inode_.get());
+        WriteBack(SomeSectors(inode_->clean, inode_->size(), &files_->random_), inode_.get());
         if (files_->random_.Below(2) == 0) inode_->cache = inode_->disk;
       }
-      inode_->clean = inode_->cache.size();
+      inode_->clean = inode_->size();
       return status;
     }
 
@@ -264,7 +264,7 @@ class FaultFileSystem final : public FileSystem {
       absl::Status status = files_->MayFail(kTruncate, "truncate " + path_);
       if (!status.ok()) return status;
       inode_->cache.resize(static_cast<size_t>(bytes));
-      inode_->clean = std::min(inode_->clean, inode_->cache.size());
+      inode_->clean = std::min(inode_->clean, inode_->size());
       return absl::OkStatus();
     }
 
@@ -295,35 +295,19 @@ class FaultFileSystem final : public FileSystem {
     return operation == kWrite ? absl::ResourceExhaustedError(text) : absl::InternalError(text);
   }
 
-  // Any of the unsynced sectors reach the disk; a file that has grown has zeros where one did not.
-  void WriteSomeSectors(Inode* inode) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    for (size_t at = inode->clean; at < inode->cache.size();) {
-      const size_t end = std::min(inode->cache.size(), (at / kSectorBytes + 1) * kSectorBytes);
-      if (random_.Below(2) == 0) {
-        if (inode->disk.size() < end) inode->disk.resize(end);
-        inode->disk.replace(at, end - at, inode->cache, at, end - at);
-      }
-      at = end;
+  static void WriteBack(const std::vector<ByteRange>& kept, Inode* inode) {
+    for (const ByteRange& range : kept) {
+      const auto begin = static_cast<size_t>(range.begin), end = static_cast<size_t>(range.end);
+      if (inode->disk.size() < end) inode->disk.resize(end);
+      inode->disk.replace(begin, end - begin, inode->cache, begin, end - begin);
     }
   }
 
   // The file as the restarted machine finds it.
   std::shared_ptr<Inode> Restarted(Inode inode) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    switch (random_.Below(3)) {
-      case 0:
-        break;
-      case 1: {
-        const size_t end = inode.clean + random_.Below(inode.cache.size() - inode.clean + 1);
-        if (inode.disk.size() < end) inode.disk.resize(end);
-        inode.disk.replace(inode.clean, end - inode.clean, inode.cache, inode.clean, end - inode.clean);
-        break;
-      }
-      case 2:
-        WriteSomeSectors(&inode);
-        break;
-    }
+    WriteBack(LeftByPowerLoss(inode.clean, inode.size(), &random_), &inode);
     inode.cache = inode.disk;
-    inode.clean = inode.cache.size();
+    inode.clean = inode.size();
     return std::make_shared<Inode>(std::move(inode));
   }
 

@@ -196,7 +196,7 @@ void NodeEngine::Do(const ParentNode::Check& check) {
       FaultPoint("root.before_append");
       checked.verdict = hooks_.admit(offer->manifest, AcceptedRecord(offer->contribution, *norm), &checked.detail);
       recorded_ = true;
-      FaultPoint("root.after_append");
+      if (checked.verdict == VERDICT_ACCEPTED) FaultPoint("root.after_append");
     }
   }
   Handle(checked);
@@ -298,6 +298,7 @@ void NodeEngine::PublishNow(const ParentNode::Publish& publish) {
     return;
   }
   CHECK_EQ(public_.version(), publish.version);
+  if (hooks_.record) FaultPoint("root.after_publish");
 }
 
 void NodeEngine::Do(const ParentNode::SendUp& send) {

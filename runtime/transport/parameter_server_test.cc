@@ -1,11 +1,11 @@
 // What a node does with contributions that are repeated, malformed, refused, or too many: messages sent by hand.
-#include <atomic>
 #include <cstring>
 #include <functional>
 #include <future>
 #include <limits>
 #include <thread>
 
+#include "runtime/base/manual_clock.h"
 #include "runtime/transport/transport_test_util.h"
 
 namespace wukong {
@@ -258,16 +258,6 @@ TEST_F(ParameterServerTest, AQuorumLargerThanTheBoundIsReached) {
   ASSERT_TRUE(node_->AwaitMerged(3));
   EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 4.0f)) << "the mean of all three";
 }
-
-class ManualClock final : public Clock {
- public:
-  absl::Time Now() const override { return absl::UnixEpoch() + absl::Nanoseconds(now_ns_.load()); }
-  absl::Time WallNow() const override { return Now(); }
-  void Advance(absl::Duration time) { now_ns_ += absl::ToInt64Nanoseconds(time); }
-
- private:
-  std::atomic<int64_t> now_ns_{0};
-};
 
 // A contribution comes in at the moment at which older progress is due to go up: what goes up must not hold the
 // newcomer, whose ranges are not in its manifest.

@@ -42,9 +42,10 @@ struct Outcome {
   std::string out;
 };
 
-Outcome RunScenario(const Workspace& workspace, const std::string& more) {
+Outcome RunScenario(const Workspace& workspace, const std::string& more, const std::string& network = "relay") {
   workspace.Write("scenario.yaml", ScenarioText(more));
-  const auto process = workspace.Start({"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--json"});
+  const auto process = workspace.Start(
+      {"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--network", network, "--json"});
   Outcome run;
   run.code = process->Wait(absl::Seconds(150)).value_or(-1);
   run.out = process->out() + process->err();
@@ -98,6 +99,28 @@ TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
   EXPECT_THAT(Read(run.folder + "/plot.gp"), HasSubstr("rectangle"));
 }
 
+TEST(ChaosRunTest, PacketsAreDroppedBetweenNetworksAndNothingIsLost) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: cut, target: [beijing], at: 1s, for: 1s}\n"
+                                  "  - {fault: loss, target: [shenzhen], probability: 5%, at: 1s, for: 3s}\n"
+                                  "  - {fault: kill, target: [beijing], at: 3s}\n"
+                                  "  - {fault: kill, target: [root], at: 4s}\n",
+                                  "namespaces");
+  if (run.code == 3) {
+    EXPECT_THAT(run.out, HasSubstr("network namespaces need root with CAP_SYS_ADMIN, or user namespaces"));
+    GTEST_SKIP() << run.out;
+  }
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["network"], "namespaces");
+  EXPECT_EQ(run.result["loss"], 4000);
+  EXPECT_EQ(run.result["verdicts"]["fired"], "holds");
+  const Json report = RunRecord(workspace.Path("run")).Report();
+  EXPECT_GT(report["wan"]["shenzhen"]["emulated_losses"], 0) << "of packets";
+  EXPECT_GT(report["wan"]["beijing"]["wire_bytes_up"], report["wan"]["beijing"]["payload_bytes_up"]) << "with headers";
+}
+
 // All workers are taken for dead, and the coordinator dies before anything but that made it write its log.
 TEST(ChaosRunTest, WhoWasFencedStaysFencedWhenTheRootDies) {
   const Workspace workspace(/*prepare_data=*/false);
@@ -107,6 +130,71 @@ TEST(ChaosRunTest, WhoWasFencedStaysFencedWhenTheRootDies) {
                                   "  - {fault: kill, target: [root], at: 4500ms}\n");
   ASSERT_EQ(run.code, 0) << run.out;
   EXPECT_EQ(run.result["loss"], 4000);
+}
+
+// Numbers of the timeline in the order in which they struck the root, with what the coordinator said of them.
+std::vector<Json> Struck(const Workspace& workspace, const std::string& fault) {
+  std::vector<Json> struck;
+  for (Json& event : RunRecord(workspace.Path("run")).Events("fault_struck")) {
+    if (event["fault"] == fault) struck.push_back(std::move(event));
+  }
+  return struck;
+}
+
+TEST(ChaosRunTest, ADiskThatFailsAndPowerThatIsLostCostNothingThatWasAcknowledged) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: disk_full, at: 1s, for: 1500ms}\n"
+                                  "  - {fault: disk_error, at: 3500ms, for: 1s}\n"
+                                  "  - {fault: power_loss, at: 5s}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  for (const char* name : {"I1", "I3", "I4", "I8", "I9", "I10", "I11", "I12", "fired"}) {
+    EXPECT_EQ(run.result["verdicts"].value(name, ""), "holds") << name;
+  }
+  EXPECT_EQ(run.result["loss"], 4000) << "the counter itself";
+  EXPECT_EQ(run.result["restarts"]["total"], 1);
+  EXPECT_GE(run.result["longest_pause_seconds"].get<double>(), 1.0) << "nothing is merged while the disk is full";
+  const std::string log = Read(workspace.Path("run/logs/coordinator.log"));
+  EXPECT_THAT(log, HasSubstr("nothing is acknowledged"));
+  EXPECT_THAT(log, HasSubstr("No space left on device"));
+  EXPECT_THAT(log, HasSubstr("Input/output error"));
+  const std::vector<Json> losses = Struck(workspace, "power_loss");
+  ASSERT_EQ(losses.size(), 1u);
+  EXPECT_GT(losses[0]["bytes_unsynced"], 0) << "a loss of power that had nothing to lose shows nothing";
+  EXPECT_THAT(Read(run.folder + "/faults.csv"), HasSubstr("2,power_loss,root,"));
+}
+
+TEST(ChaosRunTest, TheRootFailsAtItsEvents) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: power_loss, on: after_append_before_ack, version: 5}\n"
+                                  "  - {fault: kill, target: [root], on: after_ack, version: 12}\n"
+                                  "  - {fault: freeze, target: [root], on: after_publish, version: 20, for: 1s}\n"
+                                  "  - {fault: power_loss, on: after_publish, version: 25}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["verdicts"]["fired"], "holds");
+  EXPECT_EQ(run.result["loss"], 4000);
+  EXPECT_EQ(run.result["restarts"]["total"], 3);
+  std::vector<std::pair<std::string, int64_t>> places;
+  for (const Json& event : RunRecord(workspace.Path("run")).Events("fault_struck")) {
+    places.emplace_back(event["on"], event["version"]);
+  }
+  ASSERT_EQ(places.size(), 4u) << "each strikes once, in all lives of the coordinator";
+  const std::pair<const char*, int64_t> expected[] = {
+      {"after_append_before_ack", 5}, {"after_ack", 12}, {"after_publish", 20}, {"after_publish", 25}};
+  for (size_t i = 0; i < places.size(); ++i) {
+    EXPECT_EQ(places[i].first, expected[i].first);
+    EXPECT_GE(places[i].second, expected[i].second);
+  }
+}
+
+TEST(ChaosRunTest, AnEventThatNeverComesFailsTheRun) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace, "timeline: [{fault: power_loss, on: after_publish, version: 100000}]\n");
+  EXPECT_EQ(run.code, 1) << run.out;
+  EXPECT_THAT(run.result["verdicts"].value("fired", ""), HasSubstr("timeline[0] never happened"));
 }
 
 TEST(ChaosRunTest, WhatDoesNotHoldFailsTheRun) {
@@ -123,9 +211,10 @@ TEST(ChaosRunTest, WhatCannotBeDoneToProcessesIsSaid) {
   const Workspace workspace(/*prepare_data=*/false);
   const std::pair<const char*, const char*> cases[] = {
       {"timeline: [{fault: reorder, probability: 0.1, target: [beijing], at: 1s, for: 1s}]",
-       "scenario.yaml:8: timeline[0].fault: cannot be done to real processes (expected kill, freeze,"},
-      {"timeline: [{fault: kill, target: [root], on: after_ack}]",
-       "scenario.yaml:8: timeline[0].on: events of the protocol are not seen"},
+       "scenario.yaml:8: timeline[0].fault: cannot be done to real processes (expected kill, power_loss,"},
+      {"timeline: [{fault: kill, target: [beijing], on: after_ack}]",
+       "scenario.yaml:8: timeline[0].on: real processes have only faults of the root at its events (expected target "
+       "root,"},
       {"timeline: [{fault: kill, target: [tokyo], at: 1s}]", "there is no region tokyo"},
       {"backend: sim", "scenario.yaml:8: backend: this scenario is for the simulator"},
   };
@@ -162,6 +251,47 @@ TEST(ChaosInjectTest, AFaultReachesARunningJobThatAllowsIt) {
 
   const auto late = workspace.Start({"chaos", "inject", "kill", "beijing/worker-0", "--run-dir", "run"});
   EXPECT_EQ(late->Wait(), 4) << "nobody is there any more: " << late->err();
+}
+
+TEST(ChaosInjectTest, TheDiskOfARunningJobFillsUpAndItsPowerFails) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 2}};
+  job.tokens = 400000;
+  workspace.Write("job.yaml", workspace.Yaml(job) + "fault_injection: allowed\n");
+  const auto up = workspace.Start({"up", "job.yaml", "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() > 0; })) << up->err();
+  const std::pair<std::vector<std::string>, const char*> wrong[] = {
+      {{"disk_full", "root"}, "needs a time"},
+      {{"power_loss", "beijing"}, "happens to the root's disk"},
+      {{"kill", "root", "--on", "after_lunch"}, "is no event (expected after_append_before_ack,"},
+  };
+  for (const auto& [flags, message] : wrong) {
+    std::vector<std::string> arguments = {"chaos", "inject"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    arguments.insert(arguments.end(), {"--run-dir", "run"});
+    const auto process = workspace.Start(arguments);
+    EXPECT_EQ(process->Wait(), 2) << process->err();
+    EXPECT_THAT(process->err(), HasSubstr(message));
+  }
+  const auto full = workspace.Start({"chaos", "inject", "disk_full", "root", "--for", "5s", "--run-dir", "run"});
+  ASSERT_EQ(full->Wait(), 0) << full->err();
+  EXPECT_THAT(full->out(), HasSubstr("disk_full ordered (number 1) for root; events.jsonl says fault_struck"));
+  ASSERT_TRUE(Await([&] { return !Struck(workspace, "disk_full").empty() || up->ended(); }));
+  const auto status = workspace.Start({"status", "run"});
+  ASSERT_EQ(status->Wait(), 0) << status->err();
+  EXPECT_THAT(status->out(), HasSubstr("NOT ACKNOWLEDGING"));
+  const auto power =
+      workspace.Start({"chaos", "inject", "power_loss", "root", "--on", "after_append_before_ack", "--run-dir", "run"});
+  ASSERT_EQ(power->Wait(), 0) << power->err();
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+  EXPECT_EQ(Struck(workspace, "disk_full").size(), 1u);
+  EXPECT_EQ(Struck(workspace, "power_loss").size(), 1u);
+  EXPECT_EQ(record.Report()["restarts"]["by_process"]["coordinator"], 1);
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  const auto verify = workspace.Start({"log", "verify", "run"});
+  EXPECT_EQ(verify->Wait(), 0) << verify->err();
 }
 
 TEST(ChaosInjectTest, AJobThatDoesNotAllowItIsLeftAlone) {

@@ -481,9 +481,9 @@ TEST_P(FaultPointTest, TheCoordinatorMayDieThere) {
 INSTANTIATE_TEST_SUITE_P(Points, FaultPointTest,
                          ::testing::Values("root.before_append", "root.after_append:3", "root.before_fsync:2",
                                            "root.after_fsync:3", "root.before_ack:2", "root.after_ack:3",
-                                           "root.before_publish:2", "snapshot.before_write", "snapshot.before_rename",
-                                           "snapshot.before_rename:2", "snapshot.after_rename:2",
-                                           "snapshot.before_prune", "snapshot.after_prune"),
+                                           "root.before_publish:2", "root.after_publish:2", "snapshot.before_write",
+                                           "snapshot.before_rename", "snapshot.before_rename:2",
+                                           "snapshot.after_rename:2", "snapshot.before_prune", "snapshot.after_prune"),
                          [](const auto& the_case) {
                            std::string name = the_case.param;
                            std::replace_if(

@@ -1,0 +1,119 @@
+// TCP between two network namespaces through a relay of packets. Where the machine has no namespaces there is nothing
+// to test.
+#include "runtime/fault/packet_relay.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "gtest/gtest.h"
+
+namespace wukong {
+namespace {
+
+constexpr absl::Duration kDelay = absl::Milliseconds(30);  // One way.
+
+// Accepts one connection of `listener`, reads to its end and sends back what it got.
+void EchoOnce(int listener) {
+  const OwnedDescriptor connection(::accept(listener, nullptr, nullptr));
+  std::string all;
+  char buffer[4096];
+  ssize_t bytes = 0;
+  while ((bytes = ::read(connection.get(), buffer, sizeof(buffer))) > 0) all.append(buffer, static_cast<size_t>(bytes));
+  for (size_t sent = 0; sent < all.size();) {
+    const ssize_t written = ::write(connection.get(), all.data() + sent, all.size() - sent);
+    if (written <= 0) return;
+    sent += static_cast<size_t>(written);
+  }
+}
+
+// What comes back for `text`, and how long it took to connect.
+std::string Echoed(const std::string& host, int port, const std::string& text, absl::Duration* to_connect) {
+  const OwnedDescriptor socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  ::inet_pton(AF_INET, host.c_str(), &address.sin_addr);
+  const absl::Time begin = absl::Now();
+  if (::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return "not connected";
+  *to_connect = absl::Now() - begin;
+  for (size_t sent = 0; sent < text.size();) {
+    const ssize_t written = ::write(socket.get(), text.data() + sent, text.size() - sent);
+    if (written <= 0) return "not written";
+    sent += static_cast<size_t>(written);
+  }
+  ::shutdown(socket.get(), SHUT_WR);
+  std::string all;
+  char buffer[4096];
+  ssize_t bytes = 0;
+  while ((bytes = ::read(socket.get(), buffer, sizeof(buffer))) > 0) all.append(buffer, static_cast<size_t>(bytes));
+  return all;
+}
+
+// In a thread, which has a network of its own from then on: the other tests keep theirs.
+absl::Status InOwnNetwork(const std::function<void()>& work) {
+  absl::Status status;
+  std::thread([&] {
+    status = EnterOwnNetwork();
+    if (status.ok()) work();
+  }).join();
+  return status;
+}
+
+TEST(PacketRelayTest, TcpGoesThroughWithItsDelayAndRepairsWhatIsLost) {
+  const absl::Status status = InOwnNetwork([] {
+    auto joined = JoinNetwork(7);
+    ASSERT_TRUE(joined.ok()) << joined.status();
+    const OwnedDescriptor listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    socklen_t size = sizeof(address);
+    ASSERT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    ASSERT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    ASSERT_EQ(::listen(listener.get(), 4), 0);
+    PacketRelayOptions options;
+    options.port = ntohs(address.sin_port);
+    options.up.delay = options.down.delay = kDelay;
+    const auto relay = StartPacketRelay(&*joined, options);
+    ASSERT_TRUE(relay.ok()) << relay.status();
+    EXPECT_EQ((*relay)->address(), absl::StrCat("10.87.7.1:", options.port));
+
+    std::string text;
+    for (int i = 0; text.size() < 200'000; ++i) absl::StrAppend(&text, i, " ");
+    const auto echo = [&] {
+      std::string back;
+      absl::Duration to_connect;
+      std::thread server([&] { EchoOnce(listener.get()); });
+      std::thread([&] {
+        ASSERT_EQ(::setns(joined->network.get(), CLONE_NEWNET), 0);
+        back = Echoed("10.87.7.1", options.port, text, &to_connect);
+      }).join();
+      server.join();
+      EXPECT_EQ(back, text);
+      EXPECT_GE(to_connect, 2 * kDelay) << "the handshake makes a round trip";
+    };
+    echo();
+    EXPECT_EQ((*relay)->stats(LinkDirection::kUp).losses, 0);
+    EXPECT_GT((*relay)->stats(LinkDirection::kUp).bytes, 200'000);
+    options.up.loss = options.down.loss = 0.03;
+    (*relay)->SetShape(LinkDirection::kUp, options.up);
+    (*relay)->SetShape(LinkDirection::kDown, options.down);
+    echo();
+    EXPECT_GT((*relay)->stats(LinkDirection::kUp).losses, 0);
+    EXPECT_GT((*relay)->stats(LinkDirection::kDown).losses, 0);
+  });
+  if (absl::IsFailedPrecondition(status)) GTEST_SKIP() << status;
+  ASSERT_TRUE(status.ok()) << status;
+}
+
+}  // namespace
+}  // namespace wukong
