@@ -34,6 +34,7 @@ class LocalRun {
     absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
     bool no_fsync = false;
     std::string crash_at;
+    bool standby = false;  // Of the coordinator, once training is under way. Not with `restart_after`.
     // Called between two looks at the processes, some twenty times a second, once training has begun.
     std::function<void(LocalRun*, absl::Duration since_begin)> on_poll;
     // Called with each answer of the coordinator.
@@ -61,6 +62,7 @@ class LocalRun {
  private:
   using Json = nlohmann::ordered_json;
   std::vector<std::string> CoordinatorCommand(int starts) const;
+  std::optional<std::vector<std::string>> StandbyCommand() const;
   absl::Status StartAll();
   absl::Status StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments);
   absl::Status WaitForCoordinator();
