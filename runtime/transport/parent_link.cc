@@ -179,6 +179,7 @@ void ParentLink::SendLoop() {
 absl::Status ParentLink::SendOnce(const Outgoing& outgoing, ContributeReply* reply) {
   grpc::ClientContext context;
   SetDeadline(&context, options_.rpc_timeout);
+  context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
   if (!Begin(&context, &send_context_)) return absl::CancelledError("shutting down");
   auto writer = send_stub_->Contribute(&context, reply);
   ContributeMessage message;
