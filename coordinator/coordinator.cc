@@ -48,6 +48,7 @@ using Json = nlohmann::ordered_json;
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr int kTicksOfRoot =
     10;  // The root learns of everything else as it happens: only quarantines end by the clock.
+constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
 constexpr absl::Duration kFarewell = absl::Seconds(5);  // For members to hear that the run is over.
 
 int64_t PeakMemoryBytes() {
@@ -81,12 +82,39 @@ std::string HostName() {
   return name;
 }
 
-absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const std::string& run_dir) {
-  absl::StatusOr<std::unique_ptr<FileLock>> lock =
-      files->Lock(run_dir + "/lock", absl::StrFormat("pid %d on %s\n", ::getpid(), HostName()));
-  if (lock.ok() || lock.status().code() != absl::StatusCode::kFailedPrecondition) return lock;
-  return absl::InvalidArgumentError(
-      absl::StrCat("another coordinator works in run directory ", run_dir, ": ", lock.status().message()));
+// Null: there is nothing left to do for this standby.
+absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const CoordinatorOptions& options,
+                                                           const StopSignal& stop) {
+  const std::string& run_dir = options.run_dir;
+  const std::string path = run_dir + "/lock";
+  const std::string owner = absl::StrFormat("pid %d on %s\n", ::getpid(), HostName());
+  if (!options.standby) {
+    absl::StatusOr<std::unique_ptr<FileLock>> lock = files->Lock(path, owner);
+    if (!absl::IsFailedPrecondition(lock.status())) return lock;
+    return absl::InvalidArgumentError(
+        absl::StrCat("another coordinator works in run directory ", run_dir, ": ", lock.status().message()));
+  }
+  LOG(INFO) << "ready as the standby of the coordinator in " << run_dir;
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = files->WaitForLock(path, owner, stop);
+  if (absl::IsCancelled(lock.status())) return nullptr;
+  // Whoever had the lock removed what an earlier part of the run had left: this one says how it ended.
+  if (lock.ok() && files->Size(run_dir + "/report.json").ok()) {
+    LOG(INFO) << "the run in " << run_dir << " is over, as its report.json says; without --standby, --resume goes on";
+    return nullptr;
+  }
+  LOG_IF(INFO, lock.ok()) << "the coordinator in " << run_dir << " is gone: its standby takes over";
+  return lock;
+}
+
+// Null: the port is in use, or no address of this machine.
+std::unique_ptr<grpc::Server> Listen(const std::string& address, const std::vector<grpc::Service*>& services,
+                                     int* port) {
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  return *port == 0 ? nullptr : std::move(server);
 }
 
 // The job's data, as the coordinator uses it.
@@ -159,8 +187,18 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
     if (absl::Status status = ArmFaultPoint("coordinator", options.crash_at); !status.ok()) return status;
   }
   if (absl::Status status = MakeDirectories(run_dir); !status.ok()) return status;
-  const absl::StatusOr<std::unique_ptr<FileLock>> lock = LockRunDirectory(files, run_dir);
+  const absl::StatusOr<ValidationData> data = OpenData(job);
+  if (!data.ok()) return data.status();
+  TrainerOptions trainer_options;
+  trainer_options.threads = options.threads;
+  const absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, trainer_options);
+  if (!trainer.ok()) return trainer.status();
+  const ParameterLayout& layout = (*trainer)->layout();
+
+  const absl::StatusOr<std::unique_ptr<FileLock>> lock = LockRunDirectory(files, options, stop);
   if (!lock.ok()) return lock.status();
+  if (*lock == nullptr) return absl::OkStatus();
+  const absl::Time life_began = options.standby ? clock.Now() : process_started;
   const bool holds_a_run =
       ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
   if (!options.resume && holds_a_run) {
@@ -171,14 +209,6 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   if (!options.resume) {
     if (absl::Status status = WriteFileAtomic(config, options.resolved_yaml); !status.ok()) return status;
   }
-
-  const absl::StatusOr<ValidationData> data = OpenData(job);
-  if (!data.ok()) return data.status();
-  TrainerOptions trainer_options;
-  trainer_options.threads = options.threads;
-  const absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, trainer_options);
-  if (!trainer.ok()) return trainer.status();
-  const ParameterLayout& layout = (*trainer)->layout();
 
   absl::StatusOr<RecoveredRoot> begun = Begin(files, options, clock, trainer->get());
   if (!begun.ok()) return begun.status();
@@ -217,7 +247,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
                          {"snapshot", begun->snapshot},
                          {"records_replayed", begun->records_replayed},
                          {"log_bytes", begun->log.bytes},
-                         {"seconds", absl::ToDoubleSeconds(clock.Now() - process_started)},
+                         {"seconds", absl::ToDoubleSeconds(clock.Now() - life_began)},
                          {"warnings", begun->warnings}});
     for (const std::string& warning : begun->warnings) LOG(WARNING) << warning;
     LOG(INFO) << "term " << state.term() << " goes on at version " << state.version() << ", " << begun->records_replayed
@@ -306,14 +336,13 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
     if (!started_before) core.HoldStart(true, now);
     if (started_before) core.BackdateStart(now - (clock.WallNow() - absl::FromUnixNanos(state.started_unix_ns())));
   });
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  builder.RegisterService(&root);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
+  std::unique_ptr<grpc::Server> server = Listen(options.listen, {&service, &root}, &port);
+  // The kernel takes back a dead process's lock before its port.
+  while (server == nullptr && options.standby && clock.Now() - life_began < kPortOfTheDead && !stop.WaitFor(kTick)) {
+    server = Listen(options.listen, {&service, &root}, &port);
+  }
+  if (server == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("the coordinator cannot listen on ", options.listen,
                                                    ": the port is in use, or the address is not of this machine"));
   }
@@ -321,7 +350,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const std::string address = absl::StrCat(host, ":", port);
   if (absl::Status status = WriteFileAtomic(run_dir + "/coordinator.address", address); !status.ok()) return status;
   LOG(INFO) << "run " << run << " of job " << job.name() << ": coordinator of term " << state.term() << " listens on "
-            << address << " after " << clock.Now() - process_started;
+            << address << " after " << clock.Now() - life_began;
 
   absl::StatusOr<double> initial_loss = state.validation_loss_initial();
   if (!started_before) {

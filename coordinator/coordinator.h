@@ -17,6 +17,7 @@ struct CoordinatorOptions {
   std::string run_dir;        // Made if it is not there; must not hold another run.
   int threads = 1;            // For validation, and for the optimizer of ddp.
   bool resume = false;        // Goes on with the run that run_dir holds; a new one if that never began.
+  bool standby = false;       // With resume: waits for its turn, below.
   bool fsync = true;          // False only to measure what it costs.
   std::string crash_at;       // POINT[:N]: dies there (runtime/base/fault_point.h). Empty: nowhere.
 };
@@ -27,6 +28,11 @@ struct CoordinatorOptions {
 // INVALID_ARGUMENT (address, job, a run directory of another job or with another coordinator), ALREADY_EXISTS (the run
 // directory holds a run), DATA_LOSS (its log or snapshots are damaged), RESOURCE_EXHAUSTED (full disk at the start),
 // OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the message says why).
+//
+// A standby makes everything ready that needs no lock (data, trainer), sleeps until the run directory's coordinator is
+// gone, and then is the next one: takes the lock, replays, listens, in this order, so that nobody finds its port before
+// it can serve. OK as well: a coordinator has ended the run, of which report.json is the sign; or a signal came while
+// it slept. A coordinator that is stopped (SIGSTOP) or hangs keeps its lock, and its standby sleeps on.
 absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal& stop);
 
 }  // namespace wukong

@@ -32,6 +32,8 @@ constexpr absl::Duration kPoll = absl::Milliseconds(50);
 // A coordinator that answered and does not any more is about to end, and then says why others ended. Beyond this it
 // hangs.
 constexpr absl::Duration kSilent = absl::Seconds(15);
+// Of training, before the coordinator gets a standby: a short run would only pay for its start.
+constexpr absl::Duration kShortRun = absl::Seconds(5);
 
 std::string OwnPath() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
 
@@ -59,7 +61,8 @@ LocalRun::LocalRun(Options options, JobSource source, PortReservation port, cons
       stop_(stop),
       supervisor_(Supervisor::Options{run_dir_ + "/logs", options_.restarts,
                                       [this](ProcessKind ended) { return Stage(ended); },
-                                      [this](const std::string& line) { Say(line); }, options_.restart_after}) {}
+                                      [this](const std::string& line) { Say(line); }, options_.restart_after,
+                                      [this] { return StandbyCommand(); }}) {}
 
 std::string LocalRun::AggregatorName(const std::string& region) { return absl::StrCat("aggregator of ", region); }
 
@@ -80,6 +83,14 @@ std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
   }
   if (options_.no_fsync) command.push_back("--no-fsync");
   if (starts == 0 && !options_.crash_at.empty()) command.insert(command.end(), {"--crash-at", options_.crash_at});
+  return command;
+}
+
+std::optional<std::vector<std::string>> LocalRun::StandbyCommand() const {
+  if (!options_.standby || options_.restart_after > absl::ZeroDuration()) return std::nullopt;
+  if (phase_ != "training" || absl::Now() - began_ < kShortRun) return std::nullopt;
+  std::vector<std::string> command = CoordinatorCommand(supervisor_.coordinator_starts());
+  command.push_back("--standby");
   return command;
 }
 

@@ -38,6 +38,7 @@ class LocalRun {
     // Each region is in a network of its own, and the links carry IP packets (docs/wan.md). The caller has entered a
     // network that is not the machine's (EnterOwnNetwork).
     bool namespaces = false;
+    bool standby = false;  // Of the coordinator, once training is under way. Not with `restart_after`.
     // Called between two looks at the processes, some twenty times a second, once training has begun.
     std::function<void(LocalRun*, absl::Duration since_begin)> on_poll;
     // Called with each answer of the coordinator.
@@ -65,6 +66,7 @@ class LocalRun {
  private:
   using Json = nlohmann::ordered_json;
   std::vector<std::string> CoordinatorCommand(int starts) const;
+  std::optional<std::vector<std::string>> StandbyCommand() const;
   absl::Status StartAll();
   // `network`: as Subprocess::Start.
   absl::Status StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments,

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "coordinator/coordinator.h"
 #include "glog/logging.h"
 #include "launch/exit_code.h"
@@ -36,8 +38,17 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
   return LoadRunJob(flags.options.run_dir);
 }
 
-int RunCoordinatorCommand(const CoordinatorFlags& flags) {
+int RunCoordinatorCommand(CoordinatorFlags flags) {
   MakeFileLimitAnError();
+  if (flags.options.standby) {
+    flags.options.resume = true;
+    // Members look for the next coordinator where the one before it was.
+    if (absl::EndsWith(flags.options.listen, ":0")) {
+      return ReportStatus(absl::InvalidArgumentError(
+          absl::StrCat("coordinator: --standby needs the --listen of the coordinator that it stands by, got ",
+                       flags.options.listen, " (port 0 would be another one)")));
+    }
+  }
   absl::StatusOr<JobSource> source = LoadJobOf(flags);
   if (!source.ok()) return ReportStatus(source.status());
   CheckOptions check;
@@ -93,6 +104,8 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--run-dir", flags->options.run_dir, "Where the run is recorded; must not hold another run")
         ->required();
     verb->add_flag("--resume", flags->options.resume, "Go on with the run that is recorded there");
+    verb->add_flag("--standby", flags->options.standby,
+                   "Make all ready, sleep until the coordinator of the run is gone, and go on in its place");
     verb->add_flag("--no-fsync", flags->no_fsync, "Do not wait for the disk: for measuring what it costs");
 #ifdef WUKONG_FAULT_POINTS
     verb->add_option("--crash-at", flags->options.crash_at,

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <utility>
@@ -20,6 +21,11 @@ namespace {
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
 constexpr absl::Duration kYoung = absl::Seconds(5);
 constexpr int kDiedYoungMax = 5;
+
+// After a start of the coordinator: until members have found it, the cores are theirs. Doubled for each standby in a
+// row that died, up to the maximum.
+constexpr absl::Duration kStandbyAfter = absl::Seconds(2);
+constexpr absl::Duration kStandbyAfterMax = absl::Minutes(5);
 
 constexpr absl::Duration kPoll = absl::Milliseconds(50);
 constexpr absl::Duration kLeave = absl::Seconds(15);  // For processes to end by themselves once the run is over.
@@ -127,7 +133,7 @@ absl::Status Supervisor::Poll(absl::Time now) {
       const bool as_meant = process.code == kExitOk && process.kind != ProcessKind::kCoordinator;
       const std::optional<RunStage> stage = as_meant ? RunStage::kUnderWay : stage_for(process.kind);
       if (!stage.has_value()) continue;
-      if (absl::Status status = Decide(&process, *stage); !status.ok()) return status;
+      if (absl::Status status = Decide(&process, *stage, now); !status.ok()) return status;
     }
     if (process.state == State::kWaiting && now >= process.restart_at) {
       // Members that come when the run is over would wait for a run to join.
@@ -137,10 +143,37 @@ absl::Status Supervisor::Poll(absl::Time now) {
       if (stage.has_value() && stage != RunStage::kOver) Restart(&process, now);
     }
   }
+  KeepStandby(now);
   return absl::OkStatus();
 }
 
-absl::Status Supervisor::Decide(Process* process, RunStage stage) {
+void Supervisor::KeepStandby(absl::Time now) {
+  if (!options_.standby || !coordinator_runs()) return;
+  const Process& coordinator = processes_[0];
+  if (standby_.has_value()) {
+    const std::optional<int> code = standby_->Poll();
+    if (!code.has_value()) return;
+    standby_.reset();
+    const absl::Duration pause = std::min(kStandbyAfter * std::exp2(++standbys_died_), kStandbyAfterMax);
+    next_standby_ = now + pause;
+    if (*code == kExitOk) return;
+    options_.say(absl::StrFormat("the coordinator's standby %s; another one is started in %s", EndedHow(*code),
+                                 absl::FormatDuration(pause)));
+  }
+  if (now < std::max(next_standby_, coordinator.started + kStandbyAfter)) return;
+  if (policy_.used() >= policy_.budget()) return;  // It might not take over.
+  const std::optional<std::vector<std::string>> command = options_.standby();
+  if (!command.has_value()) return;
+  absl::StatusOr<Subprocess> child = Subprocess::Start(*command, coordinator.log, NicenessOf(coordinator.kind));
+  if (child.ok()) {
+    standby_ = *std::move(child);
+  } else {
+    next_standby_ = now + kStandbyAfterMax;
+    options_.say(absl::StrCat("warning: the coordinator has no standby: ", child.status().message()));
+  }
+}
+
+absl::Status Supervisor::Decide(Process* process, RunStage stage, absl::Time now) {
   const RestartPolicy::Decision decision =
       policy_.Ended(process->name, process->kind, process->code, process->ended - process->started, stage);
   switch (decision.kind) {
@@ -149,6 +182,17 @@ absl::Status Supervisor::Decide(Process* process, RunStage stage) {
       if (process->kind == ProcessKind::kCoordinator) coordinator_ending_ = Ending{process->code, ""};
       return absl::OkStatus();
     case RestartPolicy::Decision::Kind::kRestart: {
+      if (process->kind == ProcessKind::kCoordinator && standby_.has_value() && !standby_->Poll().has_value()) {
+        ++restarts_[process->name];
+        ++process->starts;
+        process->child = *std::exchange(standby_, std::nullopt);
+        process->started = now;
+        process->state = State::kRunning;
+        standbys_died_ = 0;
+        options_.say(absl::StrFormat("%s %s; its standby takes over (restart %d of at most %d)", process->name,
+                                     EndedHow(process->code), policy_.used(), policy_.budget()));
+        return absl::OkStatus();
+      }
       process->state = State::kWaiting;
       const absl::Duration away = std::max(decision.backoff, options_.restart_after);
       process->restart_at = process->ended + away;
@@ -216,20 +260,26 @@ bool Supervisor::Signal(const std::string& name, int signal_number) {
 void Supervisor::Stop(int coordinator_signal) {
   if (processes_.empty()) return;
   Subprocess& coordinator = processes_[0].child;
+  std::vector<Subprocess*> children;
+  for (Process& process : processes_) children.push_back(&process.child);
+  if (standby_.has_value()) {
+    children.push_back(&*standby_);
+    standby_->Signal(SIGTERM);  // First, or it would take over what is to end.
+  }
   if (coordinator_signal != 0) coordinator.Signal(coordinator_signal);
   absl::Time deadline = absl::Now() + kLeave;
   for (const int signal_number : {0, SIGTERM, SIGKILL}) {
     if (signal_number != 0) {
-      for (Process& process : processes_) {
-        process.child.Signal(signal_number);
-        process.child.Signal(SIGCONT);  // Whoever is stopped would not hear of it.
+      for (Subprocess* child : children) {
+        child->Signal(signal_number);
+        child->Signal(SIGCONT);  // Whoever is stopped would not hear of it.
       }
       deadline = absl::Now() + kLeave;
     }
     bool orphaned = false;
     while (absl::Now() < deadline) {
-      const bool all = std::all_of(processes_.begin(), processes_.end(),
-                                   [](Process& process) { return process.child.Poll().has_value(); });
+      const bool all =
+          std::all_of(children.begin(), children.end(), [](Subprocess* child) { return child->Poll().has_value(); });
       if (all) break;
       if (signal_number == 0 && !orphaned && coordinator.Poll().has_value()) {
         orphaned = true;

@@ -5,6 +5,8 @@
 //                          |  decided: leave, give up      | the run is over meanwhile
 //                          v                               v
 //                        gone <---------------------------/
+//
+// The coordinator's standby, if there is one when it dies, is the running coordinator at once.
 #ifndef WUKONG_LAUNCH_SUPERVISOR_H_
 #define WUKONG_LAUNCH_SUPERVISOR_H_
 
@@ -88,6 +90,10 @@ class Supervisor {
     std::function<void(const std::string&)> say;
     // Between a death and the next start there is at least this.
     absl::Duration restart_after = absl::ZeroDuration();
+    // The command line of a process that becomes the coordinator by itself as soon as that one is gone, so that none
+    // has to be started then. Asked while there is none; nothing: none yet. Its restarts are of no budget, but taking
+    // over is.
+    std::function<std::optional<std::vector<std::string>>()> standby = nullptr;
   };
   explicit Supervisor(Options options) : options_(std::move(options)), policy_(options_.restarts) {}
 
@@ -139,15 +145,19 @@ class Supervisor {
     int code = 0;
   };
 
-  absl::Status Decide(Process* process, RunStage stage);
+  absl::Status Decide(Process* process, RunStage stage, absl::Time now);
   absl::Status GiveUp(Process* process, RunStage stage, const std::string& reason);
   void Restart(Process* process, absl::Time now);
+  void KeepStandby(absl::Time now);
 
   const Options options_;
   RestartPolicy policy_;
   std::vector<Process> processes_;
   std::optional<Ending> coordinator_ending_;
   std::map<std::string, int> restarts_;
+  std::optional<Subprocess> standby_;
+  int standbys_died_ = 0;  // In a row.
+  absl::Time next_standby_ = absl::InfinitePast();
 };
 
 }  // namespace wukong

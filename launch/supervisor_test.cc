@@ -10,6 +10,7 @@
 #include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -314,6 +315,95 @@ TEST_F(SupervisorTest, TheCoordinatorIsStartedAgainWithAnotherCommandLine) {
   ASSERT_TRUE(PollUntil([&] { return Logged("coordinator", "resumed"); }).ok());
   EXPECT_TRUE(supervisor_->coordinator_runs());
   EXPECT_EQ(supervisor_->coordinator_starts(), 2);
+}
+
+class StandbyTest : public SupervisorTest {
+ protected:
+  // `coordinator` and `standby` are scripts.
+  void Make(int restarts, const std::string& coordinator, const std::string& standby) {
+    Supervisor::Options options;
+    options.log_directory = directory_;
+    options.restarts = restarts;
+    options.stage = [this](ProcessKind) { return stage_; };
+    options.say = [this](const std::string& line) { said_.push_back(line); };
+    options.standby = [this, standby]() -> std::optional<std::vector<std::string>> {
+      ++asked_;
+      if (!wanted_) return std::nullopt;
+      return std::vector<std::string>{"/bin/sh", "-c", standby};
+    };
+    supervisor_.emplace(std::move(options));
+    StartShell("coordinator", kCoordinator, {coordinator, "echo started anew; exec sleep 100"});
+  }
+  absl::Status PollUntilLogged(const std::string& text) {
+    return PollUntil([&] { return Logged("coordinator", text); });
+  }
+  bool wanted_ = true;
+};
+
+TEST_F(StandbyTest, IsStartedTwoSecondsAfterTheCoordinatorIfItIsWanted) {
+  Make(10, "exec sleep 100", "echo standing by; exec sleep 100");
+  now_ += absl::Milliseconds(1999);
+  ASSERT_TRUE(supervisor_->Poll(now_).ok());
+  EXPECT_EQ(asked_, 0);
+  now_ += absl::Milliseconds(1);
+  wanted_ = false;
+  ASSERT_TRUE(supervisor_->Poll(now_).ok());
+  EXPECT_EQ(asked_, 1);
+  wanted_ = true;
+  ASSERT_TRUE(PollUntilLogged("standing by").ok());
+  EXPECT_EQ(asked_, 2) << "one is enough";
+}
+
+TEST_F(StandbyTest, IsTheCoordinatorOnceThatOneDied) {
+  Make(10, "exec sleep 100", "echo standing by; exec sleep 100");
+  now_ += absl::Seconds(2);
+  ASSERT_TRUE(PollUntilLogged("standing by").ok());
+  ASSERT_TRUE(supervisor_->Signal("coordinator", SIGKILL));
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 1; }).ok());
+  EXPECT_THAT(said_[0], HasSubstr("coordinator was killed by signal 9 (Killed); its standby takes over (restart 1 of"));
+  EXPECT_TRUE(supervisor_->coordinator_runs());
+  EXPECT_EQ(supervisor_->coordinator_starts(), 2);
+  EXPECT_THAT(supervisor_->restarts(), ElementsAre(Pair("coordinator", 1)));
+  EXPECT_EQ(asked_, 1) << "the next one has to wait for its time";
+  now_ += absl::Seconds(2);
+  ASSERT_TRUE(supervisor_->Poll(now_).ok());
+  EXPECT_EQ(asked_, 2);
+  EXPECT_FALSE(Logged("coordinator", "started anew"));
+}
+
+TEST_F(StandbyTest, ADeadOneTakesNothingOver) {
+  Make(10, "exec sleep 100", "echo standing by; kill -9 $$");
+  now_ += absl::Seconds(2);
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 1; }).ok());
+  EXPECT_THAT(said_[0], HasSubstr("the coordinator's standby was killed by signal 9 (Killed); another one is started "
+                                  "in 4s"));
+  now_ += absl::Milliseconds(3999);
+  ASSERT_TRUE(supervisor_->Poll(now_).ok());
+  EXPECT_EQ(asked_, 1);
+  ASSERT_TRUE(supervisor_->Signal("coordinator", SIGKILL));
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 2; }).ok());
+  EXPECT_THAT(said_[1], HasSubstr("it is started again in 100ms (restart 1 of"));
+  now_ += absl::Milliseconds(100);
+  ASSERT_TRUE(PollUntilLogged("started anew").ok());
+}
+
+TEST_F(StandbyTest, NeedsABudgetToTakeOver) {
+  Make(0, "exec sleep 100", "exec sleep 100");
+  now_ += kLong;
+  ASSERT_TRUE(supervisor_->Poll(now_).ok());
+  EXPECT_EQ(asked_, 0);
+}
+
+TEST_F(StandbyTest, EndsWhenAllIsStopped) {
+  Make(10, "trap 'echo coordinator ends; exit 1' TERM; echo ready; while :; do sleep 0.05; done",
+       "trap 'echo standby ends; exit 0' TERM; echo standing by; while :; do sleep 0.01; done");
+  now_ += absl::Seconds(2);
+  ASSERT_TRUE(PollUntil([&] { return Logged("coordinator", "ready") && Logged("coordinator", "standing by"); }).ok());
+  supervisor_->Stop(SIGTERM);
+  EXPECT_TRUE(Logged("coordinator", "standby ends"));
+  EXPECT_TRUE(Logged("coordinator", "coordinator ends"));
+  ASSERT_TRUE(supervisor_->coordinator_ending().has_value());
+  EXPECT_EQ(supervisor_->coordinator_ending()->code, 1) << "the coordinator's, not the standby's";
 }
 
 TEST_F(SupervisorTest, NothingIsStartedOnceTheCoordinatorHasEnded) {

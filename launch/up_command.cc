@@ -31,6 +31,7 @@ struct UpFlags {
   std::string resume;  // The run directory to go on with, in place of the three above.
   bool json = false;
   int restarts = 100;
+  bool standby = true;
   bool no_fsync = false;
   std::string crash_at;
 };
@@ -103,6 +104,7 @@ int RunUp(UpFlags flags) {
   options.run_dir = *std::move(run_dir);
   options.resume = resume;
   options.restarts = flags.restarts;
+  options.standby = flags.standby;
   options.no_fsync = flags.no_fsync;
   options.crash_at = flags.crash_at;
   const LocalRun::Result result = LocalRun(options, *std::move(source), *std::move(port), &stop).Run();
@@ -130,6 +132,8 @@ void AddUpCommand(CLI::App& app, std::function<int()>* action) {
                    "How many processes that die are started again in the whole run; 0: none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  verb->add_flag("--standby,!--no-standby", flags->standby,
+                 "Beside the coordinator a process waits to go on in its place at once, if it dies (default)");
   verb->add_flag("--no-fsync", flags->no_fsync, "The coordinator does not wait for the disk: to measure what it costs");
 #ifdef WUKONG_FAULT_POINTS
   verb->add_option("--crash-at", flags->crash_at,

@@ -19,8 +19,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "runtime/base/mutex.h"
 #include "runtime/base/random.h"
+#include "runtime/base/stop_signal.h"
 #include "runtime/storage/file_system.h"
 #include "runtime/storage/power_loss.h"
 
@@ -208,6 +210,15 @@ class FaultFileSystem final : public FileSystem {
     held->contents = std::make_shared<const std::string>(contents);
     locks_[path] = held->contents;
     return held;
+  }
+
+  absl::StatusOr<std::unique_ptr<FileLock>> WaitForLock(const std::string& path, absl::string_view contents,
+                                                        const StopSignal& stop) override {
+    while (true) {
+      absl::StatusOr<std::unique_ptr<FileLock>> held = Lock(path, contents);
+      if (!absl::IsFailedPrecondition(held.status())) return held;
+      if (stop.WaitFor(absl::Milliseconds(1))) return absl::CancelledError("a signal came before the lock");
+    }
   }
 
  private:

@@ -1,18 +1,24 @@
 #include "runtime/storage/file_system.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "runtime/base/file.h"
 
 namespace wukong {
@@ -74,11 +80,19 @@ class RealWritableFile final : public WritableFile {
 
 class RealFileLock final : public FileLock {
  public:
-  explicit RealFileLock(int descriptor) : descriptor_(descriptor) {}
+  // Of the file at `path`, which is made if it is not there; nobody has locked it yet.
+  static absl::StatusOr<std::unique_ptr<RealFileLock>> Open(const std::string& path) {
+    const int descriptor = OpenRetrying(path, O_RDWR | O_CREAT);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open the lock file " + path);
+    return std::unique_ptr<RealFileLock>(new RealFileLock(descriptor));
+  }
   // The file stays: removing it would let two processes lock two files of the same name.
   ~RealFileLock() override { ::close(descriptor_); }
 
+  int descriptor() const { return descriptor_; }
+
  private:
+  explicit RealFileLock(int descriptor) : descriptor_(descriptor) {}
   const int descriptor_;
 };
 
@@ -155,12 +169,11 @@ class RealFileSystem final : public FileSystem {
   }
 
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, absl::string_view contents) override {
-    const int descriptor = OpenRetrying(path, O_RDWR | O_CREAT);
-    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open the lock file " + path);
-    auto lock = std::make_unique<RealFileLock>(descriptor);
+    absl::StatusOr<std::unique_ptr<RealFileLock>> lock = RealFileLock::Open(path);
+    if (!lock.ok()) return lock.status();
     int result;
     do {
-      result = ::flock(descriptor, LOCK_EX | LOCK_NB);
+      result = ::flock((*lock)->descriptor(), LOCK_EX | LOCK_NB);
     } while (result != 0 && errno == EINTR);
     if (result != 0) {
       if (errno != EWOULDBLOCK) return ErrnoToStatus(errno, "cannot lock " + path);
@@ -168,8 +181,42 @@ class RealFileSystem final : public FileSystem {
       return absl::FailedPreconditionError(
           absl::StrCat(path, " is locked by another process: ", owner.ok() ? *owner : owner.status().ToString()));
     }
-    int error = ::ftruncate(descriptor, 0) != 0 ? errno : 0;
-    if (error == 0) error = WriteAll(descriptor, contents);
+    return Sign(path, contents, *std::move(lock));
+  }
+
+  absl::StatusOr<std::unique_ptr<FileLock>> WaitForLock(const std::string& path, absl::string_view contents,
+                                                        const StopSignal& stop) override {
+    absl::StatusOr<std::unique_ptr<RealFileLock>> lock = RealFileLock::Open(path);
+    if (!lock.ok()) return lock.status();
+    // flock(2) can wait for nothing else beside the lock: a thread of its own sleeps there, and a signal to it, which
+    // StopSignal has made harmless, interrupts its sleep.
+    std::atomic<bool> given_up{false}, ended{false};
+    int error = 0;
+    std::thread sleeper([&] {
+      int result;
+      do {
+        result = ::flock((*lock)->descriptor(), LOCK_EX);
+      } while (result != 0 && errno == EINTR && !given_up);
+      error = result != 0 ? errno : 0;
+      ended = true;
+      stop.Wake();
+    });
+    while (!ended && !stop.WaitFor(absl::Hours(1))) {
+    }
+    given_up = true;
+    // Once may be too early: between its look at `given_up` and its call.
+    for (; !ended; absl::SleepFor(absl::Milliseconds(1))) ::pthread_kill(sleeper.native_handle(), stop.received());
+    sleeper.join();
+    if (stop.received() != 0) return absl::CancelledError(absl::StrCat("a signal came before the lock of ", path));
+    if (error != 0) return ErrnoToStatus(error, "cannot lock " + path);
+    return Sign(path, contents, *std::move(lock));
+  }
+
+ private:
+  static absl::StatusOr<std::unique_ptr<FileLock>> Sign(const std::string& path, absl::string_view contents,
+                                                        std::unique_ptr<RealFileLock> lock) {
+    int error = ::ftruncate(lock->descriptor(), 0) != 0 ? errno : 0;
+    if (error == 0) error = WriteAll(lock->descriptor(), contents);
     if (error != 0) return ErrnoToStatus(error, "cannot write the lock file " + path);
     return lock;
   }

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "runtime/base/stop_signal.h"
 
 namespace wukong {
 
@@ -51,6 +52,10 @@ class FileSystem {
   // Creates the file if needed. FAILED_PRECONDITION when another process holds it; its contents are then in the
   // message. `contents` says who holds it, for the message that another process gets.
   virtual absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, absl::string_view contents) = 0;
+  // The same, but while another process holds it, it sleeps, until that one gives it back or dies. CANCELLED when
+  // `stop` got its signal first.
+  virtual absl::StatusOr<std::unique_ptr<FileLock>> WaitForLock(const std::string& path, absl::string_view contents,
+                                                                const StopSignal& stop) = 0;
 
   // The machine's. Lives for ever.
   static FileSystem* Real();

@@ -326,6 +326,7 @@ absl::Status ParentLink::SendOnce(const Outgoing& outgoing, ContributeReply* rep
   const uint64_t transfer = ++transfers_;
   grpc::ClientContext context;
   SetDeadline(&context, timeout);
+  context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
   if (!Begin(&context)) return absl::CancelledError("shutting down");
   const absl::Time began = absl::Now();
   auto writer = send_connections_.front().stub->Contribute(&context, reply);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -263,6 +264,12 @@ std::string RunRecord::CoordinatorAddress() const {
     return !address.empty();
   })) << directory_;
   return address;
+}
+
+pid_t RunRecord::CoordinatorPid() const {
+  int pid = -1;
+  const std::string owner = Slurp(directory_ + "/lock");
+  return std::sscanf(owner.c_str(), "pid %d on", &pid) == 1 ? pid : -1;
 }
 
 Cluster::Cluster(const Workspace& workspace, const TinyJob& job, std::vector<std::string> coordinator_flags)

@@ -113,6 +113,8 @@ class RunRecord {
   pid_t PidOf(absl::string_view region, absl::string_view name) const;
   // host:port, waiting for it.
   std::string CoordinatorAddress() const;
+  // Of the coordinator that holds the run directory's lock, or held it last; -1 when there was none.
+  pid_t CoordinatorPid() const;
 
  private:
   std::vector<Json> Lines(absl::string_view file) const;
