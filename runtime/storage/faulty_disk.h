@@ -67,6 +67,10 @@ class FaultyDisk final : public FileSystem {
   absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& path, absl::string_view contents) override {
     return real_->Lock(path, contents);
   }
+  absl::StatusOr<std::unique_ptr<FileLock>> WaitForLock(const std::string& path, absl::string_view contents,
+                                                        const StopSignal& stop) override {
+    return real_->WaitForLock(path, contents, stop);
+  }
 
  private:
   class File;
