@@ -93,6 +93,9 @@ void AddProcessProblems(const Scenario& scenario, std::vector<ScenarioProblem>* 
                                                      names(kAtEvents), "; wukong sim has this one)")});
     }
   }
+  if (scenario.quiesce().after_ns() > 0) {
+    problems->push_back({"quiesce", "real processes have no such end (expected none; wukong sim has it)"});
+  }
   if (scenario.expect().goodput_min() > 0 && scenario.workload().fidelity() == FIDELITY_GPT) {
     problems->push_back({"expect.goodput_min",
                          "the speed of real training is the machine's (expected no bound on real "

@@ -217,6 +217,7 @@ TEST(ChaosRunTest, WhatCannotBeDoneToProcessesIsSaid) {
        "root,"},
       {"timeline: [{fault: kill, target: [tokyo], at: 1s}]", "there is no region tokyo"},
       {"backend: sim", "scenario.yaml:8: backend: this scenario is for the simulator"},
+      {"quiesce: {after: 5s}", "scenario.yaml:8: quiesce: real processes have no such end"},
   };
   for (const auto& [more, message] : cases) {
     const Outcome run = RunScenario(workspace, more);
