@@ -209,8 +209,9 @@ TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
 
 TEST_F(JobCheckTest, EveryPartHasAFragment) {
   const std::vector<std::string> few = {"model.width=64", "model.layers=2", "strategy.preset=streaming_diloco"};
-  EXPECT_THAT(Errors(kJob, few)[0], HasSubstr("strategy.parts: there are fewer fragments than that (expected at most 1, or "
-                                              "a smaller limits.fragment_bytes than 1048576, got 4)"));
+  EXPECT_THAT(Errors(kJob, few)[0],
+              HasSubstr("strategy.parts: there are fewer fragments than that (expected at most 1, or "
+                        "a smaller limits.fragment_bytes than 1048576, got 4)"));
   std::vector<std::string> enough = few;
   enough.push_back("limits.fragment_bytes=64KiB");
   EXPECT_EQ(Check(kJob, enough).message(), "");
