@@ -181,7 +181,9 @@ void NodeEngine::Do(const ParentNode::Check& check) {
   const std::shared_ptr<Offer> offer = offers_.at(check.handle);
   ParentNode::Checked checked;
   checked.handle = check.handle;
-  const absl::StatusOr<double> norm = CheckContribution(*offer->contribution.payload, options_.fragments);
+  const absl::StatusOr<double> norm = offer->contribution.norm.has_value()
+                                          ? *offer->contribution.norm
+                                          : CheckContribution(*offer->contribution.payload, options_.fragments);
   if (!norm.ok()) {
     checked.verdict = VERDICT_NON_FINITE;
     checked.detail = std::string(norm.status().message());

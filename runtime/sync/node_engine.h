@@ -8,10 +8,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
 #include "proto/log.pb.h"
@@ -78,6 +80,8 @@ class NodeEngine {
   struct Contribution {
     ContributionHeader header;
     std::shared_ptr<const EncodedVector> payload;
+    // What CheckContribution says of it, where that is known already.
+    std::optional<absl::StatusOr<double>> norm;
     std::function<void()> released;  // It no longer counts among those that wait for a verdict.
     std::function<void(Verdict, const std::string& detail)> answer;
   };

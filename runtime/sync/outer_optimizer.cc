@@ -1,6 +1,7 @@
 #include "runtime/sync/outer_optimizer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -110,25 +111,43 @@ absl::Status OuterOptimizer::Apply(const Merge& merge,
   return absl::OkStatus();
 }
 
+absl::StatusOr<double> CheckFragment(const EncodedVector& payload, size_t f, const FragmentSpan& span) {
+  // Made here and not by the caller, who may be one of many threads.
+  std::vector<float> values(span.size());
+  const absl::Status status = DecodeFragment(payload, f, span, absl::MakeSpan(values));
+  if (!status.ok() && !Mutated("engine.skips_the_finite_check")) {
+    return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
+  }
+  // Four sums, since one would wait for each of its additions.
+  std::array<double, 4> sums = {};
+  for (size_t i = 0; i < values.size(); ++i) {
+    sums[i % sums.size()] += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+absl::StatusOr<double> NormOfChecked(absl::Span<const double> squares) {
+  double sum = 0;
+  for (const double of_fragment : squares) sum += of_fragment;
+  if (!std::isfinite(sum) && !Mutated("engine.skips_the_finite_check")) {
+    return absl::InvalidArgumentError("the norm is not finite");
+  }
+  return std::sqrt(sum);
+}
+
 absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments) {
   if (payload.fragments.size() != fragments.size()) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%d fragments, expected %d", payload.fragments.size(), fragments.size()));
   }
-  std::vector<float> values(LargestFragment(fragments));
-  double squares = 0;
+  std::vector<double> squares;
+  squares.reserve(fragments.size());
   for (size_t f = 0; f < fragments.size(); ++f) {
-    const int64_t n = fragments[f].size();
-    const absl::Status status = DecodeFragment(payload, f, fragments[f], absl::MakeSpan(values).subspan(0, n));
-    if (!status.ok() && !Mutated("engine.skips_the_finite_check")) {
-      return absl::InvalidArgumentError(absl::StrFormat("fragment %d: %s", f, status.message()));
-    }
-    for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+    const absl::StatusOr<double> of_fragment = CheckFragment(payload, f, fragments[f]);
+    if (!of_fragment.ok()) return of_fragment.status();
+    squares.push_back(*of_fragment);
   }
-  if (!std::isfinite(squares) && !Mutated("engine.skips_the_finite_check")) {
-    return absl::InvalidArgumentError("the norm is not finite");
-  }
-  return std::sqrt(squares);
+  return NormOfChecked(squares);
 }
 
 }  // namespace wukong

@@ -69,6 +69,10 @@ class OuterOptimizer {
 // The Euclidean norm of a contribution. INVALID_ARGUMENT when it cannot be decoded, is not finite, or does not have the
 // fragments' sizes.
 absl::StatusOr<double> CheckContribution(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments);
+// The same in steps, for who has fragments before the whole is there: the squared norm of fragment f, which is `span`,
+// and the norm from those of all fragments in order. The same bits.
+absl::StatusOr<double> CheckFragment(const EncodedVector& payload, size_t f, const FragmentSpan& span);
+absl::StatusOr<double> NormOfChecked(absl::Span<const double> squares);
 
 }  // namespace wukong
 

@@ -29,6 +29,7 @@ constexpr size_t kOutboxMax = 64;
 struct ParameterServer::Offer {
   ContributionHeader header;
   std::shared_ptr<const EncodedVector> payload;
+  absl::StatusOr<double> norm;
   int64_t bytes = 0;  // Counted in staged_bytes_.
   Notification answered;
   Verdict verdict = VERDICT_UNSPECIFIED;  // Both written before `answered`.
@@ -168,6 +169,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
   if (header.streams() > 1) Close(&ParameterServer::assemblies_, key);
   if (!whole.ok()) return whole;
   offer->payload = assembly->payload();
+  offer->norm = assembly->norm();
   const uint64_t checksum = offer->payload->checksum();
   if (checksum != header.payload_checksum()) {
     // Damaged on the way: the sender still has it.
@@ -224,6 +226,7 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     NodeEngine::Contribution contribution;
     contribution.header = offer->header;
     contribution.payload = offer->payload;
+    contribution.norm = offer->norm;
     contribution.released = [this, offer] {
       MutexLock lock(mutex_);
       staged_bytes_ -= offer->bytes;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "runtime/codec/codec.h"
+#include "runtime/sync/outer_optimizer.h"
 #include "runtime/sync/stream_tuner.h"
 
 namespace wukong {
@@ -35,7 +36,13 @@ int64_t PieceBytes(int64_t bytes, int streams) {
 
 ContributionAssembly::ContributionAssembly(CodecKind codec, absl::Span<const FragmentSpan> fragments, bool partial,
                                            int64_t bytes, int streams)
-    : sizes_(SizesOf(codec, fragments)), partial_(partial), bytes_(bytes), streams_(streams), received_(sizes_.size()) {
+    : fragments_(fragments.begin(), fragments.end()),
+      sizes_(SizesOf(codec, fragments)),
+      partial_(partial),
+      bytes_(bytes),
+      streams_(streams),
+      received_(sizes_.size()),
+      squares_(sizes_.size()) {
   payload_->codec = codec;
   payload_->fragments.resize(sizes_.size());
 }
@@ -52,21 +59,39 @@ absl::Status ContributionAssembly::Add(FragmentPayload piece) {
     return absl::InvalidArgumentError(absl::StrFormat("fragment %d has bytes %d to %d, but is %d bytes long", index,
                                                       piece.offset(), piece.offset() + length, size));
   }
-  MutexLock lock(mutex_);
-  // The checksum tells pieces that overlap from those that do not.
-  if (length > size - received_[index] || length > bytes_ - received_bytes_) {
-    return absl::InvalidArgumentError(absl::StrFormat("fragment %d has more bytes than the contribution said", index));
+  {
+    MutexLock lock(mutex_);
+    // The checksum tells pieces that overlap from those that do not.
+    if (length > size - received_[index] || length > bytes_ - received_bytes_) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("fragment %d has more bytes than the contribution said", index));
+    }
+    received_[index] += length;
+    received_bytes_ += length;
+    std::string& fragment = payload_->fragments[index];
+    if (length == size) {
+      fragment = std::move(*piece.mutable_payload());
+    } else {
+      if (fragment.empty()) fragment.resize(size);
+      std::memcpy(fragment.data() + piece.offset(), piece.payload().data(), length);
+    }
+    if (received_[index] < size) return absl::OkStatus();
   }
-  received_[index] += length;
-  received_bytes_ += length;
-  std::string& fragment = payload_->fragments[index];
-  if (length == size) {
-    fragment = std::move(*piece.mutable_payload());
+  // Whole: nobody writes to it any more.
+  const absl::StatusOr<double> squares = CheckFragment(*payload_, index, fragments_[index]);
+  MutexLock lock(mutex_);
+  if (squares.ok()) {
+    squares_[index] = *squares;
   } else {
-    if (fragment.empty()) fragment.resize(size);
-    std::memcpy(fragment.data() + piece.offset(), piece.payload().data(), length);
+    unsound_.Update(squares.status());
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<double> ContributionAssembly::norm() const {
+  MutexLock lock(mutex_);
+  if (!unsound_.ok()) return unsound_;
+  return NormOfChecked(squares_);
 }
 
 void ContributionAssembly::StreamEnded(const absl::Status& status) {

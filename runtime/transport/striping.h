@@ -15,6 +15,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "proto/wire.pb.h"
@@ -43,10 +44,13 @@ class ContributionAssembly {
   std::optional<absl::Status> Wait(absl::Duration timeout);
   // After Wait said OK.
   std::shared_ptr<EncodedVector> payload() const { return payload_; }
+  // Likewise: what CheckContribution says. Each fragment was looked at when its last piece came, by whoever brought it.
+  absl::StatusOr<double> norm() const;
 
  private:
   absl::Status Missing(const std::string& what) const;
 
+  const std::vector<FragmentSpan> fragments_;
   const std::vector<int64_t> sizes_;
   const bool partial_;
   const int64_t bytes_;
@@ -56,6 +60,8 @@ class ContributionAssembly {
   CondVar changed_;
   std::vector<int64_t> received_ ABSL_GUARDED_BY(mutex_);  // Per fragment.
   int64_t received_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<double> squares_ ABSL_GUARDED_BY(mutex_);  // Per fragment.
+  absl::Status unsound_ ABSL_GUARDED_BY(mutex_);         // Of the first fragment that was not as it should be.
   int ended_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
 };
