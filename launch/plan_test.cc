@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -270,7 +271,7 @@ TEST(PlanTest, ATransferThatIsTooLongForItsCallIsNamed) {
 
 TEST(PlanTest, AsManyConnectionsAsFillTheLink) {
   const auto streams = [](std::vector<std::string> overrides) {
-    const LinkPlan up = MakePlan(Example(overrides)).regions[0].up;
+    const LinkPlan up = MakePlan(Example(std::move(overrides))).regions[0].up;
     return up.streams;
   };
   EXPECT_EQ(streams({}), 1) << "100 Mbit/s at 150 ms are 1.9 MB under way";
