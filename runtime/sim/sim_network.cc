@@ -180,8 +180,10 @@ void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
     link_->Send(connections_[0], bytes, {from_, from_life_, std::move(departed)}, {to_, to_life_, std::move(receive)});
     return;
   }
-  const int64_t number = delivered_ + static_cast<int64_t>(spread_.size());
-  spread_.push_back({shares, std::move(receive)});
+  std::shared_ptr<Spread> spread = spread_.lock();
+  if (spread == nullptr) spread_ = spread = std::make_shared<Spread>();
+  const int64_t number = spread->delivered + static_cast<int64_t>(spread->messages.size());
+  spread->messages.push_back({shares, std::move(receive)});
   auto left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(departed));
   for (size_t i = 0; i < shares; ++i) {
     link_->Send(connections_[i], bytes / static_cast<int64_t>(shares),
@@ -189,12 +191,12 @@ void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
                  [left] {
                    if (--left->first == 0 && left->second) left->second();
                  }},
-                {to_, to_life_, [stream = shared_from_this(), number] {
-                   --stream->spread_[number - stream->delivered_].missing;
-                   while (!stream->spread_.empty() && stream->spread_.front().missing == 0) {
-                     Action next = std::move(stream->spread_.front().receive);
-                     stream->spread_.pop_front();
-                     ++stream->delivered_;
+                {to_, to_life_, [spread, number] {
+                   --spread->messages[number - spread->delivered].missing;
+                   while (!spread->messages.empty() && spread->messages.front().missing == 0) {
+                     Action next = std::move(spread->messages.front().receive);
+                     spread->messages.pop_front();
+                     ++spread->delivered;
                      next();
                    }
                  }});

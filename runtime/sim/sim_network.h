@@ -107,7 +107,7 @@ class SimNetwork {
 
   // An ordered stream of messages, each spread over `connections`. It ends with either process; after that nothing is
   // delivered.
-  class Stream : public std::enable_shared_from_this<Stream> {
+  class Stream {
    public:
     // `receive` runs in the receiving process, `departed` in the sender's.
     void Send(int64_t bytes, Action departed, Action receive);
@@ -122,13 +122,17 @@ class SimNetwork {
     int64_t to_life_ = 0;
     SimLink* link_ = nullptr;
     std::vector<int64_t> connections_;
-    // Messages of which shares are on the way, where there are several connections; the first is number `delivered_`.
+    // Messages of which shares are on the way, where there are several connections; the first is number `delivered`.
+    // Held by the shares: what `receive` holds may hold this stream.
     struct Spread {
-      size_t missing = 0;
-      Action receive;
+      struct Message {
+        size_t missing = 0;
+        Action receive;
+      };
+      std::deque<Message> messages;
+      int64_t delivered = 0;
     };
-    std::deque<Spread> spread_;
-    int64_t delivered_ = 0;
+    std::weak_ptr<Spread> spread_;
     absl::Time last_ = absl::InfinitePast();  // Arrival of the last message, on a line inside a region.
   };
   std::shared_ptr<Stream> OpenStream(SimProcess* from, SimProcess* to, int connections = 1);

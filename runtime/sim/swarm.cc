@@ -120,6 +120,7 @@ class Drawing {
     limits->set_snapshot_bytes(OneOf<int64_t>({4, 16, 64, 256, 1024}) * 1024);
     limits->set_norm_ratio_max(Chance(0.8) ? 20 : 0);
     limits->set_quarantine_ns(Nanoseconds(Seconds(1, 20)));
+    limits->set_streams_max(16);
   }
 
   void DrawWorkload() {

@@ -18,6 +18,7 @@ inline void SetTestDefaults(Scenario* scenario) {
   limits->set_fragment_bytes(1024);
   limits->set_in_flight_bytes(64 << 20);
   limits->set_snapshot_bytes(1 << 20);
+  limits->set_streams_max(16);
   limits->set_norm_ratio_max(20);
   limits->set_quarantine_ns(30'000'000'000);
   scenario->mutable_disk()->set_sync_ns(2'000'000);

@@ -56,8 +56,8 @@ absl::Status ContributionAssembly::Add(FragmentPayload piece) {
   const auto length = static_cast<int64_t>(piece.payload().size());
   if (length == 0 && partial_) return absl::OkStatus();
   if (length == 0 || piece.offset() < 0 || piece.offset() > size || length > size - piece.offset()) {
-    return absl::InvalidArgumentError(absl::StrFormat("fragment %d has bytes %d to %d, but is %d bytes long", index,
-                                                      piece.offset(), piece.offset() + length, size));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d bytes from %d of fragment %d, which has %d", length, piece.offset(), index, size));
   }
   {
     MutexLock lock(mutex_);
