@@ -117,10 +117,13 @@ void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
     Add(usage, &by_index[member.region]);
   }
   const auto share = [](const MemberUsage& usage) {
+    // In an order of its own: that of a message's map is no order.
+    const std::map<std::string, double> waiting(usage.waiting_seconds().begin(), usage.waiting_seconds().end());
     return nlohmann::ordered_json{
         {"compute_share", usage.wall_seconds() > 0 ? usage.compute_seconds() / usage.wall_seconds() : 0.0},
         {"compute_seconds", usage.compute_seconds()},
         {"wall_seconds", usage.wall_seconds()},
+        {"waiting_seconds", waiting},
         {"cpu_seconds", usage.cpu_seconds()},
         {"tokens_computed", usage.tokens_computed()}};
   };

@@ -38,6 +38,7 @@ inline void Add(const MemberUsage& from, MemberUsage* to) {
   for (const auto& [verdict, count] : from.contributions_received()) {
     (*to->mutable_contributions_received())[verdict] += count;
   }
+  for (const auto& [reason, seconds] : from.waiting_seconds()) (*to->mutable_waiting_seconds())[reason] += seconds;
   std::map<std::pair<int64_t, Verdict>, int64_t> refused;
   for (const MemberUsage* usage : {&from, static_cast<const MemberUsage*>(to)}) {
     for (const RefusedCount& one : usage->refused()) refused[{one.member(), one.verdict()}] += one.count();

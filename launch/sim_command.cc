@@ -23,6 +23,7 @@
 #include "launch/exit_code.h"
 #include "launch/experiment_report.h"
 #include "launch/job_file.h"
+#include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
@@ -62,6 +63,7 @@ Json ToJson(uint64_t seed, const SimulationResult& result, double wall_seconds) 
           {"samples_trained", result.samples_trained},
           {"goodput", result.goodput},
           {"compute_share", result.compute_share},
+          {"waiting", result.waiting},
           {"loss", result.loss},
           {"longest_pause_seconds", absl::ToDoubleSeconds(result.longest_pause)},
           {"versions", result.versions},
@@ -182,8 +184,9 @@ void PrintOne(const Scenario& scenario, const Json& run) {
               number("wall_seconds"), number("events"), number("events_per_second"));
   std::printf("  samples              %.0f committed, %.0f trained\n", number("samples_committed"),
               number("samples_trained"));
-  std::printf("  goodput              %.3f of what the workers could have made; computing %.1f%% of the time\n",
-              number("goodput"), 100 * number("compute_share"));
+  std::printf("  goodput              %.3f of what the workers could have made; computing %.1f%% of the time%s\n",
+              number("goodput"), 100 * number("compute_share"),
+              WaitingText(run["waiting"].get<std::map<std::string, double>>()).c_str());
   std::printf("  root                 %.0f versions, longest pause between merges %.2f s\n", number("versions"),
               number("longest_pause_seconds"));
   if (scenario.workload().fidelity() != FIDELITY_COUNTER) std::printf("  loss                 %.6g\n", number("loss"));

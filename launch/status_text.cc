@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -65,7 +66,39 @@ std::string Words(const Json& object, const std::string& key) {
   return value.is_string() ? value.get<std::string>() : std::string();
 }
 
+std::map<std::string, double> Shares(std::map<std::string, double> seconds, double of) {
+  for (auto& [reason, share] : seconds) share = of > 0 ? share / of : 0;
+  return seconds;
+}
+
+std::map<std::string, double> WaitingShares(const StatusReply& status) {
+  std::map<std::string, double> seconds;
+  double wall = 0;
+  for (const MemberStatus& member : status.members()) {
+    if (member.role() != ROLE_WORKER) continue;
+    wall += member.usage().wall_seconds();
+    for (const auto& [reason, waited] : member.usage().waiting_seconds()) seconds[reason] += waited;
+  }
+  return Shares(std::move(seconds), wall);
+}
+
 }  // namespace
+
+std::string WaitingText(const std::map<std::string, double>& shares) {
+  static const auto* const kWords = new std::map<std::string, std::string>{{"parameters", "waiting for parameters"},
+                                                                           {"data", "waiting for data"},
+                                                                           {"answer", "waiting for answers"},
+                                                                           {"others", "waiting for others"},
+                                                                           {"nothing_left", "no data left"}};
+  std::string text;
+  for (const auto& [reason, share] : shares) {
+    if (share < 0.0005) continue;  // It would read 0.0%.
+    const auto words = kWords->find(reason);
+    absl::StrAppend(&text, text.empty() ? "; " : ", ", words == kWords->end() ? reason : words->second,
+                    absl::StrFormat(" %.1f%%", 100 * share));
+  }
+  return text;
+}
 
 std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down) {
   if (status.phase() == "starting" && status.tokens_committed() == 0) {
@@ -93,7 +126,9 @@ std::string StatusText(const StatusReply& status) {
        &text);
   Line("loss", absl::StrFormat("%.4f nats/token, mean of the last steps", status.loss()), &text);
   Line("tokens per second", absl::StrFormat("%.0f", status.tokens_per_second()), &text);
-  Line("workers computing", absl::StrFormat("%.1f%% of their time", 100 * status.compute_share()), &text);
+  Line("workers computing",
+       absl::StrFormat("%.1f%% of their time%s", 100 * status.compute_share(), WaitingText(WaitingShares(status))),
+       &text);
   Line("staleness", absl::StrFormat("%.1f versions, mean of the last steps", status.staleness_mean()), &text);
   Line("version", absl::StrCat(status.version()), &text);
   Line("term", absl::StrCat(status.term()), &text);
@@ -150,6 +185,7 @@ Json StatusJson(const StatusReply& status) {
           {"loss", status.loss()},
           {"tokens_per_second", status.tokens_per_second()},
           {"compute_share", status.compute_share()},
+          {"waiting", WaitingShares(status)},
           {"staleness_mean", status.staleness_mean()},
           {"term", status.term()},
           {"durable_index", status.durable_index()},
@@ -179,7 +215,15 @@ std::string ReportSummary(const Json& report) {
                          Number(report, "validation_loss_initial"), Number(report, "validation_loss_unigram")),
          &text);
   }
-  Line("workers computing", absl::StrFormat("%.1f%% of their time", 100 * Number(report, "compute_share")), &text);
+  const Json& workers = At(At(report, "compute"), "all");
+  std::map<std::string, double> waiting;
+  for (const auto& [reason, seconds] : At(workers, "waiting_seconds").items()) {
+    if (seconds.is_number()) waiting[reason] = seconds.get<double>();
+  }
+  Line("workers computing",
+       absl::StrFormat("%.1f%% of their time%s", 100 * Number(report, "compute_share"),
+                       WaitingText(Shares(std::move(waiting), Number(workers, "wall_seconds")))),
+       &text);
   const Json& ranges = At(report, "ranges");
   Line("data ranges",
        absl::StrFormat("%d, committed once %d, more than once %d, lost %d", Count(ranges, "total"),

@@ -3,6 +3,7 @@
 #define WUKONG_LAUNCH_STATUS_TEXT_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "nlohmann/json.hpp"
@@ -17,6 +18,10 @@ std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t by
 // A table of the run and its members, with its last line end.
 std::string StatusText(const StatusReply& status);
 nlohmann::ordered_json StatusJson(const StatusReply& status);
+
+// "; waiting for data 5.1%, no data left 2.0%" of shares of workers' time by what was waited for (names of
+// runtime/sync/wait_account.h); empty when there is nothing to say.
+std::string WaitingText(const std::map<std::string, double>& shares);
 
 // A run's report.json, in whole or what there is of it: nothing in it can be wrong enough for a crash.
 bool ReportCompleted(const nlohmann::ordered_json& report);

@@ -37,6 +37,10 @@ StatusReply Training() {
     member->set_incarnation(role == ROLE_WORKER ? 3 : 1);
     member->mutable_usage()->set_wall_seconds(40);
     member->mutable_usage()->set_compute_seconds(30);
+    if (role == ROLE_WORKER) {
+      (*member->mutable_usage()->mutable_waiting_seconds())["data"] = 8;
+      (*member->mutable_usage()->mutable_waiting_seconds())["answer"] = 0.5;
+    }
     member->mutable_usage()->set_tokens_computed(94208);
     member->mutable_usage()->set_peak_memory_bytes(312'400'000);
   }
@@ -68,7 +72,7 @@ TEST(StatusTextTest, ShowsTheRunAndItsMembers) {
   tokens committed     567000 of 3000000 (18.9%)
   loss                 2.4123 nats/token, mean of the last steps
   tokens per second    15043
-  workers computing    99.1% of their time
+  workers computing    99.1% of their time; waiting for answers 1.2%, waiting for data 20.0%
   staleness            0.6 versions, mean of the last steps
   version              0
   term                 2
@@ -97,6 +101,7 @@ TEST(StatusJsonTest, HoldsWhatTheTableHolds) {
   EXPECT_EQ(json["durable_index"], 812);
   EXPECT_EQ(json["storage_trouble"], "");
   EXPECT_EQ(json["refused"]["stale"], 3);
+  EXPECT_EQ(json["waiting"], (Json{{"answer", 0.0125}, {"data", 0.2}}));
   EXPECT_EQ(json["members"].size(), 2u);
   EXPECT_EQ(json["members"][1]["name"], "worker-0");
   EXPECT_EQ(json["members"][1]["compute_share"], 0.75);
@@ -114,6 +119,7 @@ TEST(ReportSummaryTest, ShowsHowARunEnded) {
       {"validation_loss_final", 2.25},
       {"validation_loss_unigram", 3.0},
       {"compute_share", 0.5},
+      {"compute", {{"all", {{"wall_seconds", 40.0}, {"waiting_seconds", {{"nothing_left", 1.0}}}}}}},
       {"ranges", {{"total", 10}, {"committed_once", 10}, {"committed_more_than_once", 0}, {"lost", 0}}},
       {"restarts", {{"total", 3}, {"budget", 100}, {"by_process", {{"coordinator", 2}, {"worker-0 of beijing", 1}}}}},
       {"wan",
@@ -125,7 +131,7 @@ TEST(ReportSummaryTest, ShowsHowARunEnded) {
   EXPECT_EQ(ReportSummary(report), R"(tiny: the token budget is committed
   tokens committed     80000 in 10.0 s (8000 tokens/s)
   validation loss      2.2500 nats/token (began at 5.5000; unigram model 3.0000)
-  workers computing    50.0% of their time
+  workers computing    50.0% of their time; no data left 2.5%
   data ranges          10, committed once 10, more than once 0, lost 0
   started again        3 times (coordinator 2, worker-0 of beijing 1)
   link beijing         round trip p50 150 ms, p99 190 ms; payload up 1.0 MB, down 2.0 MB

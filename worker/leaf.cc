@@ -211,6 +211,15 @@ void Leaf::EndGroup(const absl::Status& outcome) {
   }
 }
 
+void Leaf::AccountWait(std::optional<WaitReason> reason) {
+  if (first_data_ == absl::InfiniteFuture()) return;
+  if (reason.has_value()) {
+    waits_.Waits(*reason, clock_.Now());
+  } else {
+    waits_.Works(clock_.Now());
+  }
+}
+
 absl::Status Leaf::TrainUntilOver() {
   absl::Status outcome;
   absl::Time leave_by = absl::InfiniteFuture();
@@ -232,6 +241,8 @@ absl::Status Leaf::TrainUntilOver() {
           "it again",
           absl::FormatDuration(kLeaveTimeout))));
     }
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    AccountWait(idle ? WaitReason::kNothingLeft : wait != nullptr ? std::optional(wait->reason) : std::nullopt);
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       outcome = Train(*train);
     } else if (const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action)) {
@@ -243,8 +254,7 @@ absl::Status Leaf::TrainUntilOver() {
     }
     if (!TakeMail(absl::ZeroDuration())) break;
     TellHeartbeat(idle && schedule_.untrained_samples() == 0);
-    const bool waits = idle || std::holds_alternative<LeafSchedule::Wait>(action);
-    if (waits && !TakeMail(absl::Milliseconds(50))) break;
+    if ((idle || wait != nullptr) && !TakeMail(absl::Milliseconds(50))) break;
   }
   return outcome;
 }

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "runtime/model/trainer.h"
 #include "runtime/sync/leaf_schedule.h"
 #include "runtime/sync/replica.h"
+#include "runtime/sync/wait_account.h"
 #include "worker/attachment.h"
 #include "worker/mailbox.h"
 #include "worker/region_group.h"
@@ -64,6 +66,7 @@ class Leaf {
   // Until there are parameters to begin with, and the group is formed.
   absl::Status Prepare(const JoinReply& joined);
   absl::Status TrainUntilOver();
+  void AccountWait(std::optional<WaitReason> reason);
   // While there is nothing to train: the others hear of this rank, and this rank of who wants to leave.
   absl::Status KeepGroup();
   void EndGroup(const absl::Status& outcome);
@@ -89,6 +92,7 @@ class Leaf {
   int64_t steps_ = 0;
   int64_t tokens_ = 0;
   double compute_seconds_ = 0;
+  WaitAccount waits_;        // Since the first data came.
   int64_t rate_tokens_ = 0;  // The learning-rate schedule's clock; only rises.
   int64_t own_tokens_ = 0;   // Trained since the clock last heard from the root.
   int64_t heard_tokens_ = 0;

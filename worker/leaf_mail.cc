@@ -187,6 +187,10 @@ void Leaf::TellHeartbeat(bool idle) {
       mail_.usage.set_wall_seconds(absl::ToDoubleSeconds(clock_.Now() - first_data_));
     }
     mail_.usage.set_compute_seconds(compute_seconds_);
+    mail_.usage.clear_waiting_seconds();
+    for (const auto& [reason, seconds] : waits_.Seconds(clock_.Now())) {
+      (*mail_.usage.mutable_waiting_seconds())[reason] = seconds;
+    }
     mail_.usage.set_tokens_computed(tokens_);
     parent_.FillUsage(&mail_.usage);
   }

@@ -112,6 +112,7 @@ void SimWorker::Begin() {
 
 void SimWorker::End() {
   wall_of_earlier_lives_ = wall_seconds();
+  waits_.Works(world_->queue.Now());
   life_state_.reset();
 }
 
@@ -312,6 +313,12 @@ void SimWorker::Turn() {
     if (!life->ready) return;
     const LeafSchedule::Action action = life->schedule.Next();
     const bool idle = std::holds_alternative<LeafSchedule::Idle>(action);
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    if (!idle && wait == nullptr) {
+      waits_.Works(world_->queue.Now());
+    } else if (life->first_step.has_value()) {
+      waits_.Waits(idle ? WaitReason::kNothingLeft : wait->reason, world_->queue.Now());
+    }
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       Train(*train);
     } else if (const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action)) {
@@ -320,7 +327,7 @@ void SimWorker::Turn() {
       Rebase();
     }
     TellHeartbeat(idle && life->schedule.untrained_samples() == 0);
-    if (idle || std::holds_alternative<LeafSchedule::Wait>(action)) return;
+    if (idle || wait != nullptr) return;
   }
 }
 

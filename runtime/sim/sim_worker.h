@@ -9,6 +9,7 @@
 
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sync/leaf_schedule.h"
+#include "runtime/sync/wait_account.h"
 
 namespace wukong {
 
@@ -32,6 +33,7 @@ class SimWorker final : public SimProcess {
   double compute_seconds() const { return compute_seconds_; }
   // Since the first step of each life.
   double wall_seconds() const;
+  const WaitAccount& waits() const { return waits_; }
   bool finished() const { return finished_; }
 
  private:
@@ -66,6 +68,7 @@ class SimWorker final : public SimProcess {
   int64_t samples_trained_ = 0;
   double compute_seconds_ = 0;
   double wall_of_earlier_lives_ = 0;
+  WaitAccount waits_;  // As wall_seconds.
   bool finished_ = false;
   Random step_random_;
   std::unique_ptr<Life> life_state_;

@@ -29,6 +29,7 @@ struct SimulationResult {
   int64_t samples_trained = 0;
   double goodput = 0;            // Committed over what workers could have made without faults in that time.
   double compute_share = 0;      // Of the workers' time since the first step of each life.
+  std::map<std::string, double> waiting;  // Shares of the same time, by what was waited for (wait_account.h).
   double loss = 0;               // toy: of the final parameters.
   absl::Duration longest_pause;  // Between merges at the root.
   int64_t versions = 0;

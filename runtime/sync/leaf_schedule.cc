@@ -240,11 +240,14 @@ LeafSchedule::Contribute LeafSchedule::MakeContribution() {
 
 LeafSchedule::Action LeafSchedule::Next() {
   CHECK(training_.empty()) << "the step under way has not been reported";
-  if (arrived_.version.value() == 0 && !orphaned_) return Wait{Reason::kParameters};
+  const bool have_data = !untrained_.empty();
+  const auto wait = [&](WaitReason reason) {
+    return Wait{exhausted_ && !have_data ? WaitReason::kNothingLeft : reason};
+  };
+  if (arrived_.version.value() == 0 && !orphaned_) return wait(WaitReason::kParameters);
   // A leaf rebases only between two steps, and takes whatever came meanwhile.
   if (arrived_.version.value() > 0 && (base_.version < arrived_.version || rebase_again_)) return Rebase{};
 
-  const bool have_data = !untrained_.empty();
   const bool whole = made_.steps >= steps_per_contribution();
   const bool last = made_.steps > 0 && !have_data && (exhausted_ || stopping_);
   if (whole || last) {
@@ -256,17 +259,19 @@ LeafSchedule::Action LeafSchedule::Next() {
     // A worker that waits anyway cannot go on; progress can: the contribution grows meanwhile. But what a dead parent's
     // successor gets at once is bounded, as it is while a parent lives.
     const bool long_alone = !MaySend() && orphan_steps_ >= options_.in_flight_max * steps_per_contribution();
-    if (options_.waits || last || long_alone) return Wait{orphaned_ ? Reason::kParameters : Reason::kAnswer};
+    if (options_.waits || last || long_alone) {
+      return wait(orphaned_ ? WaitReason::kParameters : WaitReason::kAnswer);
+    }
   }
-  if (options_.waits && (!sent_.empty() || !undecided_.empty())) return Wait{Reason::kAnswer};
+  if (options_.waits && (!sent_.empty() || !undecided_.empty())) return wait(WaitReason::kAnswer);
   // A step is made of less than its samples only when there are no more.
-  if (untrained_samples() < options_.step_samples && !exhausted_ && !stopping_) return Wait{Reason::kData};
+  if (untrained_samples() < options_.step_samples && !exhausted_ && !stopping_) return wait(WaitReason::kData);
   if (!have_data) {
-    return sent_.empty() && undecided_.empty() ? Action(Idle{}) : Action(Wait{Reason::kAnswer});
+    return sent_.empty() && undecided_.empty() ? Action(Idle{}) : Action(wait(WaitReason::kAnswer));
   }
   // By the time that there is a parent again the gradient would be of parameters that nobody has any more.
-  if (orphaned_ && options_.gradient_progress) return Wait{Reason::kParameters};
-  if (made_.steps == 0 && TooFarAhead()) return Wait{Reason::kOthers};
+  if (orphaned_ && options_.gradient_progress) return wait(WaitReason::kParameters);
+  if (made_.steps == 0 && TooFarAhead()) return wait(WaitReason::kOthers);
   Train train;
   int64_t missing = options_.step_samples;
   while (missing > 0 && !untrained_.empty()) {

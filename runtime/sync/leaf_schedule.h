@@ -22,6 +22,7 @@
 #include "proto/job.pb.h"
 #include "runtime/base/ids.h"
 #include "runtime/sync/types.h"
+#include "runtime/sync/wait_account.h"
 
 namespace wukong {
 
@@ -58,11 +59,10 @@ class LeafSchedule {
     bool whole = false;  // All parts of the parameters: there may be no later one.
   };
   struct Rebase {};  // Take the newest version; then Rebased with what was taken.
-  enum class Reason { kParameters, kData, kAnswer, kOthers };
   struct Wait {  // Until some event.
-    Reason reason;
+    WaitReason reason;
   };
-  struct Idle {};  // No data, nothing in flight. As Wait, and the coordinator may count on it.
+  struct Idle {};  // No data, nothing in flight. As Wait for kNothingLeft, and the coordinator may count on it.
   using Action = std::variant<Train, Contribute, Rebase, Wait, Idle>;
 
   explicit LeafSchedule(const Options& options) : options_(options) {}

@@ -43,7 +43,7 @@ struct Leaf {
     EXPECT_NE(contribute, nullptr) << "action " << action.index() << " in place of a contribution";
     return contribute == nullptr ? Manifest() : contribute->manifest;
   }
-  bool Waits(LeafSchedule::Reason reason) {
+  bool Waits(WaitReason reason) {
     const LeafSchedule::Action action = schedule.Next();
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
     return wait != nullptr && wait->reason == reason;
@@ -57,7 +57,7 @@ TEST(LeafScheduleTest, WaitsForItsFirstParameters) {
   schedule.Leased({{0, 4, 1}}, false);
   const LeafSchedule::Action action = schedule.Next();
   ASSERT_TRUE(std::holds_alternative<LeafSchedule::Wait>(action));
-  EXPECT_EQ(std::get<LeafSchedule::Wait>(action).reason, LeafSchedule::Reason::kParameters);
+  EXPECT_EQ(std::get<LeafSchedule::Wait>(action).reason, WaitReason::kParameters);
 }
 
 TEST(LeafScheduleTest, ContributesAfterHSteps) {
@@ -118,11 +118,11 @@ TEST(LeafScheduleTest, AWaitingWorkerGoesOnOnlyWithAVersionThatIncludesItsContri
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED), IsEmpty());
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "accepted is not included";
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "accepted is not included";
   leaf.Take(2, /*included=*/0, 1);
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   leaf.Take(3, /*included=*/1, 2);
   leaf.Train();
 }
@@ -133,7 +133,7 @@ TEST(LeafScheduleTest, AVersionMayOvertakeTheAnswerThatItRestsOn) {
   leaf.Train();
   leaf.Contribute();
   leaf.Take(2, /*included=*/1, 1);
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
   leaf.Train();
 }
@@ -169,13 +169,13 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
   Leaf leaf(MakeOptions(5));
   leaf.Lease(0, 6);
   leaf.Train();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kData)) << "there may be more data, and a step wants all of its samples";
+  EXPECT_TRUE(leaf.Waits(WaitReason::kData)) << "there may be more data, and a step wants all of its samples";
   leaf.schedule.Leased({}, /*exhausted=*/true);
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 6, 1}));
   const Manifest manifest = leaf.Contribute();
   EXPECT_EQ(manifest.steps, 2);
   EXPECT_EQ(manifest.tokens, 60);
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "it owes nothing only when the answer is there";
+  EXPECT_TRUE(leaf.Waits(WaitReason::kNothingLeft)) << "it owes nothing only when the answer is there";
   leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
   EXPECT_TRUE(leaf.IsIdle());
 }
@@ -280,14 +280,14 @@ TEST(LeafScheduleTest, WhoIsTooFarAheadWaitsForTheOthersWithoutATraceInItsWork) 
     leaf.Train();
     EXPECT_EQ(leaf.Contribute().sequence, Sequence(sequence));
   }
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kOthers));
   for (int sequence = 1; sequence <= 3; ++sequence) leaf.schedule.Answered(Sequence(sequence), VERDICT_ACCEPTED);
   hear(2, 3, 3);
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kOthers));
   hear(3, 3, 2);
   leaf.Train();
   leaf.Contribute();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kOthers));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kOthers));
   leaf.schedule.Answered(Sequence(4), VERDICT_ACCEPTED);
   hear(4, 4, 0);
   leaf.Train();
@@ -346,7 +346,7 @@ TEST(LeafParentLostTest, WithoutAParentItTrainsOnForAWhileAndThenWaits) {
   leaf.Train();
   EXPECT_THAT(leaf.schedule.ParentLost(), IsEmpty());
   for (int i = 0; i < 6; ++i) leaf.Train();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kParameters));
   leaf.schedule.Holdings();
   leaf.schedule.HoldingsAnswered({}, {});
   leaf.Take(1, 0, 9);
@@ -404,9 +404,9 @@ TEST(LeafParentLostTest, NothingIsContributedBeforeTheCoordinatorHasSpoken) {
   leaf.Take(1, 0, 2);
   leaf.Train();
   leaf.Train();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   leaf.schedule.HoldingsAnswered({}, {});
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "it has not said what it holds";
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "it has not said what it holds";
   leaf.schedule.Holdings();
   leaf.schedule.HoldingsAnswered({}, {});
   EXPECT_EQ(leaf.Contribute().steps, 2);
@@ -502,10 +502,10 @@ TEST(LeafParentLostTest, AGradientIsMadeAnewFromItsData) {
   leaf.Train();
   leaf.Contribute();
   leaf.schedule.ParentLost();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kAnswer)) << "a gradient of old parameters would be of no use";
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "a gradient of old parameters would be of no use";
   leaf.schedule.Holdings();
   EXPECT_THAT(leaf.schedule.HoldingsAnswered({}, {}).taken_back, ElementsAre(Sequence(1)));
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kParameters));
   leaf.Take(1, 0, 3);
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 4, 1}));
   EXPECT_EQ(leaf.Contribute().sequence, Sequence(2));
@@ -519,7 +519,7 @@ TEST(LeafParentLostTest, AWorkerThatWaitsMakesNoMoreThanOneRoundWithoutAParent) 
   leaf.schedule.HoldingsAnswered({}, {});
   leaf.Train();
   leaf.Train();
-  EXPECT_TRUE(leaf.Waits(LeafSchedule::Reason::kParameters));
+  EXPECT_TRUE(leaf.Waits(WaitReason::kParameters));
   leaf.Take(1, 0, 3);
   EXPECT_EQ(leaf.Contribute().steps, 2);
 }
