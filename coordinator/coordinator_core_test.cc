@@ -171,6 +171,16 @@ TEST(CoordinatorJoinTest, TheSameNameAgainIsANewLifeAndTheOldOneIsFenced) {
   EXPECT_FALSE(c.b0.held.empty());
 }
 
+TEST(CoordinatorJoinTest, ANewLifeIsToldHowFastTheOldOneWas) {
+  Cluster c;
+  c.Start();
+  HeartbeatRequest request;
+  request.set_samples_per_second(12.5);
+  c.Beat(&c.b0, request);
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "b0")->samples_per_second(), 12.5);
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "b1")->samples_per_second(), 0) << "it never made a step";
+}
+
 HeartbeatRequest Refusals(const Process& sender, Verdict verdict, int64_t count, bool quarantined) {
   HeartbeatRequest request;
   RefusedCount* refused = request.mutable_usage()->add_refused();
@@ -446,6 +456,7 @@ TEST(CoordinatorReportTest, UsageOfEarlierLivesIsCounted) {
   request.mutable_usage()->set_tokens_computed(100);
   request.mutable_usage()->set_compute_seconds(3);
   request.mutable_usage()->set_wall_seconds(4);
+  (*request.mutable_usage()->mutable_waiting_seconds())["data"] = 0.5;
   c.Beat(&c.b0, request);
   c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
   c.Beat(&c.b0, request);
@@ -453,6 +464,8 @@ TEST(CoordinatorReportTest, UsageOfEarlierLivesIsCounted) {
   c.core.FillReport(&report);
   EXPECT_EQ(report["tokens_computed"], 200);
   EXPECT_EQ(report["compute_share"], 0.75);
+  EXPECT_EQ(report["compute"]["all"]["waiting_seconds"]["data"], 1);
+  EXPECT_EQ(report["compute"]["regions"]["beijing"]["waiting_seconds"]["data"], 1);
   StatusReply status;
   c.core.FillStatus(&status, c.now);
   EXPECT_EQ(status.tokens_computed(), 200);

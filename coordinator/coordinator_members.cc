@@ -232,6 +232,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
     reply.set_parent_address(parent->address);
     reply.set_parent_member(parent->key.member.value());
     reply.set_parent_incarnation(parent->key.incarnation.value());
+    reply.set_samples_per_second(member->speed);
   }
   return reply;
 }

@@ -39,6 +39,7 @@ Leaf::Leaf(const Job& job, const Region& region, const JoinReply& joined, int gr
       replica_(trainer_->parameters(), Fragments(),
                ReplicaOptionsOf(job, /*parent_is_root=*/false, RegionLeaves(region))),
       parent_(LinkOptions(joined), &mail_) {
+  schedule_.ExpectSpeed(joined.samples_per_second() * group_size);
   FollowParent({MemberId(joined.parent_member()), Incarnation(joined.parent_incarnation())}, joined.parent_address());
 }
 

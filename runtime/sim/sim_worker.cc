@@ -129,6 +129,7 @@ void SimWorker::Die(const absl::Status&) {
 
 void SimWorker::Joined(const JoinReply& reply) {
   life_state_->self = {MemberId(reply.member()), Incarnation(reply.incarnation())};
+  life_state_->schedule.ExpectSpeed(reply.samples_per_second());
   FollowParent({MemberId(reply.parent_member()), Incarnation(reply.parent_incarnation())});
 }
 

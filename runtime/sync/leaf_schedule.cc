@@ -10,6 +10,8 @@
 namespace wukong {
 namespace {
 
+constexpr int64_t kFirstSteps = 16;  // Of data, at most, for who does not know how long that lasts.
+
 // The parts of `ranges`, in their order, that are not in `cut`. Samples that a parent's parent refused may have been
 // leased to the same leaf again meanwhile: the token tells one lease from the other.
 template <typename Ranges>
@@ -217,7 +219,10 @@ int64_t LeafSchedule::untrained_samples() const { return Samples(untrained_); }
 int64_t LeafSchedule::WantSamples(absl::Duration latency, int64_t range_samples) const {
   if (stopping_) return 0;
   const int64_t have = untrained_samples();
-  const auto meanwhile = static_cast<int64_t>(std::ceil(speed_ * absl::ToDoubleSeconds(latency + options_.prefetch)));
+  const double speed = speed_ > 0 ? speed_ : expected_speed_;
+  const int64_t meanwhile =
+      speed > 0 ? static_cast<int64_t>(std::ceil(speed * absl::ToDoubleSeconds(latency + options_.prefetch)))
+                : (std::min(options_.inner_steps, kFirstSteps) - 1) * options_.step_samples;
   const int64_t low = options_.step_samples + meanwhile;
   if (have > low) return 0;
   return std::max(range_samples, low + range_samples - have);

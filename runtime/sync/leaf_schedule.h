@@ -59,7 +59,7 @@ class LeafSchedule {
     bool whole = false;  // All parts of the parameters: there may be no later one.
   };
   struct Rebase {};  // Take the newest version; then Rebased with what was taken.
-  struct Wait {  // Until some event.
+  struct Wait {      // Until some event.
     WaitReason reason;
   };
   struct Idle {};  // No data, nothing in flight. As Wait for kNothingLeft, and the coordinator may count on it.
@@ -101,13 +101,17 @@ class LeafSchedule {
   // Decides nothing about contributions when a parent was lost after the last call of Holdings. Between two steps.
   Decision HoldingsAnswered(const std::vector<LeasedRange>& committed, const std::vector<LeasedRange>& disowned);
 
+  // What a step is expected to take before there was one: what an earlier life measured.
+  void ExpectSpeed(double samples_per_second) { expected_speed_ = samples_per_second; }
   void SpeedReference(double samples_per_second) { reference_speed_ = samples_per_second; }
   // No more training: what was trained is contributed, and the data that is left is returned.
   std::vector<LeasedRange> StopTraining();
 
   Action Next();
 
-  // Samples to ask the coordinator for, so that `latency` passes without a wait; 0 when there is enough.
+  // Samples to ask the coordinator for, so that `latency` passes without a wait; 0 when there is enough. While its
+  // speed is unknown, one contribution's, of at most 16 steps: it would wait a round trip after its first step
+  // otherwise.
   int64_t WantSamples(absl::Duration latency, int64_t range_samples) const;
 
   // While computing; 0 before the first step.
@@ -158,7 +162,8 @@ class LeafSchedule {
   bool asserted_ = false;               // It has said so since.
   bool orphaned_ = false;               // The parent is gone, and no version of another was taken.
   int64_t orphan_steps_ = 0;            // Made while nothing could be sent.
-  double speed_ = 0;
+  double speed_ = 0;                    // Measured.
+  double expected_speed_ = 0;
   double reference_speed_ = 0;
 };
 

@@ -312,7 +312,7 @@ TEST(LeafScheduleTest, TheLastContributionIsWhole) {
 
 TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
   Leaf leaf(MakeOptions(10));
-  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 20) << "one step and one range";
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 40 + 16) << "a contribution's and one range";
   leaf.Lease(0, 24);
   leaf.Train(/*seconds=*/0.5);  // 8 samples a second.
   const struct {
@@ -323,6 +323,24 @@ TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
     // It has 20 left, and keeps one step (4) beyond what it trains within the latency.
     EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(row.latency_seconds), 16), row.want) << row.latency_seconds;
   }
+}
+
+TEST(LeafScheduleTest, AsksForFewStepsWhileItsSpeedIsUnknown) {
+  Leaf leaf(MakeOptions(/*inner_steps=*/500));
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 16 * 4 + 16);
+}
+
+TEST(LeafScheduleTest, ExpectsTheSpeedOfAnEarlierLifeUntilItsFirstStep) {
+  LeafSchedule::Options options = MakeOptions(10);
+  options.prefetch = absl::Seconds(4);
+  Leaf leaf(options);
+  leaf.schedule.ExpectSpeed(100);
+  EXPECT_EQ(leaf.schedule.samples_per_second(), 0) << "nothing was measured";
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 4 + 500 + 16);
+  leaf.Lease(0, 4);
+  leaf.Train(/*seconds=*/0.5);
+  EXPECT_EQ(leaf.schedule.samples_per_second(), 8);
+  EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 4 + 40 + 16);
 }
 
 TEST(LeafScheduleTest, HoldsDataForTheTimeThatTheCoordinatorMayBeAway) {
