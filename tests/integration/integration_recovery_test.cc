@@ -1,6 +1,5 @@
 // Processes that die and are started again: whoever dies, whenever, the budget is committed exactly once and nobody
 // else notices more than a pause.
-#include <grpcpp/grpcpp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
@@ -8,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -21,7 +19,6 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "proto/wire.grpc.pb.h"
 #include "tests/integration/wukong_process.h"
 
 namespace wukong::integration {
@@ -44,17 +41,6 @@ std::unique_ptr<Process> StartUp(const Workspace& workspace, const TinyJob& job,
   std::vector<std::string> arguments = {"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return workspace.Start(std::move(arguments));
-}
-
-// As the coordinator at `address` says; nothing when it does not answer. A channel of its own each time, for one that
-// has failed to connect waits before it tries again.
-std::optional<StatusReply> AskStatus(const std::string& address) {
-  const auto stub = Coordinator::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
-  StatusReply reply;
-  if (!stub->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
-  return reply;
 }
 
 int64_t Restarts(const Json& report, const std::string& process) {

@@ -1,8 +1,6 @@
 // The coordinator's standby: sleeps until the coordinator is gone, and then is the coordinator.
-#include <grpcpp/grpcpp.h>
 #include <signal.h>
 
-#include <chrono>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -15,7 +13,6 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "proto/wire.grpc.pb.h"
 #include "tests/integration/wukong_process.h"
 
 namespace wukong::integration {
@@ -51,15 +48,6 @@ std::unique_ptr<Process> StartStandby(const Workspace& workspace, const std::str
   auto standby = workspace.Start({"coordinator", "--run-dir", workspace.Path("run"), "--listen", address, "--standby"});
   EXPECT_TRUE(Await([&] { return absl::StrContains(standby->err(), kReady) || standby->ended(); })) << standby->err();
   return standby;
-}
-
-std::optional<StatusReply> AskStatus(const std::string& address) {
-  const auto stub = Coordinator::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
-  StatusReply reply;
-  if (!stub->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
-  return reply;
 }
 
 // In clock ticks, user's and kernel's.

@@ -1,6 +1,7 @@
 #include "tests/integration/wukong_process.h"
 
 #include <fcntl.h>
+#include <grpcpp/grpcpp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -8,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -22,6 +24,7 @@
 #include "absl/time/clock.h"
 #include "glog/logging.h"
 #include "gtest/gtest.h"
+#include "proto/wire.grpc.pb.h"
 #include "runtime/base/random.h"
 
 namespace wukong::integration {
@@ -94,6 +97,15 @@ std::string CommandLine(pid_t pid) {
   std::string line = Slurp(absl::StrCat("/proc/", pid, "/cmdline"));
   std::replace(line.begin(), line.end(), '\0', ' ');
   return line;
+}
+
+std::optional<StatusReply> AskStatus(const std::string& address) {
+  const auto stub = Coordinator::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  StatusReply reply;
+  if (!stub->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
+  return reply;
 }
 
 Process::Process(const std::string& directory, std::vector<std::string> arguments, std::function<void()> in_child)

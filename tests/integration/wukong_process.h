@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
+#include "proto/wire.pb.h"
 
 namespace wukong::integration {
 
@@ -32,6 +33,10 @@ bool IsRunning(pid_t pid);
 std::vector<pid_t> ChildrenOf(pid_t pid);
 // The command line, its arguments separated by spaces; empty when there is no such process.
 std::string CommandLine(pid_t pid);
+
+// As the coordinator at `address` says; nothing when it does not answer. A channel of its own each time, for one that
+// has failed to connect waits before it tries again.
+std::optional<StatusReply> AskStatus(const std::string& address);
 
 // One process of the binary under test. It dies with the test, whatever happens.
 class Process {
