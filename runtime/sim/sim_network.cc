@@ -12,6 +12,7 @@ namespace {
 constexpr absl::Duration kLocalDelay = absl::Microseconds(100);  // One way inside a region.
 constexpr double kLocalBytesPerSecond = 1.25e9;
 constexpr int64_t kFrameBytes = 64;  // Of headers, about.
+constexpr size_t kSharesQueued = 2;  // Before each of several connections, as FollowSpread has it.
 
 size_t SharesOf(int64_t bytes, size_t connections) {
   return std::clamp<size_t>(static_cast<size_t>(bytes / kPieceBytesMin), 1, connections);
@@ -164,32 +165,37 @@ std::shared_ptr<SimNetwork::Stream> SimNetwork::OpenStream(SimProcess* from, Sim
   return stream;
 }
 
-void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
+void SimNetwork::Stream::Send(int64_t bytes, Action ready, Action receive) {
   if (link_ == nullptr) {
     const absl::Time departure =
         std::max(queue_->Now(), last_) + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond);
     last_ = departure;
-    if (departed) {
-      queue_->At(departure, std::move(departed), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
-    }
+    if (ready) queue_->At(departure, std::move(ready), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
     queue_->At(departure + kLocalDelay, std::move(receive), to_, SimProcess::TagOf(to_life_, /*on_arrival=*/true));
     return;
   }
-  const size_t shares = SharesOf(bytes, connections_.size());
-  if (connections_.size() == 1) {
-    link_->Send(connections_[0], bytes, {from_, from_life_, std::move(departed)}, {to_, to_life_, std::move(receive)});
+  const size_t connections = connections_.size();
+  if (connections == 1) {
+    link_->Send(connections_[0], bytes, {from_, from_life_, std::move(ready)}, {to_, to_life_, std::move(receive)});
     return;
   }
+  const size_t shares = SharesOf(bytes, connections);
   std::shared_ptr<Spread> spread = spread_.lock();
-  if (spread == nullptr) spread_ = spread = std::make_shared<Spread>();
+  if (spread == nullptr) {
+    spread_ = spread = std::make_shared<Spread>();
+    spread->queued.resize(connections);
+  }
   const int64_t number = spread->delivered + static_cast<int64_t>(spread->messages.size());
   spread->messages.push_back({shares, std::move(receive)});
-  auto left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(departed));
   for (size_t i = 0; i < shares; ++i) {
-    link_->Send(connections_[i], bytes / static_cast<int64_t>(shares),
+    const size_t at = turn_++ % connections;
+    ++spread->queued[at];
+    link_->Send(connections_[at], bytes / static_cast<int64_t>(shares),
                 {from_, from_life_,
-                 [left] {
-                   if (--left->first == 0 && left->second) left->second();
+                 [spread, at] {
+                   --spread->queued[at];
+                   if (!spread->ready || spread->queued[spread->ready_at] >= kSharesQueued) return;
+                   std::exchange(spread->ready, Action())();
                  }},
                 {to_, to_life_, [spread, number] {
                    --spread->messages[number - spread->delivered].missing;
@@ -200,6 +206,14 @@ void SimNetwork::Stream::Send(int64_t bytes, Action departed, Action receive) {
                      next();
                    }
                  }});
+  }
+  if (!ready) return;
+  const size_t next = turn_ % connections;
+  if (spread->queued[next] < kSharesQueued) {
+    queue_->At(queue_->Now(), std::move(ready), from_, SimProcess::TagOf(from_life_, /*on_arrival=*/true));
+  } else {
+    spread->ready = std::move(ready);
+    spread->ready_at = next;
   }
 }
 

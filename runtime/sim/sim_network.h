@@ -109,8 +109,9 @@ class SimNetwork {
   // delivered.
   class Stream {
    public:
-    // `receive` runs in the receiving process, `departed` in the sender's.
-    void Send(int64_t bytes, Action departed, Action receive);
+    // `receive` runs in the receiving process, `ready` in the sender's when the next message can be sent: this one has
+    // departed, or, where there are several connections, the one whose turn it is has fewer than two shares before it.
+    void Send(int64_t bytes, Action ready, Action receive);
     SimProcess* receiver() const { return to_; }
 
    private:
@@ -131,8 +132,12 @@ class SimNetwork {
       };
       std::deque<Message> messages;
       int64_t delivered = 0;
+      std::vector<size_t> queued;  // Shares per connection that have not departed.
+      Action ready;                // Waits for room at this connection.
+      size_t ready_at = 0;
     };
     std::weak_ptr<Spread> spread_;
+    size_t turn_ = 0;                         // Connections take turns.
     absl::Time last_ = absl::InfinitePast();  // Arrival of the last message, on a line inside a region.
   };
   std::shared_ptr<Stream> OpenStream(SimProcess* from, SimProcess* to, int connections = 1);
