@@ -173,6 +173,27 @@ TEST(SimulationTest, TheSameSeedGivesTheSameBytes) {
   EXPECT_NE(first->tape_hash, other->tape_hash);
 }
 
+// One connection carries 142 kbit/s at 1 s and 1% loss: 9 s for 160 KB.
+TEST(SimulationTest, SmallFragmentsGoOverAllConnections) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_wan()->set_rtt_ns(1'000'000'000);
+  scenario.mutable_wan()->set_loss(0.01);
+  scenario.mutable_workload()->set_samples(1000);
+  scenario.mutable_workload()->set_parameters(40'000);
+  scenario.mutable_limits()->set_fragment_bytes(8 << 10);
+  const auto first_parameters = [&](int streams_max) {
+    scenario.mutable_limits()->set_streams_max(streams_max);
+    absl::Duration first = absl::InfiniteDuration();
+    const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+      if (event.kind == TapeEvent::kTook && event.who == "beijing") first = std::min(first, event.time);
+    });
+    EXPECT_TRUE(result.ok() && result->passed()) << result.status();
+    return first;
+  };
+  EXPECT_GT(first_parameters(1), absl::Seconds(8));
+  EXPECT_LT(first_parameters(16), absl::Seconds(5));
+}
+
 // Numbers draw from streams of their own: a fault that changes nothing for a process leaves its numbers alone.
 TEST(SimulationTest, AnotherFaultDoesNotReshuffleTheRest) {
   Scenario scenario = MakeScenario();
