@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "launch/exit_code.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/data/inspect.h"
@@ -18,10 +19,6 @@
 
 namespace wukong {
 namespace {
-
-constexpr int kExitOk = 0;
-constexpr int kExitFailed = 1;
-constexpr int kExitBadInput = 2;
 
 int Fail(const absl::Status& status) {
   std::cerr << "wukong: error: " << status.message() << std::endl;
@@ -31,7 +28,7 @@ int Fail(const absl::Status& status) {
     case absl::StatusCode::kAlreadyExists:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kFailedPrecondition:
-      return kExitBadInput;
+      return kExitUsage;
     default:
       return kExitFailed;
   }
@@ -45,7 +42,7 @@ int Print(const std::string& text) {
 }
 
 // One line on standard error that is written over, a few times a second.
-class ProgressLine {
+class PrepareProgress {
  public:
   void Show(int64_t done, int64_t total) {
     const absl::Time now = clock_.Now();
@@ -69,7 +66,7 @@ class ProgressLine {
 int Prepare(PrepareOptions options, bool quiet) {
   // A limit on file sizes is then an error of write(), with a message, and not the end of the process.
   std::signal(SIGXFSZ, SIG_IGN);
-  ProgressLine progress;
+  PrepareProgress progress;
   if (!quiet && ::isatty(STDERR_FILENO) != 0) {
     options.progress = [&progress](int64_t done, int64_t total) { progress.Show(done, total); };
   }
@@ -77,7 +74,7 @@ int Prepare(PrepareOptions options, bool quiet) {
   progress.Clear();
   if (!result.ok()) return Fail(result.status());
   if (quiet) return kExitOk;
-  const Manifest& manifest = result->manifest;
+  const DataManifest& manifest = result->manifest;
   std::string text;
   if (result->up_to_date) {
     absl::StrAppend(&text, options.output, " is up to date\n");

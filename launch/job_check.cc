@@ -296,7 +296,7 @@ class JobChecker {
     }
     const bool directory = !data.directory().empty();
     if (directory) {
-      const absl::StatusOr<Manifest> manifest = ReadManifest(data.directory());
+      const absl::StatusOr<DataManifest> manifest = ReadManifest(data.directory());
       if (manifest.ok() && manifest->vocabulary > job_.model().vocabulary()) {
         Add("model.vocabulary", absl::StrCat("smaller than the data's (expected at least ", manifest->vocabulary,
                                              ", as ", ManifestPath(data.directory()), " says of the ",

@@ -274,7 +274,7 @@ TEST_F(JobCheckTest, ADirectoryIsFoundThroughItsManifest) {
   const std::string job = With("  train: train.bin\n  validation: validation.bin\n", "  directory: .\n");
   EXPECT_THAT(Errors(job)[0], AllOf(StartsWith("FILE:9: data.directory: "), HasSubstr("DIR")));
 
-  Manifest manifest;
+  DataManifest manifest;
   manifest.tokenizer = "byte";
   manifest.vocabulary = 256;
   manifest.train = {"train.bin", 1000, std::string(64, '0')};

@@ -3,11 +3,16 @@
 #define WUKONG_RUNTIME_BASE_CLOCK_H_
 
 #include <chrono>
+#include <cstdint>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace wukong {
+
+// In nanoseconds, as messages hold times.
+inline constexpr int64_t kMillisecond = 1'000'000;
+inline constexpr int64_t kSecond = 1'000'000'000;
 
 class Clock {
  public:

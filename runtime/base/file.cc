@@ -41,6 +41,10 @@ absl::Status ErrnoToStatus(int error, absl::string_view what) {
   }
 }
 
+absl::Status BadFile(const std::string& path, absl::string_view text) {
+  return absl::InvalidArgumentError(absl::StrCat(path, ": ", text));
+}
+
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) return ErrnoToStatus(EISDIR, "cannot read " + path);

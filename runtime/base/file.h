@@ -18,6 +18,9 @@ namespace wukong {
 // RESOURCE_EXHAUSTED, EACCES: PERMISSION_DENIED, ...).
 absl::Status ErrnoToStatus(int error, absl::string_view what);
 
+// INVALID_ARGUMENT: what a file holds is not what it should be.
+absl::Status BadFile(const std::string& path, absl::string_view text);
+
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // The file is wholly there or not at all: written beside it, synced, then renamed. Makes no directories.

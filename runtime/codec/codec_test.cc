@@ -17,7 +17,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr uint64_t kSeed = 20240607;
+constexpr uint64_t kCodecSeed = 20240607;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
@@ -29,7 +29,7 @@ double Magnitude(absl::Span<const float> values) {
 
 // Every way a vector of `count` values may look.
 std::vector<std::pair<std::string, std::vector<float>>> Shapes(size_t count) {
-  Random random(DeriveSeed(kSeed, "shapes", count));
+  Random random(DeriveSeed(kCodecSeed, "shapes", count));
   std::vector<float> normal(count), mixed(count), alternating(count), denormal(count), huge(count), sparse(count);
   for (size_t i = 0; i < count; ++i) {
     const float sign = i % 2 == 0 ? 1.0f : -1.0f;
@@ -119,7 +119,7 @@ TEST_P(CodecTest, EncodesTheSameBytesFromAnyAlignmentAndForOtherObjects) {
 
 // The digests pin the layout and the rounding: a machine or compiler that makes other bytes breaks replays.
 TEST_P(CodecTest, EncodesThePinnedBytes) {
-  Random random(kSeed);
+  Random random(kCodecSeed);
   std::vector<float> values(100000);
   for (float& value : values) {  // Sums and products only: the library's log and cos differ between machines.
     value = static_cast<float>((random.Uniform() - 0.5) * (random.Below(1000) == 0 ? 64.0 : 0.125));
@@ -188,7 +188,7 @@ TEST_P(CodecTest, RefusesPayloadsOfAnotherSize) {
 
 // Whatever the bytes are, the outcome is finite numbers or an error.
 TEST_P(CodecTest, DecodesAnyBytesToFiniteNumbersOrRefusesThem) {
-  Random random(kSeed + 1);
+  Random random(kCodecSeed + 1);
   int refused = 0, accepted = 0;
   for (int trial = 0; trial < 2000; ++trial) {
     const size_t count = random.Below(300);
@@ -219,7 +219,7 @@ TEST_P(CodecTest, RefusesPayloadsThatHoldNaN) {
 TEST_P(CodecTest, ErrorFeedbackConservesTheSum) {
   constexpr size_t kCount = 700;
   ErrorFeedback feedback(kCount);
-  Random random(kSeed + 2);
+  Random random(kCodecSeed + 2);
   std::vector<double> sent(kCount), received(kCount);
   double magnitude = 0;
   for (int step = 0; step < 50; ++step) {
@@ -284,7 +284,7 @@ TEST_P(CodecTest, WhatIsLeftOutIsNotLongerThanTheVector) {
 TEST_P(CodecTest, ErrorFeedbackDeliversEverythingInTheEnd) {
   constexpr size_t kCount = 5000;
   ErrorFeedback feedback(kCount);
-  Random random(kSeed + 3);
+  Random random(kCodecSeed + 3);
   std::vector<float> values(kCount), decoded(kCount);
   for (float& value : values) value = static_cast<float>(random.Normal());
   std::vector<double> received(kCount);

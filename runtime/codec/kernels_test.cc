@@ -17,7 +17,7 @@
 namespace wukong {
 namespace {
 
-constexpr uint64_t kSeed = 20250301;
+constexpr uint64_t kKernelSeed = 20250301;
 
 std::vector<int64_t> SupportedTargets() {
   std::vector<int64_t> targets;
@@ -42,7 +42,7 @@ std::vector<size_t> Counts() {
 
 // Random bits are NaN and infinite now and then; the others are finite.
 std::vector<std::pair<std::string, std::vector<float>>> Inputs(size_t count) {
-  Random random(DeriveSeed(kSeed, "inputs", count));
+  Random random(DeriveSeed(kKernelSeed, "inputs", count));
   std::vector<float> normal(count), bits(count), denormal(count), huge(count), tied(count), spread(count),
       sparse(count);
   for (size_t i = 0; i < count; ++i) {
@@ -163,7 +163,7 @@ TYPED_TEST(BlockKernelsTest, DamageIsFoundInTheSameBlock) {
   using Format = BlockFormat<kBits>;
   for (const int64_t target : SupportedTargets()) {
     const OnTarget on_target(target);
-    Random random(DeriveSeed(kSeed, "damage", kBits));
+    Random random(DeriveSeed(kKernelSeed, "damage", kBits));
     int damaged = 0;
     for (int trial = 0; trial < 3000; ++trial) {
       const size_t count = random.Below(1200);

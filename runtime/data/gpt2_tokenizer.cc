@@ -284,40 +284,37 @@ class Gpt2Tokenizer final : public Tokenizer {
   std::vector<uint16_t> cached_tokens_;
 };
 
-absl::Status Bad(const std::string& path, absl::string_view text) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", text));
-}
-
 constexpr char kTakeBoth[] = ". Take both files from the same release of GPT-2";
 
 // Fills tables->bytes, byte_tokens and end_of_text; `numbers` finds a token by its bytes.
 absl::Status ParseVocabulary(const std::string& path, const std::string& contents, Gpt2Tables* tables,
                              absl::flat_hash_map<std::string, uint16_t>* numbers) {
   const nlohmann::json json = nlohmann::json::parse(contents, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Bad(path, "expected a JSON object from tokens to numbers; the file is damaged or cut");
+  if (!json.is_object())
+    return BadFile(path, "expected a JSON object from tokens to numbers; the file is damaged or cut");
   if (json.size() < 256 || json.size() > 65536) {
-    return Bad(path, absl::StrCat(json.size(), " tokens; expected 256 to 65536 (tokens are stored in 16 bits)"));
+    return BadFile(path, absl::StrCat(json.size(), " tokens; expected 256 to 65536 (tokens are stored in 16 bits)"));
   }
   const TokenReader reader;
   tables->bytes.resize(json.size());
   for (const auto& [written, number] : json.items()) {
     if (!number.is_number_unsigned() || number.get<uint64_t>() >= json.size()) {
-      return Bad(path, absl::StrCat("token \"", written, "\" has the number ", number.dump(), "; expected 0 to ",
-                                    json.size() - 1));
+      return BadFile(path, absl::StrCat("token \"", written, "\" has the number ", number.dump(), "; expected 0 to ",
+                                        json.size() - 1));
     }
     std::string bytes;
     if (!reader.Read(written, &bytes)) {
-      return Bad(path,
-                 absl::StrCat("token \"", written, "\" has a character that stands for no byte in GPT-2's alphabet"));
+      return BadFile(
+          path, absl::StrCat("token \"", written, "\" has a character that stands for no byte in GPT-2's alphabet"));
     }
     std::string& slot = tables->bytes[number.get<uint64_t>()];
-    if (!slot.empty()) return Bad(path, absl::StrCat("the number ", number.dump(), " is given to two tokens"));
+    if (!slot.empty()) return BadFile(path, absl::StrCat("the number ", number.dump(), " is given to two tokens"));
     slot = bytes;
     numbers->emplace(std::move(bytes), static_cast<uint16_t>(number.get<uint64_t>()));
   }
   for (size_t byte = 0; byte < 256; ++byte) {
     const auto found = numbers->find(std::string(1, static_cast<char>(byte)));
-    if (found == numbers->end()) return Bad(path, absl::StrCat("there is no token for the single byte ", byte));
+    if (found == numbers->end()) return BadFile(path, absl::StrCat("there is no token for the single byte ", byte));
     tables->byte_tokens[byte] = found->second;
   }
   const auto end = numbers->find(kEndOfText);
@@ -340,32 +337,32 @@ absl::Status ParseMerges(const std::string& path, const std::string& vocabulary_
     const std::string where = absl::StrCat(path, ":", line_number);
     const std::vector<absl::string_view> parts = absl::StrSplit(line, ' ');
     if (parts.size() != 2)
-      return Bad(where, absl::StrCat("\"", line, "\": expected two tokens and one space between them"));
+      return BadFile(where, absl::StrCat("\"", line, "\": expected two tokens and one space between them"));
     uint16_t tokens[2];
     std::string merged;
     for (size_t i = 0; i < 2; ++i) {
       std::string bytes;
       if (!reader.Read(parts[i], &bytes)) {
-        return Bad(where,
-                   absl::StrCat("\"", parts[i], "\" has a character that stands for no byte in GPT-2's alphabet"));
+        return BadFile(where,
+                       absl::StrCat("\"", parts[i], "\" has a character that stands for no byte in GPT-2's alphabet"));
       }
       const auto found = numbers.find(bytes);
       if (found == numbers.end() || !made[found->second]) {
-        return Bad(where, absl::StrCat("\"", parts[i], "\" is ",
-                                       found == numbers.end() ? "not in " : "made by no earlier line, in ",
-                                       found == numbers.end() ? vocabulary_path : path, kTakeBoth));
+        return BadFile(where, absl::StrCat("\"", parts[i], "\" is ",
+                                           found == numbers.end() ? "not in " : "made by no earlier line, in ",
+                                           found == numbers.end() ? vocabulary_path : path, kTakeBoth));
       }
       tokens[i] = found->second;
       merged += bytes;
     }
     const auto found = numbers.find(merged);
     if (found == numbers.end()) {
-      return Bad(where,
-                 absl::StrCat("\"", parts[0], parts[1], "\", which it makes, is not in ", vocabulary_path, kTakeBoth));
+      return BadFile(
+          where, absl::StrCat("\"", parts[0], parts[1], "\", which it makes, is not in ", vocabulary_path, kTakeBoth));
     }
     const Merge merge{static_cast<uint32_t>(tables->merges.size()), found->second};
     if (!tables->merges.emplace(PairKey(tokens[0], tokens[1]), merge).second) {
-      return Bad(where, absl::StrCat("\"", line, "\" stands in the file twice"));
+      return BadFile(where, absl::StrCat("\"", line, "\" stands in the file twice"));
     }
     made[found->second] = true;
   }
@@ -373,8 +370,8 @@ absl::Status ParseMerges(const std::string& path, const std::string& vocabulary_
     const std::string& bytes = tables->bytes[token];
     const bool special = absl::StartsWith(bytes, "<|") && absl::EndsWith(bytes, "|>");
     if (!made[token] && !special) {
-      return Bad(path, absl::StrCat("no line makes token ", token, " (\"", absl::CHexEscape(bytes), "\") of ",
-                                    vocabulary_path, ": the file is cut, or of another vocabulary", kTakeBoth));
+      return BadFile(path, absl::StrCat("no line makes token ", token, " (\"", absl::CHexEscape(bytes), "\") of ",
+                                        vocabulary_path, ": the file is cut, or of another vocabulary", kTakeBoth));
     }
   }
   return absl::OkStatus();

@@ -94,7 +94,7 @@ std::unique_ptr<TokenFile> Describe(const std::string& name, const std::string& 
   return *std::move(file);
 }
 
-void CheckEntry(const std::string& directory, const Manifest::TokenFileEntry& entry, const TokenFile& file,
+void CheckEntry(const std::string& directory, const DataManifest::TokenFileEntry& entry, const TokenFile& file,
                 const Json& described, int64_t vocabulary, Findings* findings) {
   const std::string manifest = ManifestPath(directory);
   if (static_cast<int64_t>(file.tokens().size()) != entry.tokens) {
@@ -109,15 +109,15 @@ void CheckEntry(const std::string& directory, const Manifest::TokenFileEntry& en
   if (!range.ok()) findings->Problem(range);
 }
 
-Inspection InspectDirectory(const std::string& directory, const Manifest& manifest) {
+Inspection InspectDirectory(const std::string& directory, const DataManifest& manifest) {
   Findings findings;
   Json json = ManifestToJson(manifest);
   int64_t text_bytes = 0;
-  for (const Manifest::Input& input : manifest.inputs) text_bytes += input.bytes;
+  for (const DataManifest::Input& input : manifest.inputs) text_bytes += input.bytes;
   const int64_t tokens = manifest.train.tokens + manifest.validation.tokens;
   findings.Line("directory", directory);
   findings.Line("tokenizer", absl::StrCat(manifest.tokenizer, ", vocabulary ", manifest.vocabulary));
-  for (const Manifest::Input& input : manifest.inputs) {
+  for (const DataManifest::Input& input : manifest.inputs) {
     findings.Line("input", absl::StrCat(input.path, ", ", input.bytes, " bytes of text, sha256 ", input.sha256));
   }
   if (tokens > 0) {
@@ -126,7 +126,7 @@ Inspection InspectDirectory(const std::string& directory, const Manifest& manife
   }
 
   std::string tokenizer_directory;
-  for (const Manifest::TokenizerFile& file : manifest.tokenizer_files) {
+  for (const DataManifest::TokenizerFile& file : manifest.tokenizer_files) {
     tokenizer_directory = directory;
     const absl::StatusOr<std::string> sha256 = Sha256File(absl::StrCat(directory, "/", file.file));
     if (!sha256.ok()) {
@@ -177,7 +177,7 @@ Inspection InspectDirectory(const std::string& directory, const Manifest& manife
 absl::StatusOr<Inspection> InspectData(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) {
-    const absl::StatusOr<Manifest> manifest = ReadManifest(path);
+    const absl::StatusOr<DataManifest> manifest = ReadManifest(path);
     if (!manifest.ok()) return manifest.status();
     return InspectDirectory(path, *manifest);
   }

@@ -15,21 +15,21 @@ using Json = nlohmann::ordered_json;
 constexpr char kFormat[] = "wukong-data";
 constexpr char kAgain[] = "Make the directory again with `wukong data prepare`";
 
-Json EntryToJson(const Manifest::TokenFileEntry& entry) {
+Json EntryToJson(const DataManifest::TokenFileEntry& entry) {
   return {{"file", entry.file}, {"tokens", entry.tokens}, {"bytes", entry.bytes()}, {"sha256", entry.sha256}};
 }
 
 // The parser below may throw: it is called inside one try block.
-Manifest::TokenFileEntry EntryFromJson(const Json& json) {
-  Manifest::TokenFileEntry entry;
+DataManifest::TokenFileEntry EntryFromJson(const Json& json) {
+  DataManifest::TokenFileEntry entry;
   entry.file = json.at("file").get<std::string>();
   entry.tokens = json.at("tokens").get<int64_t>();
   entry.sha256 = json.at("sha256").get<std::string>();
   return entry;
 }
 
-Manifest ManifestFromJson(const Json& json) {
-  Manifest manifest;
+DataManifest ManifestFromJson(const Json& json) {
+  DataManifest manifest;
   manifest.tokenizer = json.at("tokenizer").get<std::string>();
   manifest.vocabulary = json.at("vocabulary").get<int64_t>();
   for (const Json& file : json.at("tokenizer_files")) {
@@ -51,7 +51,7 @@ bool IsPlainName(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && !absl::StrContains(name, '/');
 }
 
-absl::Status CheckSize(const std::string& directory, const Manifest::TokenFileEntry& entry) {
+absl::Status CheckSize(const std::string& directory, const DataManifest::TokenFileEntry& entry) {
   const std::string path = absl::StrCat(directory, "/", entry.file);
   std::error_code error;
   const uintmax_t bytes = std::filesystem::file_size(path, error);
@@ -66,9 +66,9 @@ absl::Status CheckSize(const std::string& directory, const Manifest::TokenFileEn
 
 std::string ManifestPath(const std::string& directory) { return absl::StrCat(directory, "/manifest.json"); }
 
-Json ManifestToJson(const Manifest& manifest) {
+Json ManifestToJson(const DataManifest& manifest) {
   Json json = {{"format", kFormat},
-               {"version", Manifest::kVersion},
+               {"version", DataManifest::kVersion},
                {"tokenizer", manifest.tokenizer},
                {"vocabulary", manifest.vocabulary},
                {"tokenizer_files", Json::array()},
@@ -77,17 +77,17 @@ Json ManifestToJson(const Manifest& manifest) {
                {"train", EntryToJson(manifest.train)},
                {"validation", EntryToJson(manifest.validation)},
                {"unigram_loss", manifest.unigram_loss}};
-  for (const Manifest::TokenizerFile& file : manifest.tokenizer_files) {
+  for (const DataManifest::TokenizerFile& file : manifest.tokenizer_files) {
     json["tokenizer_files"].push_back({{"file", file.file}, {"sha256", file.sha256}});
   }
-  for (const Manifest::Input& input : manifest.inputs) {
+  for (const DataManifest::Input& input : manifest.inputs) {
     json["inputs"].push_back(
         {{"path", input.path}, {"bytes", input.bytes}, {"sha256", input.sha256}, {"file_sha256", input.file_sha256}});
   }
   return json;
 }
 
-absl::StatusOr<Manifest> ReadManifest(const std::string& directory) {
+absl::StatusOr<DataManifest> ReadManifest(const std::string& directory) {
   const std::string path = ManifestPath(directory);
   std::error_code error;
   if (!std::filesystem::is_directory(directory, error)) {
@@ -105,23 +105,23 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& directory) {
         absl::StrCat(path, ": expected a JSON object with \"format\": \"", kFormat, "\". ", kAgain));
   }
   const Json version = json.value("version", Json());
-  if (version != Manifest::kVersion) {
+  if (version != DataManifest::kVersion) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": version ", version.dump(), ", this program reads version ",
-                                                   Manifest::kVersion, ". ", kAgain));
+                                                   DataManifest::kVersion, ". ", kAgain));
   }
-  Manifest manifest;
+  DataManifest manifest;
   try {
     manifest = ManifestFromJson(json);
   } catch (const nlohmann::json::exception& exception) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", exception.what(), ". ", kAgain));
   }
-  for (const Manifest::TokenFileEntry* entry : {&manifest.train, &manifest.validation}) {
+  for (const DataManifest::TokenFileEntry* entry : {&manifest.train, &manifest.validation}) {
     if (!IsPlainName(entry->file) || entry->tokens < 0 || entry->tokens > INT64_MAX / 2) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": bad entry of a token file (file \"", entry->file,
                                                      "\", tokens ", entry->tokens, "). ", kAgain));
     }
   }
-  for (const Manifest::TokenizerFile& file : manifest.tokenizer_files) {
+  for (const DataManifest::TokenizerFile& file : manifest.tokenizer_files) {
     if (!IsPlainName(file.file)) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": bad tokenizer file \"", file.file, "\". ", kAgain));
     }
@@ -129,12 +129,12 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& directory) {
   return manifest;
 }
 
-absl::Status WriteManifest(const std::string& directory, const Manifest& manifest) {
+absl::Status WriteManifest(const std::string& directory, const DataManifest& manifest) {
   const std::string text = ManifestToJson(manifest).dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
   return WriteFileAtomic(ManifestPath(directory), text + "\n");
 }
 
-absl::Status CheckManifestSizes(const std::string& directory, const Manifest& manifest) {
+absl::Status CheckManifestSizes(const std::string& directory, const DataManifest& manifest) {
   absl::Status status = CheckSize(directory, manifest.train);
   status.Update(CheckSize(directory, manifest.validation));
   return status;

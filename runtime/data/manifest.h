@@ -12,7 +12,7 @@
 
 namespace wukong {
 
-struct Manifest {
+struct DataManifest {
   // Raised when older readers must not read it.
   static constexpr int64_t kVersion = 1;
 
@@ -43,18 +43,18 @@ struct Manifest {
   double unigram_loss = 0;  // Nats per token of `validation`; see UnigramLoss.
 };
 
-nlohmann::ordered_json ManifestToJson(const Manifest& manifest);
+nlohmann::ordered_json ManifestToJson(const DataManifest& manifest);
 
 // NOT_FOUND when there is no manifest, INVALID_ARGUMENT when it cannot be read; both name the file and say what to do.
-absl::StatusOr<Manifest> ReadManifest(const std::string& directory);
+absl::StatusOr<DataManifest> ReadManifest(const std::string& directory);
 
 // Written last and atomically: where there is a manifest, the files beside it are whole.
-absl::Status WriteManifest(const std::string& directory, const Manifest& manifest);
+absl::Status WriteManifest(const std::string& directory, const DataManifest& manifest);
 
 std::string ManifestPath(const std::string& directory);
 
 // Whether the sizes of the two token files are those of the manifest. Reads no contents.
-absl::Status CheckManifestSizes(const std::string& directory, const Manifest& manifest);
+absl::Status CheckManifestSizes(const std::string& directory, const DataManifest& manifest);
 
 }  // namespace wukong
 

@@ -132,7 +132,7 @@ absl::Status CheckOptions(const PrepareOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status CheckSha256(const PrepareOptions& options, const Manifest::Input& input) {
+absl::Status CheckSha256(const PrepareOptions& options, const DataManifest::Input& input) {
   if (options.sha256.empty() || absl::EqualsIgnoreCase(options.sha256, input.sha256)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("input ", input.path, ": SHA-256 of the unpacked text is ", input.sha256, " (", input.bytes,
@@ -142,21 +142,21 @@ absl::Status CheckSha256(const PrepareOptions& options, const Manifest::Input& i
 
 // OK when `directory` already holds what `wanted` (without token files) would become; otherwise why not, with NOT_FOUND
 // when nothing was made there before.
-absl::Status CheckUpToDate(const std::string& directory, const Manifest& wanted, Manifest* found) {
-  absl::StatusOr<Manifest> manifest = ReadManifest(directory);
+absl::Status CheckUpToDate(const std::string& directory, const DataManifest& wanted, DataManifest* found) {
+  absl::StatusOr<DataManifest> manifest = ReadManifest(directory);
   if (!manifest.ok()) return manifest.status();
   if (manifest->tokenizer != wanted.tokenizer) return absl::AbortedError("the tokenizer is another");
   if (manifest->validation_fraction != wanted.validation_fraction) {
     return absl::AbortedError("the validation fraction is another");
   }
-  const auto same_file = [](const Manifest::TokenizerFile& a, const Manifest::TokenizerFile& b) {
+  const auto same_file = [](const DataManifest::TokenizerFile& a, const DataManifest::TokenizerFile& b) {
     return a.file == b.file && a.sha256 == b.sha256;
   };
   if (!std::equal(manifest->tokenizer_files.begin(), manifest->tokenizer_files.end(), wanted.tokenizer_files.begin(),
                   wanted.tokenizer_files.end(), same_file)) {
     return absl::AbortedError("the tokenizer's files are others");
   }
-  const auto same_input = [](const Manifest::Input& a, const Manifest::Input& b) {
+  const auto same_input = [](const DataManifest::Input& a, const DataManifest::Input& b) {
     return a.file_sha256 == b.file_sha256;
   };
   if (!std::equal(manifest->inputs.begin(), manifest->inputs.end(), wanted.inputs.begin(), wanted.inputs.end(),
@@ -165,7 +165,7 @@ absl::Status CheckUpToDate(const std::string& directory, const Manifest& wanted,
   }
   std::vector<std::pair<std::string, std::string>> files = {{manifest->train.file, manifest->train.sha256},
                                                             {manifest->validation.file, manifest->validation.sha256}};
-  for (const Manifest::TokenizerFile& file : manifest->tokenizer_files) files.emplace_back(file.file, file.sha256);
+  for (const DataManifest::TokenizerFile& file : manifest->tokenizer_files) files.emplace_back(file.file, file.sha256);
   for (const auto& [file, sha256] : files) {
     const absl::StatusOr<std::string> got = Sha256File(absl::StrCat(directory, "/", file));
     if (!got.ok() || *got != sha256) return absl::AbortedError(file + " is missing or damaged");
@@ -176,10 +176,10 @@ absl::Status CheckUpToDate(const std::string& directory, const Manifest& wanted,
 
 // Writes the tokens of all inputs to `out`, and fills in sizes and digests of `inputs`.
 absl::Status Tokenize(const PrepareOptions& options, Tokenizer* tokenizer, NewFile* out,
-                      std::vector<Manifest::Input>* inputs) {
+                      std::vector<DataManifest::Input>* inputs) {
   std::vector<std::unique_ptr<InputFile>> files;
   int64_t bytes_total = 0, bytes_before = 0;
-  for (const Manifest::Input& input : *inputs) {
+  for (const DataManifest::Input& input : *inputs) {
     absl::StatusOr<std::unique_ptr<InputFile>> file = InputFile::Open(input.path);
     if (!file.ok()) return file.status();
     bytes_total += (*file)->file_bytes();
@@ -187,7 +187,7 @@ absl::Status Tokenize(const PrepareOptions& options, Tokenizer* tokenizer, NewFi
   }
   std::vector<uint16_t> tokens;
   for (size_t i = 0; i < files.size(); ++i) {
-    Manifest::Input& input = (*inputs)[i];
+    DataManifest::Input& input = (*inputs)[i];
     input.bytes = 0;
     Sha256 sha;
     std::string text;
@@ -235,7 +235,7 @@ size_t FindSplit(absl::Span<const uint16_t> tokens, double validation_fraction, 
   return split;
 }
 
-absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, Manifest* manifest) {
+absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, DataManifest* manifest) {
   const std::string directory = options.output + "/";
   absl::StatusOr<std::unique_ptr<NewFile>> train = NewFile::Create(directory + kTrain);
   if (!train.ok()) return train.status();
@@ -263,7 +263,7 @@ absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, Ma
     if (!status.ok()) return status;
   }  // Unmapped before it is cut.
   status = (*train)->Truncate(split);
-  for (const auto& [file, entry] : {std::pair<NewFile*, Manifest::TokenFileEntry*>{train->get(), &manifest->train},
+  for (const auto& [file, entry] : {std::pair<NewFile*, DataManifest::TokenFileEntry*>{train->get(), &manifest->train},
                                     {validation->get(), &manifest->validation}}) {
     if (status.ok()) status = file->Sync();
     if (!status.ok()) return status;
@@ -296,7 +296,7 @@ absl::StatusOr<PrepareResult> PrepareData(const PrepareOptions& options) {
   if (!tokenizer.ok()) return tokenizer.status();
 
   PrepareResult result;
-  Manifest& manifest = result.manifest;
+  DataManifest& manifest = result.manifest;
   manifest.tokenizer = (*tokenizer)->name();
   manifest.vocabulary = (*tokenizer)->vocabulary();
   manifest.validation_fraction = options.validation_fraction;
@@ -315,7 +315,7 @@ absl::StatusOr<PrepareResult> PrepareData(const PrepareOptions& options) {
   if (!status.ok()) return status;
   const absl::StatusOr<std::unique_ptr<DirectoryLock>> lock = DirectoryLock::Take(options.output);
   if (!lock.ok()) return lock.status();
-  Manifest found;
+  DataManifest found;
   status = CheckUpToDate(options.output, manifest, &found);
   if (status.ok()) {
     status = CheckSha256(options, found.inputs[0]);

@@ -24,7 +24,7 @@ struct PrepareOptions {
 };
 
 struct PrepareResult {
-  Manifest manifest;
+  DataManifest manifest;
   bool up_to_date = false;  // Nothing was written.
   std::string reason;       // Why what stood in the output was made again; empty when nothing stood there.
 };

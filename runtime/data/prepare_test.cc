@@ -93,7 +93,7 @@ TEST_F(PrepareTest, WritesTheTextAsTrainingAndValidationTokens) {
   EXPECT_EQ(train.back(), '\n');  // The split is between two lines.
   EXPECT_NEAR(static_cast<double>(validation.size()), 0.05 * static_cast<double>(text_.size()), 200);
 
-  const Manifest& manifest = result.manifest;
+  const DataManifest& manifest = result.manifest;
   EXPECT_EQ(manifest.vocabulary, 256);
   EXPECT_EQ(manifest.train.tokens, static_cast<int64_t>(train.size()));
   EXPECT_EQ(manifest.validation.tokens, static_cast<int64_t>(validation.size()));
@@ -238,7 +238,7 @@ TEST_F(PrepareTest, ASecondProcessIsTurnedAway) {
 }
 
 TEST_F(PrepareTest, AFullDiskLeavesTheOldDataWhole) {
-  const Manifest before = Prepare().manifest;
+  const DataManifest before = Prepare().manifest;
   options_.inputs = {directory_.Write("larger.txt", Text(20000))};
   // The same error path as a full disk, without needing one: no file may grow beyond 100 kB.
   struct rlimit old_limit;
@@ -269,7 +269,7 @@ TEST_F(PrepareTest, ReportsProgressUpToTheWhole) {
 }
 
 TEST_F(PrepareTest, InspectDescribesADirectory) {
-  const Manifest manifest = Prepare().manifest;
+  const DataManifest manifest = Prepare().manifest;
   const auto inspection = InspectData(options_.output);
   ASSERT_TRUE(inspection.ok()) << inspection.status();
   EXPECT_TRUE(inspection->verdict.ok()) << inspection->verdict;
@@ -300,7 +300,7 @@ TEST_F(PrepareTest, InspectNamesEveryKindOfDamage) {
     EXPECT_THAT(inspection->text, AllOf(HasSubstr("problem"), HasSubstr("train.bin"), HasSubstr(damage.expected)));
   }
   ASSERT_TRUE(WriteFileAtomic(Output("train.bin"), train).ok());
-  Manifest manifest = *ReadManifest(options_.output);
+  DataManifest manifest = *ReadManifest(options_.output);
   manifest.unigram_loss += 0.1;
   ASSERT_TRUE(WriteManifest(options_.output, manifest).ok());
   EXPECT_THAT(std::string(InspectData(options_.output)->verdict.message()), HasSubstr("unigram_loss"));

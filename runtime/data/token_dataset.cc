@@ -28,47 +28,47 @@ constexpr int32_t kMagic = 20240520;
 constexpr int32_t kMagic32Bit = 20240801;
 constexpr int32_t kHeaderVersion = 1;
 
-absl::Status Bad(const std::string& path, absl::string_view text) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", text));
-}
-
 // Finds the layout and where the tokens begin.
 absl::Status ParseLayout(const std::string& path, absl::Span<const char> bytes, TokenFile::Layout* layout,
                          size_t* offset) {
   *layout = TokenFile::Layout::kNanoGpt;
   *offset = 0;
   if (bytes.empty()) {
-    return Bad(path, "the file is empty; expected unsigned 16-bit tokens. Make it again with `wukong data prepare`");
+    return BadFile(path,
+                   "the file is empty; expected unsigned 16-bit tokens. Make it again with `wukong data prepare`");
   }
   constexpr absl::string_view kMegatron = "MMIDIDX";
   if (bytes.size() >= kMegatron.size() && absl::string_view(bytes.data(), kMegatron.size()) == kMegatron) {
-    return Bad(path, "this is the index of a Megatron data set; expected a token file in nanoGPT's or llm.c's layout");
+    return BadFile(path,
+                   "this is the index of a Megatron data set; expected a token file in nanoGPT's or llm.c's layout");
   }
   int32_t header[3] = {0, 0, 0};
   std::memcpy(header, bytes.data(), std::min(bytes.size(), sizeof(header)));
   if (header[0] == kMagic32Bit) {
-    return Bad(path, "llm.c's layout for 32-bit tokens (magic 20240801); only 16-bit tokens (magic 20240520) are read");
+    return BadFile(path,
+                   "llm.c's layout for 32-bit tokens (magic 20240801); only 16-bit tokens (magic 20240520) are read");
   }
   if (header[0] != kMagic) {
     if (bytes.size() % 2 == 0) return absl::OkStatus();
-    return Bad(path, absl::StrCat("the size is odd, ", bytes.size(),
-                                  " bytes; expected 2 bytes per token. The file was cut, or "
-                                  "is not a token file; `wukong data prepare` makes them from text"));
+    return BadFile(path, absl::StrCat("the size is odd, ", bytes.size(),
+                                      " bytes; expected 2 bytes per token. The file was cut, or "
+                                      "is not a token file; `wukong data prepare` makes them from text"));
   }
   if (bytes.size() < kHeaderBytes) {
-    return Bad(path, absl::StrCat("llm.c's header is cut: ", bytes.size(), " bytes; expected at least ", kHeaderBytes));
+    return BadFile(path,
+                   absl::StrCat("llm.c's header is cut: ", bytes.size(), " bytes; expected at least ", kHeaderBytes));
   }
   if (header[1] != kHeaderVersion) {
-    return Bad(path,
-               absl::StrCat("llm.c's layout in version ", header[1], "; this program reads version ", kHeaderVersion));
+    return BadFile(
+        path, absl::StrCat("llm.c's layout in version ", header[1], "; this program reads version ", kHeaderVersion));
   }
   if (header[2] < 0 || bytes.size() != kHeaderBytes + size_t{2} * static_cast<size_t>(header[2])) {
-    return Bad(path, absl::StrCat("the header says ", header[2], " tokens, which is ",
-                                  static_cast<int64_t>(kHeaderBytes) + int64_t{2} * header[2],
-                                  " bytes with the header, but the file has ", bytes.size(),
-                                  ": it was cut or damaged; copy or make it again"));
+    return BadFile(path, absl::StrCat("the header says ", header[2], " tokens, which is ",
+                                      static_cast<int64_t>(kHeaderBytes) + int64_t{2} * header[2],
+                                      " bytes with the header, but the file has ", bytes.size(),
+                                      ": it was cut or damaged; copy or make it again"));
   }
-  if (header[2] == 0) return Bad(path, "the header says 0 tokens; expected at least one");
+  if (header[2] == 0) return BadFile(path, "the header says 0 tokens; expected at least one");
   *layout = TokenFile::Layout::kLlmC;
   *offset = kHeaderBytes;
   return absl::OkStatus();
@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<TokenFile>> TokenFile::Open(const std::string& pa
   }
   if (!S_ISREG(info.st_mode)) {
     ::close(file);
-    return Bad(path, S_ISDIR(info.st_mode) ? "is a directory; expected a token file" : "is not a regular file");
+    return BadFile(path, S_ISDIR(info.st_mode) ? "is a directory; expected a token file" : "is not a regular file");
   }
   std::unique_ptr<TokenFile> result(new TokenFile());
   result->path_ = path;
@@ -121,11 +121,12 @@ absl::Status TokenFile::CheckVocabulary(int64_t vocabulary) const {
   for (const uint16_t token : tokens_) largest = std::max(largest, token);
   if (largest < vocabulary) return absl::OkStatus();
   const auto first = std::find_if(tokens_.begin(), tokens_.end(), [&](uint16_t token) { return token >= vocabulary; });
-  return Bad(path_, absl::StrCat("token ", *first, " at position ", first - tokens_.begin(), " of ", tokens_.size(),
-                                 " is beyond the vocabulary of ", vocabulary,
-                                 ". The file is damaged, was made with another tokenizer, or model.vocabulary is wrong "
-                                 "(the largest token is ",
-                                 largest, ")"));
+  return BadFile(path_,
+                 absl::StrCat("token ", *first, " at position ", first - tokens_.begin(), " of ", tokens_.size(),
+                              " is beyond the vocabulary of ", vocabulary,
+                              ". The file is damaged, was made with another tokenizer, or model.vocabulary is wrong "
+                              "(the largest token is ",
+                              largest, ")"));
 }
 
 absl::StatusOr<SampleReader> SampleReader::Make(std::shared_ptr<const TokenFile> file, int64_t context, uint64_t seed) {
@@ -133,8 +134,8 @@ absl::StatusOr<SampleReader> SampleReader::Make(std::shared_ptr<const TokenFile>
   if (context < 1) return absl::InvalidArgumentError(absl::StrCat("a context of ", context, "; expected at least 1"));
   const int64_t tokens = static_cast<int64_t>(file->tokens().size());
   if (tokens - 1 < context) {  // The last target is one token further.
-    return Bad(file->path(), absl::StrCat(tokens, " tokens; a sample of ", context, " tokens and its targets need ",
-                                          context, " + 1. Prepare more text, or take a smaller model.context"));
+    return BadFile(file->path(), absl::StrCat(tokens, " tokens; a sample of ", context, " tokens and its targets need ",
+                                              context, " + 1. Prepare more text, or take a smaller model.context"));
   }
   SampleReader reader;
   reader.file_ = std::move(file);
@@ -183,7 +184,7 @@ absl::StatusOr<DataFiles> FindDataFiles(const Data& data) {
       return absl::InvalidArgumentError(
           "data.directory stands beside data.train or data.validation; give one or the other");
     }
-    absl::StatusOr<Manifest> manifest = ReadManifest(data.directory());
+    absl::StatusOr<DataManifest> manifest = ReadManifest(data.directory());
     if (!manifest.ok()) return manifest.status();
     const absl::Status sizes = CheckManifestSizes(data.directory(), *manifest);
     if (!sizes.ok()) return sizes;

@@ -169,7 +169,7 @@ class FindDataFilesTest : public ::testing::Test {
   FindDataFilesTest() {
     directory_.Write("train.bin", Bytes(Iota(20)));
     directory_.Write("validation.bin", Bytes(Iota(10)));
-    Manifest manifest;
+    DataManifest manifest;
     manifest.tokenizer = "byte";
     manifest.vocabulary = 256;
     manifest.inputs.push_back({"a.txt", 30, "aa", "bb"});

@@ -5,11 +5,10 @@
 
 #include "gtest/gtest.h"
 #include "runtime/base/clock.h"
+#include "runtime/fault/link_test_util.h"
 
 namespace wukong {
 namespace {
-
-const absl::Time kStart = absl::FromUnixSeconds(1000);
 
 FaultOrder Order(int64_t number, FaultKind kind, double factor = 0, absl::Duration time = absl::ZeroDuration()) {
   FaultOrder order;

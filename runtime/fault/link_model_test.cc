@@ -7,22 +7,12 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/fault/link_test_util.h"
 
 namespace wukong {
 namespace {
 
-const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
 constexpr uint64_t kSeed = 7;
-
-LinkShape Shape(absl::Duration delay, double bandwidth_bits_per_s = 0, double loss = 0,
-                absl::Duration jitter = absl::ZeroDuration()) {
-  LinkShape shape;
-  shape.delay = delay;
-  shape.jitter = jitter;
-  shape.bandwidth_bits_per_s = bandwidth_bits_per_s;
-  shape.loss = loss;
-  return shape;
-}
 
 TEST(LinkModelTest, TakesTheTimeThatTheBandwidthAsks) {
   LinkModel link(Shape(absl::ZeroDuration(), 8e6));  // 1 MB/s.

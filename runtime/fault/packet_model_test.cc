@@ -3,23 +3,17 @@
 #include <algorithm>
 
 #include "gtest/gtest.h"
+#include "runtime/fault/link_test_util.h"
 
 namespace wukong {
 namespace {
 
-const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
 constexpr absl::Duration kRtt = absl::Milliseconds(100);
 
-LinkShape Shape(double bandwidth, double loss = 0) {
-  LinkShape shape;
-  shape.delay = kRtt / 2;
-  shape.bandwidth_bits_per_s = bandwidth;
-  shape.loss = loss;
-  return shape;
-}
+LinkShape ShapeWithRtt(double bandwidth, double loss = 0) { return Shape(kRtt / 2, bandwidth, loss); }
 
 TEST(PacketModelTest, APacketTakesItsTimeOnTheWireAndTheDelay) {
-  PacketModel model(Shape(12e6), 1, "up");
+  PacketModel model(ShapeWithRtt(12e6), 1, "up");
   // 1,500 bytes at 12 Mbit/s: a millisecond each, one behind the other.
   EXPECT_EQ(model.Send(1500, kRtt, kStart), kStart + kRtt / 2 + absl::Milliseconds(1));
   EXPECT_EQ(model.Send(1500, kRtt, kStart), kStart + kRtt / 2 + absl::Milliseconds(2));
@@ -29,7 +23,7 @@ TEST(PacketModelTest, APacketTakesItsTimeOnTheWireAndTheDelay) {
 }
 
 TEST(PacketModelTest, AFullQueueDropsWhatComes) {
-  const LinkShape shape = Shape(12e6);
+  const LinkShape shape = ShapeWithRtt(12e6);
   PacketModel model(shape, 1, "up");
   const int64_t fit = PacketQueueBytes(shape, kRtt) / 1500;
   EXPECT_EQ(fit, 100) << "12 Mbit/s times 100 ms";
@@ -39,13 +33,13 @@ TEST(PacketModelTest, AFullQueueDropsWhatComes) {
   EXPECT_EQ(model.overflown(), 150 - fit);
   EXPECT_EQ(model.lost(), 0);
   EXPECT_TRUE(model.Send(1500, kRtt, kStart + absl::Milliseconds(2)).has_value()) << "one has left";
-  PacketModel unlimited(Shape(0), 1, "up");
+  PacketModel unlimited(ShapeWithRtt(0), 1, "up");
   for (int i = 0; i < 1000; ++i) EXPECT_EQ(unlimited.Send(1500, kRtt, kStart), kStart + kRtt / 2);
 }
 
 TEST(PacketModelTest, TheShareOfPacketsThatIsLostIsLost) {
-  PacketModel model(Shape(0, 0.05), 3, "up");
-  PacketModel again(Shape(0, 0.05), 3, "up");
+  PacketModel model(ShapeWithRtt(0, 0.05), 3, "up");
+  PacketModel again(ShapeWithRtt(0, 0.05), 3, "up");
   constexpr int kPackets = 20000;
   int taken = 0;
   for (int i = 0; i < kPackets; ++i) {
@@ -59,7 +53,7 @@ TEST(PacketModelTest, TheShareOfPacketsThatIsLostIsLost) {
 }
 
 TEST(PacketModelTest, ACutDropsEverythingAndAHealedLinkNothing) {
-  PacketModel model(Shape(12e6), 1, "up");
+  PacketModel model(ShapeWithRtt(12e6), 1, "up");
   model.SetCut(true);
   EXPECT_FALSE(model.Send(1500, kRtt, kStart).has_value());
   model.SetCut(false);
@@ -68,7 +62,7 @@ TEST(PacketModelTest, ACutDropsEverythingAndAHealedLinkNothing) {
 }
 
 TEST(PacketModelTest, PacketsDoNotOvertakeEachOther) {
-  LinkShape shape = Shape(100e6);
+  LinkShape shape = ShapeWithRtt(100e6);
   shape.jitter = absl::Milliseconds(20);
   PacketModel model(shape, 5, "up");
   absl::Time last = absl::InfinitePast();
@@ -87,8 +81,8 @@ TEST(PacketModelTest, PacketsDoNotOvertakeEachOther) {
 }
 
 TEST(PacketModelTest, AShapeThatChangesHoldsFromThenOn) {
-  PacketModel model(Shape(12e6), 1, "up");
-  model.SetShape(Shape(1.2e6), kStart);
+  PacketModel model(ShapeWithRtt(12e6), 1, "up");
+  model.SetShape(ShapeWithRtt(1.2e6), kStart);
   EXPECT_EQ(model.Send(1500, kRtt, kStart), kStart + kRtt / 2 + absl::Milliseconds(10));
 }
 

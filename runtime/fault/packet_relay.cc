@@ -25,7 +25,7 @@ namespace {
 
 constexpr size_t kPacketBytesMax = 65536;
 // In one direction of the link; where its bandwidth is unlimited nothing else bounds it.
-constexpr int64_t kInFlightBytesMax = 64 << 20;
+constexpr int64_t kLinkBytesMax = 64 << 20;
 
 class PacketRelay final : public EmulatedLink {
  public:
@@ -97,7 +97,7 @@ class PacketRelay final : public EmulatedLink {
     ssize_t bytes = 0;
     while ((bytes = ::read(direction->from, buffer_.data(), buffer_.size())) > 0) {
       if ((static_cast<unsigned char>(buffer_[0]) >> 4) != 4) continue;  // Nobody here speaks IPv6.
-      if (direction->in_flight_bytes + bytes > kInFlightBytesMax) continue;
+      if (direction->in_flight_bytes + bytes > kLinkBytesMax) continue;
       const std::optional<absl::Time> arrival = direction->model.Send(bytes, rtt, clock_.Now());
       if (!arrival.has_value()) continue;
       direction->in_flight.push_back({*arrival, std::string(buffer_.data(), static_cast<size_t>(bytes))});

@@ -18,6 +18,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/link_model.h"
+#include "runtime/fault/link_test_util.h"
 #include "runtime/fault/tcp_socket.h"
 
 namespace wukong {
@@ -111,13 +112,6 @@ class Listener {
  private:
   FileDescriptor fd_;
 };
-
-LinkShape Shape(absl::Duration delay, double bandwidth_bits_per_s = 0) {
-  LinkShape shape;
-  shape.delay = delay;
-  shape.bandwidth_bits_per_s = bandwidth_bits_per_s;
-  return shape;
-}
 
 std::string RandomBytes(Random& random, size_t bytes) {
   std::string data(bytes, '\0');

@@ -9,7 +9,7 @@
 #include "gtest/gtest.h"
 #include "runtime/base/random.h"
 #include "runtime/model/optimizer_kinds.h"
-#include "runtime/model/trainer.h"
+#include "runtime/model/trainer_test_util.h"
 
 namespace wukong {
 namespace {
@@ -34,30 +34,10 @@ Job TinyJob(OptimizerKind kind) {
   return job;
 }
 
-std::unique_ptr<Trainer> Make(const Job& job) {
-  absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, {});
-  EXPECT_TRUE(trainer.ok()) << trainer.status();
-  return trainer.ok() ? *std::move(trainer) : nullptr;
-}
-
 // Fills parameters, and later each gradient, with normal values of this deviation.
 void Fill(absl::Span<float> values, double deviation, Random* random) {
   for (float& value : values) value = static_cast<float>(deviation * random->Normal());
 }
-
-Batch RandomBatch(const Job& job, int64_t samples, uint64_t seed) {
-  Random random(seed);
-  Batch batch;
-  batch.samples = samples;
-  batch.context = job.model().context();
-  for (int64_t i = 0; i < samples * batch.context; ++i) {
-    batch.tokens.push_back(static_cast<int64_t>(random.Below(job.model().vocabulary())));
-    batch.targets.push_back(static_cast<int64_t>(random.Below(job.model().vocabulary())));
-  }
-  return batch;
-}
-
-std::vector<float> Copy(absl::Span<const float> values) { return {values.begin(), values.end()}; }
 
 // Row by row.
 struct Matrix {
@@ -197,7 +177,7 @@ TEST(InnerOptimizerTest, EveryRuleAgreesWithFloat64OverSeveralSteps) {
       Job job = TinyJob(kind);
       if (momentum >= 0) job.mutable_optimizer()->set_momentum(momentum);
       if (kind == OPTIMIZER_KIND_MUON) job.mutable_optimizer()->set_matrix_learning_rate(2e-3);
-      const std::unique_ptr<Trainer> trainer = Make(job);
+      const std::unique_ptr<Trainer> trainer = TestTrainer(job);
       Random random(3);
       Fill(trainer->parameters(), 0.4, &random);
       std::vector<double> p(trainer->parameters().begin(), trainer->parameters().end());
@@ -222,7 +202,7 @@ TEST(InnerOptimizerTest, MuonsStepIsNearlyOrthogonal) {
   Job job = TinyJob(OPTIMIZER_KIND_MUON);
   job.mutable_model()->set_width(16);
   job.mutable_optimizer()->set_weight_decay(0);
-  const std::unique_ptr<Trainer> trainer = Make(job);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
   std::fill(trainer->parameters().begin(), trainer->parameters().end(), 0.0f);
   Random random(5);
   Fill(trainer->gradient(), 1, &random);
@@ -253,7 +233,7 @@ TEST(InnerOptimizerTest, EveryKindLowersTheLossTheSameWayEachTime) {
     job.mutable_optimizer()->set_clip_norm(1);
     std::vector<std::vector<float>> results;
     for (int run = 0; run < 2; ++run) {
-      const std::unique_ptr<Trainer> trainer = Make(job);
+      const std::unique_ptr<Trainer> trainer = TestTrainer(job);
       const Batch batch = RandomBatch(job, 2, 2);
       const double before = trainer->Evaluate(batch).value();
       for (int step = 0; step < 60; ++step) {
@@ -271,7 +251,7 @@ TEST(InnerOptimizerTest, LoadedStateGivesTheSameBits) {
   for (const OptimizerKind kind : kKinds) {
     SCOPED_TRACE(OptimizerKind_Name(kind));
     const Job job = TinyJob(kind);
-    const std::unique_ptr<Trainer> trainer = Make(job), loaded = Make(job);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job), loaded = TestTrainer(job);
     const auto step = [&](Trainer* which, uint64_t seed) {
       Random random(seed);
       Fill(which->gradient(), 1, &random);
@@ -295,7 +275,7 @@ TEST(InnerOptimizerTest, LoadedStateGivesTheSameBits) {
       EXPECT_EQ(Copy(trainer->parameters()), Copy(loaded->parameters()));
     }
     // Back to before the first step.
-    const std::unique_ptr<Trainer> other = Make(job);
+    const std::unique_ptr<Trainer> other = TestTrainer(job);
     ASSERT_TRUE(loaded->LoadOptimizer(*fresh).ok());
     std::copy(other->parameters().begin(), other->parameters().end(), loaded->parameters().begin());
     step(other.get(), 5);
@@ -306,7 +286,7 @@ TEST(InnerOptimizerTest, LoadedStateGivesTheSameBits) {
 
 TEST(InnerOptimizerTest, TheStateHasWhatItsRuleNeeds) {
   const auto sizes = [](const Job& job) {
-    const std::unique_ptr<Trainer> trainer = Make(job);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job);
     Random random(1);
     Fill(trainer->gradient(), 1, &random);
     EXPECT_TRUE(trainer->OptimizerStep(1e-2).ok());
@@ -316,7 +296,7 @@ TEST(InnerOptimizerTest, TheStateHasWhatItsRuleNeeds) {
     return found;
   };
   const Job job = TinyJob(OPTIMIZER_KIND_ADAMW);
-  const int64_t all = Make(job)->layout().size(), w = job.model().width();
+  const int64_t all = TestTrainer(job)->layout().size(), w = job.model().width();
   const int64_t hidden = int64_t{12} * job.model().layers() * w * w;
   using Pair = std::pair<const std::string, int64_t>;
   EXPECT_THAT(sizes(job), ElementsAre(Pair("first_moment", all), Pair("second_moment", all)));
@@ -331,13 +311,13 @@ TEST(InnerOptimizerTest, TheStateHasWhatItsRuleNeeds) {
 
 TEST(InnerOptimizerTest, RefusesTheStateOfAnotherKindOrSize) {
   for (const OptimizerKind from : kKinds) {
-    const std::unique_ptr<Trainer> source = Make(TinyJob(from));
+    const std::unique_ptr<Trainer> source = TestTrainer(TinyJob(from));
     Random random(1);
     Fill(source->gradient(), 1, &random);
     ASSERT_TRUE(source->OptimizerStep(1e-2).ok());
     const Trainer::OptimizerState state = source->SaveOptimizer().value();
     for (const OptimizerKind to : kKinds) {
-      const std::unique_ptr<Trainer> target = Make(TinyJob(to));
+      const std::unique_ptr<Trainer> target = TestTrainer(TinyJob(to));
       EXPECT_EQ(target->LoadOptimizer(state).ok(), from == to) << OptimizerKind_Name(from) << OptimizerKind_Name(to);
     }
     for (const auto& [name, values] : state.vectors) {
@@ -353,7 +333,7 @@ TEST(InnerOptimizerTest, RefusesTheStateOfAnotherKindOrSize) {
 TEST(InnerOptimizerTest, ANonFiniteGradientLeavesTheStateAsItWas) {
   for (const OptimizerKind kind : kKinds) {
     SCOPED_TRACE(OptimizerKind_Name(kind));
-    const std::unique_ptr<Trainer> trainer = Make(TinyJob(kind));
+    const std::unique_ptr<Trainer> trainer = TestTrainer(TinyJob(kind));
     Random random(1);
     Fill(trainer->gradient(), 1, &random);
     ASSERT_TRUE(trainer->OptimizerStep(1e-2).ok());

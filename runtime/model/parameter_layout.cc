@@ -42,4 +42,10 @@ std::vector<FragmentSpan> CutFragments(absl::Span<const FragmentSpan> spans, int
   return fragments;
 }
 
+int64_t LargestFragment(absl::Span<const FragmentSpan> fragments) {
+  int64_t largest = 0;
+  for (const FragmentSpan& fragment : fragments) largest = std::max(largest, fragment.size());
+  return largest;
+}
+
 }  // namespace wukong

@@ -51,6 +51,9 @@ std::vector<FragmentSpan> CutFragments(int64_t size, int64_t fragment_bytes);
 // its span.
 std::vector<FragmentSpan> CutFragments(absl::Span<const FragmentSpan> spans, int64_t fragment_bytes);
 
+// Values of the largest; 0 of none.
+int64_t LargestFragment(absl::Span<const FragmentSpan> fragments);
+
 }  // namespace wukong
 
 #endif  // WUKONG_RUNTIME_MODEL_PARAMETER_LAYOUT_H_

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/random.h"
+#include "runtime/model/trainer_test_util.h"
 
 namespace wukong {
 namespace {
@@ -35,24 +36,6 @@ Job TinyJob() {
   return job;
 }
 
-std::unique_ptr<Trainer> Make(const Job& job, const TrainerOptions& options = {}) {
-  absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, options);
-  EXPECT_TRUE(trainer.ok()) << trainer.status();
-  return trainer.ok() ? *std::move(trainer) : nullptr;
-}
-
-Batch RandomBatch(const Job& job, int64_t samples, uint64_t seed) {
-  Random random(seed);
-  Batch batch;
-  batch.samples = samples;
-  batch.context = job.model().context();
-  for (int64_t i = 0; i < samples * batch.context; ++i) {
-    batch.tokens.push_back(static_cast<int64_t>(random.Below(job.model().vocabulary())));
-    batch.targets.push_back(static_cast<int64_t>(random.Below(job.model().vocabulary())));
-  }
-  return batch;
-}
-
 // Large enough that every gradient stands well above the rounding of float32.
 void Scatter(Trainer* trainer, uint64_t seed) {
   Random random(seed);
@@ -70,8 +53,6 @@ double Step(Trainer* trainer, double learning_rate) {
   EXPECT_TRUE(norm.ok()) << norm.status();
   return norm.value_or(std::numeric_limits<double>::quiet_NaN());
 }
-
-std::vector<float> Copy(absl::Span<const float> values) { return {values.begin(), values.end()}; }
 
 // GPT-2's loss in float64, token by token and without any library.
 class ReferenceGpt {
@@ -180,7 +161,7 @@ class ReferenceGpt {
 
 TEST(GptTest, LossAndEveryGradientAgreeWithFloat64) {
   const Job job = TinyJob();
-  const std::unique_ptr<Trainer> trainer = Make(job);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
   Scatter(trainer.get(), 3);
   const Batch batch = RandomBatch(job, 2, 4);
   const ReferenceGpt reference(job.model(), trainer->layout());
@@ -215,7 +196,7 @@ TEST(GptTest, StartsAsGpt2Does) {
   Job job = TinyJob();
   job.mutable_model()->set_width(64);
   job.mutable_model()->set_vocabulary(100);
-  const std::unique_ptr<Trainer> trainer = Make(job);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
   bool vectors_began = false;
   for (const TensorSpec& tensor : trainer->layout().tensors()) {
     double sum = 0, squares = 0;
@@ -246,7 +227,7 @@ TEST(GptTest, SameSeedGivesTheSameBytes) {
   for (const uint64_t seed : {kSeed, kSeed, kSeed + 1}) {
     Job job = TinyJob();
     job.set_seed(seed);
-    const std::unique_ptr<Trainer> trainer = Make(job);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job);
     for (int step = 0; step < 3; ++step) {
       Accumulate(trainer.get(), RandomBatch(job, 2, step), 1.0);
       Step(trainer.get(), 1e-2);
@@ -262,8 +243,8 @@ TEST(TrainerTest, TheFlatVectorIsWhatTheModelComputesWith) {
   for (const Precision precision : {PRECISION_FP32, PRECISION_BF16}) {
     TrainerOptions options;
     options.precision = precision;
-    const std::unique_ptr<Trainer> trainer = Make(job, options);
-    const std::unique_ptr<Trainer> other = Make(job, options);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job, options);
+    const std::unique_ptr<Trainer> other = TestTrainer(job, options);
     Scatter(other.get(), 3);
     const Batch batch = RandomBatch(job, 2, 5);
     const double before = Accumulate(trainer.get(), batch, 1.0);
@@ -280,7 +261,7 @@ TEST(TrainerTest, TheFlatVectorIsWhatTheModelComputesWith) {
 
 TEST(TrainerTest, MicroBatchesAddUpToOneBatch) {
   const Job job = TinyJob();
-  const std::unique_ptr<Trainer> whole = Make(job), parts = Make(job);
+  const std::unique_ptr<Trainer> whole = TestTrainer(job), parts = TestTrainer(job);
   Scatter(whole.get(), 3);
   Scatter(parts.get(), 3);
   const Batch batch = RandomBatch(job, 4, 6);
@@ -304,7 +285,7 @@ TEST(TrainerTest, MicroBatchesAddUpToOneBatch) {
 TEST(TrainerTest, AdamWClipsDecaysMatricesOnlyAndCorrectsItsBias) {
   const Job job = TinyJob();
   for (const double size : {5.0, 1e-4}) {  // With and without clipping.
-    const std::unique_ptr<Trainer> trainer = Make(job);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job);
     Scatter(trainer.get(), 8);
     std::vector<double> p(trainer->parameters().begin(), trainer->parameters().end());
     std::vector<double> m(p.size(), 0.0), v(p.size(), 0.0);
@@ -339,7 +320,7 @@ TEST(TrainerTest, AdamWClipsDecaysMatricesOnlyAndCorrectsItsBias) {
 
 TEST(TrainerTest, ANonFiniteGradientChangesNothingButIsReported) {
   const Job job = TinyJob();
-  const std::unique_ptr<Trainer> trainer = Make(job);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
   const std::vector<float> before = Copy(trainer->parameters());
   trainer->gradient()[17] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_TRUE(std::isnan(Step(trainer.get(), 0.1)));
@@ -357,7 +338,7 @@ TEST(TrainerTest, LearnsABatchByHeart) {
   for (const Precision precision : {PRECISION_FP32, PRECISION_BF16}) {
     TrainerOptions options;
     options.precision = precision;
-    const std::unique_ptr<Trainer> trainer = Make(job, options);
+    const std::unique_ptr<Trainer> trainer = TestTrainer(job, options);
     const Batch batch = RandomBatch(job, 2, 2);
     const double before = trainer->Evaluate(batch).value();
     for (int step = 0; step < 60; ++step) {
@@ -373,7 +354,7 @@ TEST(TrainerTest, Bf16IsCloseToFp32) {
   job.mutable_model()->set_width(32);
   TrainerOptions options;
   options.precision = PRECISION_BF16;
-  const std::unique_ptr<Trainer> exact = Make(job), rough = Make(job, options);
+  const std::unique_ptr<Trainer> exact = TestTrainer(job), rough = TestTrainer(job, options);
   const Batch batch = RandomBatch(job, 4, 2);
   const double exact_loss = Accumulate(exact.get(), batch, 1.0), rough_loss = Accumulate(rough.get(), batch, 1.0);
   EXPECT_NEAR(rough_loss, exact_loss, 0.01 * exact_loss);
@@ -394,7 +375,7 @@ TEST(TrainerTest, TimesAreCountedWhereAskedFor) {
   TrainerOptions options;
   options.clock = &clock;
   options.times = &times;
-  const std::unique_ptr<Trainer> trainer = Make(job, options);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job, options);
   Accumulate(trainer.get(), RandomBatch(job, 1, 1), 1.0);
   EXPECT_GT(times.gradient, absl::ZeroDuration());
   EXPECT_EQ(times.optimizer, absl::ZeroDuration());
@@ -405,7 +386,7 @@ TEST(TrainerTest, TimesAreCountedWhereAskedFor) {
 
 TEST(TrainerTest, RefusesBatchesThatDoNotFit) {
   const Job job = TinyJob();
-  const std::unique_ptr<Trainer> trainer = Make(job);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
   const Batch good = RandomBatch(job, 2, 1);
   std::vector<std::pair<Batch, std::string>> cases;
   cases.emplace_back(Batch(), "got 0 samples");

@@ -5,13 +5,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/clock.h"
 #include "runtime/fault/fault_schedule.h"
 #include "runtime/sim/timeline.h"
 
 namespace wukong {
 namespace {
-
-constexpr int64_t kMillisecond = 1'000'000;
 
 // Some of `items`, of which `fails` holds, and does not when any one of them is taken away. It holds of all of them.
 template <typename Item>

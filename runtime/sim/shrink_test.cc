@@ -8,12 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/random.h"
 
 namespace wukong {
 namespace {
-
-constexpr int64_t kSecond = 1'000'000'000;
 
 Scenario TwoRegions() {
   Scenario scenario;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "proto/wire.pb.h"
+#include "runtime/base/clock.h"
 #include "runtime/sim/checkers.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/test_scenario.h"
@@ -72,8 +73,6 @@ Fault* Add(Scenario* scenario, FaultKind kind, const std::string& target) {
   fault->set_version(1);
   return fault;
 }
-
-constexpr int64_t kSecond = 1'000'000'000;
 
 struct FaultCase {
   const char* name;

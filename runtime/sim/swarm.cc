@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/random.h"
 #include "runtime/sim/scenario_problems.h"
 #include "runtime/sim/simulation.h"
@@ -14,7 +15,6 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kMillisecond = 1'000'000;
 constexpr double kTrainedBy = 40;  // Seconds; by then all members have come, faults or not.
 
 class Drawing {

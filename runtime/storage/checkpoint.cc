@@ -22,7 +22,7 @@
 namespace wukong {
 namespace {
 
-constexpr char kFormat[] = "1";
+constexpr char kCheckpointFormat[] = "1";
 constexpr int kIdentityFormat = 1;
 constexpr char kExtraPrefix[] = "wukong.";
 constexpr char kStateTensor[] = "wukong:state";  // Not of the prefix: an extra vector may be called "state".
@@ -44,8 +44,6 @@ bool IsOwnKey(absl::string_view key) {
 }
 
 bool IsOwnTensor(absl::string_view name) { return absl::StartsWith(name, kExtraPrefix) || name == kStateTensor; }
-
-std::string Quoted(absl::string_view text) { return absl::StrCat("\"", absl::Utf8SafeCEscape(text), "\""); }
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
@@ -77,17 +75,18 @@ absl::StatusOr<std::vector<NamedValues>> ModelTensors(const std::string& path, c
   int64_t offset = 0;
   for (const TensorSpec& spec : checkpoint.tensors) {
     if (IsOwnTensor(spec.name)) {
-      return CannotWrite(path, absl::StrCat("tensor ", Quoted(spec.name), " of the model begins with \"", kExtraPrefix,
-                                            "\", which checkpoints keep for themselves"));
+      return CannotWrite(path, absl::StrCat("tensor ", QuotedStart(spec.name), " of the model begins with \"",
+                                            kExtraPrefix, "\", which checkpoints keep for themselves"));
     }
     int64_t size = 1;
     for (const int64_t extent : spec.shape) {
       if (extent < 0 || __builtin_mul_overflow(size, extent, &size)) {
-        return CannotWrite(path, absl::StrCat("tensor ", Quoted(spec.name), " has the shape ", ShapeText(spec.shape)));
+        return CannotWrite(path,
+                           absl::StrCat("tensor ", QuotedStart(spec.name), " has the shape ", ShapeText(spec.shape)));
       }
     }
     if (size > total - offset) {
-      return CannotWrite(path, absl::StrCat("tensor ", Quoted(spec.name), " of shape ", ShapeText(spec.shape),
+      return CannotWrite(path, absl::StrCat("tensor ", QuotedStart(spec.name), " of shape ", ShapeText(spec.shape),
                                             " is at value ", offset, " of ", total, " parameters"));
     }
     tensors.push_back(
@@ -132,8 +131,8 @@ absl::Status ReadLargeState(const std::string& path, const Safetensors& file, co
   const int64_t bytes_max =
       std::min<int64_t>(static_cast<int64_t>(values.size() * sizeof(float)), std::numeric_limits<int>::max());
   if (!absl::SimpleAtoi(bytes_text, &bytes) || bytes < 0 || bytes > bytes_max) {
-    return Damaged(path, absl::StrCat("\"", kStateBytesKey, "\" is ", Quoted(bytes_text), " (expected 0 to ", bytes_max,
-                                      ", the bytes of tensor \"", kStateTensor, "\")"));
+    return Damaged(path, absl::StrCat("\"", kStateBytesKey, "\" is ", QuotedStart(bytes_text), " (expected 0 to ",
+                                      bytes_max, ", the bytes of tensor \"", kStateTensor, "\")"));
   }
   if (!state->ParseFromArray(values.data(), static_cast<int>(bytes))) {
     return Damaged(path, absl::StrCat("tensor \"", kStateTensor, "\" is no ", state->GetTypeName()));
@@ -156,11 +155,11 @@ absl::StatusOr<std::vector<TensorSpec>> ReadLayout(const std::string& path, cons
     spec.name = name.get<std::string>();
     const auto tensor = file.tensors.find(spec.name);
     if (tensor == file.tensors.end() || IsOwnTensor(spec.name)) {
-      return Damaged(path, absl::StrCat("\"layout\" of the metadata names ", Quoted(spec.name),
+      return Damaged(path, absl::StrCat("\"layout\" of the metadata names ", QuotedStart(spec.name),
                                         ", which is no tensor of the model"));
     }
     if (!seen.insert(spec.name).second) {
-      return Damaged(path, absl::StrCat("\"layout\" of the metadata names ", Quoted(spec.name), " twice"));
+      return Damaged(path, absl::StrCat("\"layout\" of the metadata names ", QuotedStart(spec.name), " twice"));
     }
     spec.shape = tensor->second.shape;
     spec.offset = offset;
@@ -170,7 +169,7 @@ absl::StatusOr<std::vector<TensorSpec>> ReadLayout(const std::string& path, cons
   }
   for (const auto& [name, tensor] : file.tensors) {
     if (!IsOwnTensor(name) && seen.count(name) == 0) {
-      return Damaged(path, absl::StrCat("\"layout\" of the metadata does not name tensor ", Quoted(name)));
+      return Damaged(path, absl::StrCat("\"layout\" of the metadata does not name tensor ", QuotedStart(name)));
     }
   }
   return tensors;
@@ -186,9 +185,9 @@ absl::Status CheckFormat(const std::string& path, const Safetensors& file, bool 
   if (require_digest && !file.has_digest) {
     return Damaged(path, "has no digest, so that damage to it would not be found");
   }
-  if (format->second != kFormat) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": a checkpoint of format ", Quoted(format->second),
-                                                      " (this build reads ", kFormat,
+  if (format->second != kCheckpointFormat) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": a checkpoint of format ", QuotedStart(format->second),
+                                                      " (this build reads ", kCheckpointFormat,
                                                       "): use the build that wrote it"));
   }
   return absl::OkStatus();
@@ -232,7 +231,7 @@ absl::Status WriteCheckpoint(FileSystem* files, const std::string& path, const C
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : checkpoint.notes) {
     if (IsOwnKey(key)) {
-      return CannotWrite(path, absl::StrCat("note ", Quoted(key), " has a key that the file uses itself"));
+      return CannotWrite(path, absl::StrCat("note ", QuotedStart(key), " has a key that the file uses itself"));
     }
     metadata[key] = value;
   }
@@ -241,7 +240,7 @@ absl::Status WriteCheckpoint(FileSystem* files, const std::string& path, const C
   metadata[kLayoutKey] =
       // A name that is not UTF-8 is found when the tensors are written.
       nlohmann::json(names).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  metadata[kFormatKey] = kFormat;
+  metadata[kFormatKey] = kCheckpointFormat;
   metadata["format"] = "pt";  // Some readers insist on it.
   metadata["version"] = absl::StrCat(checkpoint.state->version());
   metadata["run"] = checkpoint.identity->run();
@@ -312,15 +311,15 @@ absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const s
     const auto tensor = file->tensors.find(spec.name);
     if (tensor == file->tensors.end()) {
       mismatches.push_back(
-          absl::StrCat("tensor ", Quoted(spec.name), " is missing (expected shape ", ShapeText(spec.shape), ")"));
+          absl::StrCat("tensor ", QuotedStart(spec.name), " is missing (expected shape ", ShapeText(spec.shape), ")"));
     } else if (tensor->second.shape != spec.shape) {
-      mismatches.push_back(absl::StrCat("tensor ", Quoted(spec.name), " has shape ", ShapeText(tensor->second.shape),
-                                        " (expected ", ShapeText(spec.shape), ")"));
+      mismatches.push_back(absl::StrCat("tensor ", QuotedStart(spec.name), " has shape ",
+                                        ShapeText(tensor->second.shape), " (expected ", ShapeText(spec.shape), ")"));
     }
   }
   for (const auto& [name, tensor] : file->tensors) {
     if (expected.count(name) > 0 || (checkpoint && IsOwnTensor(name))) continue;
-    mismatches.push_back(absl::StrCat("tensor ", Quoted(name), " of shape ", ShapeText(tensor.shape),
+    mismatches.push_back(absl::StrCat("tensor ", QuotedStart(name), " of shape ", ShapeText(tensor.shape),
                                       " is not of the model (expected none of this name)"));
   }
   if (!mismatches.empty()) {

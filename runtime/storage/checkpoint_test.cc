@@ -1,6 +1,5 @@
 #include "runtime/storage/checkpoint.h"
 
-#include <cstring>
 #include <functional>
 #include <map>
 #include <string>
@@ -16,6 +15,7 @@
 #include "runtime/data/test_directory.h"
 #include "runtime/storage/file_system.h"
 #include "runtime/storage/safetensors.h"
+#include "runtime/storage/safetensors_test_util.h"
 
 namespace wukong {
 namespace {
@@ -26,18 +26,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Pair;
 using ::testing::UnorderedElementsAre;
-
-float FromBits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-std::vector<uint32_t> Bits(absl::Span<const float> values) {
-  std::vector<uint32_t> bits(values.size());
-  if (!values.empty()) std::memcpy(bits.data(), values.data(), values.size() * sizeof(float));
-  return bits;
-}
 
 // The names are not in alphabetical order: the file keeps that of the flat vector.
 ParameterLayout TestLayout() {
@@ -277,12 +265,6 @@ TEST_F(CheckpointTest, RefusesANewerFormat) {
   read = ReadCheckpoint(files_, Doctored(TestCheckpoint(), [](Safetensors* f) { f->metadata["wukong_format"] = "2"; }));
   EXPECT_EQ(read.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(read.status().message()), HasSubstr("a checkpoint of format \"2\" (this build reads 1)"));
-}
-
-// A file as another program might make it.
-std::string FileOf(absl::string_view header, absl::string_view buffer) {
-  const uint64_t length = header.size();
-  return absl::StrCat(absl::string_view(reinterpret_cast<const char*>(&length), sizeof(length)), header, buffer);
 }
 
 TEST_F(CheckpointTest, InsistsOnADigestUnlessToldOtherwise) {

@@ -21,7 +21,7 @@ namespace {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames are copied as the machine holds them");
 
-constexpr int kFormat = 1;
+constexpr int kLogFormat = 1;
 constexpr size_t kHeadBytes = 24;  // Of a frame: length, crc, index, synced.
 constexpr size_t kCrcFrom = 8;     // The CRC covers a frame from here to its end.
 // One write takes about this much: few writes, and no copy of all that is pending.
@@ -129,9 +129,9 @@ absl::Status CheckIdentity(const std::string& path, const Frame& frame, LogSumma
         path, 0,
         absl::StrCat("the segment's head was expected, and there is a frame numbered ", frame.index, " that is none"));
   }
-  if (identity.format() > kFormat) {
+  if (identity.format() > kLogFormat) {
     return absl::FailedPreconditionError(absl::StrCat(path, " was written by a newer wukong (format ",
-                                                      identity.format(), ", this one reads ", kFormat,
+                                                      identity.format(), ", this one reads ", kLogFormat,
                                                       "). Use that version, or another run directory"));
   }
   if (summary->identity.format() != 0 && summary->identity.run() != identity.run()) {
@@ -247,7 +247,7 @@ absl::StatusOr<std::unique_ptr<LogWriter>> LogWriter::Open(FileSystem* files, co
                                                            const LogIdentity& identity, const LogSummary& end,
                                                            const LogOptions& options) {
   LogIdentity ours = identity;
-  ours.set_format(kFormat);
+  ours.set_format(kLogFormat);
   std::unique_ptr<LogWriter> writer(new LogWriter(files, directory, std::move(ours), end, options));
   absl::Status status = writer->Begin(end);
   if (!status.ok()) return status;

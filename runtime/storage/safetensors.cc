@@ -46,12 +46,6 @@ int64_t BytesOfType(absl::string_view dtype) {
   return 0;
 }
 
-// Text out of a file may be anything, and of any length.
-std::string Quoted(absl::string_view text) {
-  constexpr size_t kShown = 100;
-  return absl::StrCat("\"", absl::Utf8SafeCEscape(text.substr(0, kShown)), text.size() > kShown ? "..." : "", "\"");
-}
-
 std::string ListText(absl::Span<const int64_t> list) {
   constexpr size_t kShown = 16;
   return absl::StrCat("[", absl::StrJoin(list.subspan(0, kShown), ", "), list.size() > kShown ? ", ..." : "", "]");
@@ -133,7 +127,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       metadata[key_] = std::move(value);
       return true;
     }
-    if (place_ != Place::kTensor || key_ != "dtype") return Unexpected(Quoted(value));
+    if (place_ != Place::kTensor || key_ != "dtype") return Unexpected(QuotedStart(value));
     entries.back().dtype = std::move(value);
     return true;
   }
@@ -162,7 +156,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       if (!entry.has_shape) return Missing("shape");
       if (!entry.has_offsets) return Missing("data_offsets");
       if (entry.offsets.size() != 2) {
-        error = absl::StrCat("tensor ", Quoted(entry.name), ": \"data_offsets\" are ", ListText(entry.offsets),
+        error = absl::StrCat("tensor ", QuotedStart(entry.name), ": \"data_offsets\" are ", ListText(entry.offsets),
                              " (expected two: begin and end)");
         return false;
       }
@@ -185,9 +179,9 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   bool key(string_t& name) override {
     if (place_ == Place::kTop) {
       if (!names_.insert(name).second)
-        return Twice(name == kMetadataName ? kMetadataName : absl::StrCat("tensor ", Quoted(name)));
+        return Twice(name == kMetadataName ? kMetadataName : absl::StrCat("tensor ", QuotedStart(name)));
     } else if (place_ == Place::kMetadata) {
-      if (!metadata.emplace(name, "").second) return Twice(absl::StrCat("metadata key ", Quoted(name)));
+      if (!metadata.emplace(name, "").second) return Twice(absl::StrCat("metadata key ", QuotedStart(name)));
     } else {
       Entry& entry = entries.back();
       bool* const seen = name == "dtype"          ? &entry.has_dtype
@@ -195,11 +189,11 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
                          : name == "data_offsets" ? &entry.has_offsets
                                                   : nullptr;
       if (seen == nullptr) {
-        error = absl::StrCat("tensor ", Quoted(entry.name), " has a key ", Quoted(name),
+        error = absl::StrCat("tensor ", QuotedStart(entry.name), " has a key ", QuotedStart(name),
                              " (expected \"dtype\", \"shape\" and \"data_offsets\")");
         return false;
       }
-      if (*seen) return Twice(absl::StrCat("tensor ", Quoted(entry.name), ": ", Quoted(name)));
+      if (*seen) return Twice(absl::StrCat("tensor ", QuotedStart(entry.name), ": ", QuotedStart(name)));
       *seen = true;
     }
     key_ = std::move(name);
@@ -223,18 +217,18 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
         error = absl::StrCat("is ", found, " (expected an object)");
         break;
       case Place::kTop:
-        error = absl::StrCat(Quoted(key_), " is ", found, " (expected an object)");
+        error = absl::StrCat(QuotedStart(key_), " is ", found, " (expected an object)");
         break;
       case Place::kMetadata:
-        error = absl::StrCat("metadata key ", Quoted(key_), " is ", found, " (expected a string)");
+        error = absl::StrCat("metadata key ", QuotedStart(key_), " is ", found, " (expected a string)");
         break;
       case Place::kTensor:
-        error = absl::StrCat("tensor ", Quoted(entries.back().name), ": ", Quoted(key_), " is ", found, " (expected ",
-                             key_ == "dtype" ? "a string" : "a list of numbers", ")");
+        error = absl::StrCat("tensor ", QuotedStart(entries.back().name), ": ", QuotedStart(key_), " is ", found,
+                             " (expected ", key_ == "dtype" ? "a string" : "a list of numbers", ")");
         break;
       case Place::kShape:
       case Place::kOffsets:
-        error = absl::StrCat("tensor ", Quoted(entries.back().name), ": ", Quoted(key_), " has ", found,
+        error = absl::StrCat("tensor ", QuotedStart(entries.back().name), ": ", QuotedStart(key_), " has ", found,
                              " (expected whole numbers from 0 to 2^63 - 1)");
         break;
     }
@@ -242,7 +236,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool Missing(absl::string_view what) {
-    error = absl::StrCat("tensor ", Quoted(entries.back().name), " has no \"", what, "\"");
+    error = absl::StrCat("tensor ", QuotedStart(entries.back().name), " has no \"", what, "\"");
     return false;
   }
 
@@ -268,21 +262,22 @@ absl::Status CheckEntries(const std::string& path, int64_t header_bytes, int64_t
   for (const Entry& entry : *entries) {
     const int64_t value_bytes = BytesOfType(entry.dtype);
     if (value_bytes == 0) {
-      return Damaged(path, "tensor ", Quoted(entry.name), " is of an unknown type ", Quoted(entry.dtype));
+      return Damaged(path, "tensor ", QuotedStart(entry.name), " is of an unknown type ", QuotedStart(entry.dtype));
     }
     int64_t values = 0;
     int64_t bytes = 0;
     if (!Product(entry.shape, &values) || __builtin_mul_overflow(values, value_bytes, &bytes)) {
-      return Damaged(path, "tensor ", Quoted(entry.name), " of shape ", ListText(entry.shape),
+      return Damaged(path, "tensor ", QuotedStart(entry.name), " of shape ", ListText(entry.shape),
                      " is larger than any file");
     }
     const int64_t begin = entry.offsets[0];
     const int64_t end = entry.offsets[1];
     if (begin > end) {
-      return Damaged(path, "tensor ", Quoted(entry.name), " begins at byte ", begin, " and ends before it, at ", end);
+      return Damaged(path, "tensor ", QuotedStart(entry.name), " begins at byte ", begin, " and ends before it, at ",
+                     end);
     }
     if (end - begin != bytes) {
-      return Damaged(path, "tensor ", Quoted(entry.name), " of shape ", ListText(entry.shape), " and type ",
+      return Damaged(path, "tensor ", QuotedStart(entry.name), " of shape ", ListText(entry.shape), " and type ",
                      entry.dtype, " has ", end - begin, " bytes (expected ", bytes, ")");
     }
   }
@@ -291,11 +286,11 @@ absl::Status CheckEntries(const std::string& path, int64_t header_bytes, int64_t
   const Entry* before = nullptr;
   for (const Entry& entry : *entries) {
     if (entry.offsets[0] > covered) {
-      return Damaged(path, "a hole of ", entry.offsets[0] - covered, " bytes before tensor ", Quoted(entry.name),
+      return Damaged(path, "a hole of ", entry.offsets[0] - covered, " bytes before tensor ", QuotedStart(entry.name),
                      ", at byte ", covered, " of the values");
     }
     if (entry.offsets[0] < covered) {
-      return Damaged(path, "tensors ", Quoted(before->name), " and ", Quoted(entry.name), " overlap by ",
+      return Damaged(path, "tensors ", QuotedStart(before->name), " and ", QuotedStart(entry.name), " overlap by ",
                      covered - entry.offsets[0], " bytes");
     }
     covered = entry.offsets[1];
@@ -322,7 +317,7 @@ absl::Status CheckDigest(const std::string& path, absl::string_view contents, ab
     return Damaged(path, "the metadata have a \"", kDigestAlgorithm, "\" and no \"", kDigest, "\"");
   }
   if (algorithm != metadata.end() && algorithm->second != kSha256) {
-    return Damaged(path, "the digest is of an unknown kind ", Quoted(algorithm->second), " (expected \"", kSha256,
+    return Damaged(path, "the digest is of an unknown kind ", QuotedStart(algorithm->second), " (expected \"", kSha256,
                    "\")");
   }
   // Nowhere else can this text be: inside of a string its quotation marks are escaped, and the values of the other
@@ -330,7 +325,7 @@ absl::Status CheckDigest(const std::string& path, absl::string_view contents, ab
   const std::string member = absl::StrCat(kDigestMember, digest->second, "\"");
   const size_t at = header.find(member);
   if (digest->second.size() != kDigestDigits || at == absl::string_view::npos) {
-    return Damaged(path, "the digest is ", Quoted(digest->second), " (expected ", kDigestDigits,
+    return Damaged(path, "the digest is ", QuotedStart(digest->second), " (expected ", kDigestDigits,
                    " hexadecimal digits, with no space before them)");
   }
   const size_t digits = static_cast<size_t>(header.data() - contents.data()) + at + std::strlen(kDigestMember);
@@ -357,8 +352,8 @@ absl::StatusOr<std::vector<float>> Widened(const std::string& path, const Entry&
     return values;
   }
   if (entry.dtype != "F16" && entry.dtype != "BF16") {
-    return absl::UnimplementedError(absl::StrCat(path, ": tensor ", Quoted(entry.name), " is of type ", entry.dtype,
-                                                 " (expected F32, F16 or BF16): convert the file"));
+    return absl::UnimplementedError(absl::StrCat(path, ": tensor ", QuotedStart(entry.name), " is of type ",
+                                                 entry.dtype, " (expected F32, F16 or BF16): convert the file"));
   }
   const bool brain = entry.dtype == "BF16";
   values.resize(bytes.size() / sizeof(uint16_t));
@@ -408,7 +403,7 @@ absl::Status CheckTensors(const std::string& path, const std::vector<NamedValues
   for (const NamedValues& tensor : sorted) {
     const auto invalid = [&](absl::string_view what) {
       return absl::InvalidArgumentError(
-          absl::StrCat("cannot write ", path, ": tensor ", Quoted(tensor.name), " ", what));
+          absl::StrCat("cannot write ", path, ": tensor ", QuotedStart(tensor.name), " ", what));
     };
     int64_t values = 0;
     if (tensor.name == kMetadataName) return invalid("has the name that the format keeps for metadata");
@@ -452,6 +447,11 @@ std::string DirectoryOf(const std::string& path) {
 }
 
 }  // namespace
+
+std::string QuotedStart(absl::string_view text) {
+  constexpr size_t kShown = 100;
+  return absl::StrCat("\"", absl::Utf8SafeCEscape(text.substr(0, kShown)), text.size() > kShown ? "..." : "", "\"");
+}
 
 absl::Status WriteSafetensors(FileSystem* files, const std::string& path, const std::vector<NamedValues>& tensors,
                               const std::map<std::string, std::string>& metadata) {

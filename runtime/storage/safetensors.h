@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "runtime/storage/file_system.h"
 
@@ -46,6 +47,9 @@ struct Safetensors {
 // NOT_FOUND; DATA_LOSS: truncated, malformed or of another digest, the message says what and where.
 // UNIMPLEMENTED: a whole file with tensors of another type than F32, F16 and BF16.
 absl::StatusOr<Safetensors> ReadSafetensors(FileSystem* files, const std::string& path);
+
+// For messages: text out of a file may be anything, and of any length.
+std::string QuotedStart(absl::string_view text);
 
 }  // namespace wukong
 

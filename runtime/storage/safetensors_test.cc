@@ -1,7 +1,6 @@
 #include "runtime/storage/safetensors.h"
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <map>
 #include <string>
@@ -15,6 +14,7 @@
 #include "runtime/data/test_directory.h"
 #include "runtime/storage/fault_file_system.h"
 #include "runtime/storage/file_system.h"
+#include "runtime/storage/safetensors_test_util.h"
 
 namespace wukong {
 namespace {
@@ -28,24 +28,6 @@ absl::StatusOr<Safetensors> ReadBytes(const std::string& contents) {
   FaultFileSystem files(0);
   files.Put("/run/some.safetensors", contents);
   return ReadSafetensors(&files, "/run/some.safetensors");
-}
-
-float FromBits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-std::vector<uint32_t> Bits(absl::Span<const float> values) {
-  std::vector<uint32_t> bits(values.size());
-  if (!values.empty()) std::memcpy(bits.data(), values.data(), values.size() * sizeof(float));
-  return bits;
-}
-
-// A file as another program might make it.
-std::string FileOf(absl::string_view header, absl::string_view buffer) {
-  const uint64_t length = header.size();
-  return absl::StrCat(absl::string_view(reinterpret_cast<const char*>(&length), sizeof(length)), header, buffer);
 }
 
 std::string WrittenBytes(const std::vector<NamedValues>& tensors, const std::map<std::string, std::string>& metadata) {

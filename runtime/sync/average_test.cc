@@ -6,12 +6,12 @@
 #include <cmath>
 
 #include "runtime/base/random.h"
+#include "runtime/sync/near.h"
 
 namespace wukong {
 namespace {
 
 using testing::ElementsAre;
-using testing::FloatNear;
 
 std::vector<float> Average(AverageRule rule, const std::vector<std::vector<float>>& contributions,
                            std::vector<double> weights = {}) {
@@ -21,8 +21,6 @@ std::vector<float> Average(AverageRule rule, const std::vector<std::vector<float
   AverageContributions(rule, spans, weights, absl::MakeSpan(out));
   return out;
 }
-
-auto Near(double value) { return FloatNear(static_cast<float>(value), 1e-5f); }
 
 const AverageRule kRules[] = {AverageRule::kMean, AverageRule::kDirectionNorm, AverageRule::kMedian,
                               AverageRule::kTrimmedMean, AverageRule::kCenteredClip};

@@ -19,7 +19,7 @@
 namespace wukong {
 namespace {
 
-constexpr uint64_t kBaseSeed = 20261122;
+constexpr uint64_t kLeafBaseSeed = 20261122;
 
 // (sample, token)
 using Samples = std::set<std::pair<int64_t, int64_t>>;
@@ -365,7 +365,7 @@ TEST(LeafScheduleRandomTest, EverySampleIsCommittedOnceOrGivenBackWhoeverDies) {
     int losses = 0, taken_back = 0, included = 0, dropped = 0, progress_lost = 0;
     int64_t committed = 0;
     for (uint64_t run = 0; run < 300; ++run) {
-      const uint64_t seed = DeriveSeed(kBaseSeed, "leaf", run);
+      const uint64_t seed = DeriveSeed(kLeafBaseSeed, "leaf", run);
       SCOPED_TRACE(testing::Message() << "kind " << kind << ", seed " << seed);
       World world(seed, options);
       world.RunRandomly(400);

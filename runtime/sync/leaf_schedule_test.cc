@@ -9,7 +9,7 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-LeafSchedule::Options MakeOptions(int64_t inner_steps, bool waits = false, int in_flight_max = 1) {
+LeafSchedule::Options LeafOptions(int64_t inner_steps, bool waits = false, int in_flight_max = 1) {
   LeafSchedule::Options options;
   options.inner_steps = inner_steps;
   options.waits = waits;
@@ -53,7 +53,7 @@ struct Leaf {
 };
 
 TEST(LeafScheduleTest, WaitsForItsFirstParameters) {
-  LeafSchedule schedule(MakeOptions(1));
+  LeafSchedule schedule(LeafOptions(1));
   schedule.Leased({{0, 4, 1}}, false);
   const LeafSchedule::Action action = schedule.Next();
   ASSERT_TRUE(std::holds_alternative<LeafSchedule::Wait>(action));
@@ -61,7 +61,7 @@ TEST(LeafScheduleTest, WaitsForItsFirstParameters) {
 }
 
 TEST(LeafScheduleTest, ContributesAfterHSteps) {
-  Leaf leaf(MakeOptions(3));
+  Leaf leaf(LeafOptions(3));
   leaf.Lease(0, 100);
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 4, 1}));
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 8, 1}));
@@ -76,7 +76,7 @@ TEST(LeafScheduleTest, ContributesAfterHSteps) {
 }
 
 TEST(LeafScheduleTest, AStepMaySpanLeases) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 3, 1);
   leaf.Lease(8, 16, 2);
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{0, 3, 1}, LeasedRange{8, 9, 2}));
@@ -84,7 +84,7 @@ TEST(LeafScheduleTest, AStepMaySpanLeases) {
 }
 
 TEST(LeafScheduleTest, ASlowWorkerDoesFewerStepsPerContribution) {
-  LeafSchedule::Options options = MakeOptions(10);
+  LeafSchedule::Options options = LeafOptions(10);
   options.scale_steps_by_speed = true;
   Leaf leaf(options);
   leaf.Lease(0, 100);
@@ -106,7 +106,7 @@ TEST(LeafScheduleTest, ASlowWorkerDoesFewerStepsPerContribution) {
 }
 
 TEST(LeafScheduleTest, WithFixedStepsSpeedDoesNotMatter) {
-  Leaf leaf(MakeOptions(10));
+  Leaf leaf(LeafOptions(10));
   leaf.Lease(0, 100);
   leaf.Train(2);
   leaf.schedule.SpeedReference(1000);
@@ -114,7 +114,7 @@ TEST(LeafScheduleTest, WithFixedStepsSpeedDoesNotMatter) {
 }
 
 TEST(LeafScheduleTest, AWaitingWorkerGoesOnOnlyWithAVersionThatIncludesItsContribution) {
-  Leaf leaf(MakeOptions(1, /*waits=*/true));
+  Leaf leaf(LeafOptions(1, /*waits=*/true));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -128,7 +128,7 @@ TEST(LeafScheduleTest, AWaitingWorkerGoesOnOnlyWithAVersionThatIncludesItsContri
 }
 
 TEST(LeafScheduleTest, AVersionMayOvertakeTheAnswerThatItRestsOn) {
-  Leaf leaf(MakeOptions(1, /*waits=*/true));
+  Leaf leaf(LeafOptions(1, /*waits=*/true));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -139,7 +139,7 @@ TEST(LeafScheduleTest, AVersionMayOvertakeTheAnswerThatItRestsOn) {
 }
 
 TEST(LeafScheduleTest, WhileTheNetworkIsSlowTheContributionGrows) {
-  Leaf leaf(MakeOptions(2, /*waits=*/false, /*in_flight_max=*/1));
+  Leaf leaf(LeafOptions(2, /*waits=*/false, /*in_flight_max=*/1));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Train();
@@ -153,7 +153,7 @@ TEST(LeafScheduleTest, WhileTheNetworkIsSlowTheContributionGrows) {
 }
 
 TEST(LeafScheduleTest, SeveralContributionsMayBeInFlight) {
-  Leaf leaf(MakeOptions(1, false, 2));
+  Leaf leaf(LeafOptions(1, false, 2));
   leaf.Lease(0, 100);
   leaf.Train();
   EXPECT_EQ(leaf.Contribute().sequence, Sequence(1));
@@ -166,7 +166,7 @@ TEST(LeafScheduleTest, SeveralContributionsMayBeInFlight) {
 }
 
 TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
-  Leaf leaf(MakeOptions(5));
+  Leaf leaf(LeafOptions(5));
   leaf.Lease(0, 6);
   leaf.Train();
   EXPECT_TRUE(leaf.Waits(WaitReason::kData)) << "there may be more data, and a step wants all of its samples";
@@ -181,7 +181,7 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
 }
 
 TEST(LeafScheduleTest, AnIdleWorkerGoesBackToWorkWhenDataIsAvailableAgain) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.schedule.Leased({}, true);
   EXPECT_TRUE(leaf.IsIdle());
   leaf.Lease(40, 44, 9);
@@ -189,7 +189,7 @@ TEST(LeafScheduleTest, AnIdleWorkerGoesBackToWorkWhenDataIsAvailableAgain) {
 }
 
 TEST(LeafScheduleTest, ARefusedContributionGivesItsRangesBackOnce) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 8);
   leaf.Train();
   leaf.Contribute();
@@ -201,7 +201,7 @@ TEST(LeafScheduleTest, ARefusedContributionGivesItsRangesBackOnce) {
 }
 
 TEST(LeafScheduleTest, ARefusalLetsAWaitingWorkerGoOn) {
-  Leaf leaf(MakeOptions(1, true));
+  Leaf leaf(LeafOptions(1, true));
   leaf.Lease(0, 8);
   leaf.Train();
   leaf.Contribute();
@@ -210,7 +210,7 @@ TEST(LeafScheduleTest, ARefusalLetsAWaitingWorkerGoOn) {
 }
 
 TEST(LeafScheduleTest, StopTrainingContributesWhatWasTrainedAndReturnsTheRest) {
-  Leaf leaf(MakeOptions(5));
+  Leaf leaf(LeafOptions(5));
   leaf.Lease(0, 20);
   leaf.Train();
   EXPECT_THAT(leaf.schedule.StopTraining(), ElementsAre(LeasedRange{4, 20, 1}));
@@ -221,7 +221,7 @@ TEST(LeafScheduleTest, StopTrainingContributesWhatWasTrainedAndReturnsTheRest) {
 }
 
 TEST(LeafScheduleTest, LostProgressReturnsAllThatItWasMadeFrom) {
-  Leaf leaf(MakeOptions(5));
+  Leaf leaf(LeafOptions(5));
   leaf.Lease(0, 20);
   leaf.Train();
   leaf.Train();
@@ -234,7 +234,7 @@ TEST(LeafScheduleTest, LostProgressReturnsAllThatItWasMadeFrom) {
 }
 
 TEST(LeafScheduleTest, TheManifestNamesTheOldestBaseOfItsSteps) {
-  Leaf leaf(MakeOptions(3));
+  Leaf leaf(LeafOptions(3));
   leaf.Take(5, 0, 40);
   leaf.Lease(0, 100);
   leaf.Train();
@@ -253,7 +253,7 @@ TEST(LeafScheduleTest, TheManifestNamesTheOldestBaseOfItsSteps) {
 }
 
 TEST(LeafScheduleTest, RebasesOnlyBetweenStepsAndOncePerVersion) {
-  Leaf leaf(MakeOptions(10));
+  Leaf leaf(LeafOptions(10));
   leaf.Lease(0, 100);
   ASSERT_TRUE(std::holds_alternative<LeafSchedule::Train>(leaf.schedule.Next()));
   leaf.schedule.VersionArrived({Version(2), Sequence(0), Version(2)});
@@ -266,7 +266,7 @@ TEST(LeafScheduleTest, RebasesOnlyBetweenStepsAndOncePerVersion) {
 }
 
 TEST(LeafScheduleTest, WhoIsTooFarAheadWaitsForTheOthersWithoutATraceInItsWork) {
-  LeafSchedule::Options options = MakeOptions(1, /*waits=*/false, /*in_flight_max=*/4);
+  LeafSchedule::Options options = LeafOptions(1, /*waits=*/false, /*in_flight_max=*/4);
   options.lead_max = 3;
   Leaf leaf(options);
   leaf.Lease(0, 100);
@@ -294,7 +294,7 @@ TEST(LeafScheduleTest, WhoIsTooFarAheadWaitsForTheOthersWithoutATraceInItsWork) 
 }
 
 TEST(LeafScheduleTest, TheLastContributionIsWhole) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 8);
   leaf.schedule.Leased({}, /*exhausted=*/true);
   const auto whole = [&] {
@@ -311,7 +311,7 @@ TEST(LeafScheduleTest, TheLastContributionIsWhole) {
 }
 
 TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
-  Leaf leaf(MakeOptions(10));
+  Leaf leaf(LeafOptions(10));
   EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 40 + 16) << "a contribution's and one range";
   leaf.Lease(0, 24);
   leaf.Train(/*seconds=*/0.5);  // 8 samples a second.
@@ -326,12 +326,12 @@ TEST(LeafScheduleTest, AsksForDataBeforeItRunsOut) {
 }
 
 TEST(LeafScheduleTest, AsksForFewStepsWhileItsSpeedIsUnknown) {
-  Leaf leaf(MakeOptions(/*inner_steps=*/500));
+  Leaf leaf(LeafOptions(/*inner_steps=*/500));
   EXPECT_EQ(leaf.schedule.WantSamples(absl::Seconds(1), 16), 16 * 4 + 16);
 }
 
 TEST(LeafScheduleTest, ExpectsTheSpeedOfAnEarlierLifeUntilItsFirstStep) {
-  LeafSchedule::Options options = MakeOptions(10);
+  LeafSchedule::Options options = LeafOptions(10);
   options.prefetch = absl::Seconds(4);
   Leaf leaf(options);
   leaf.schedule.ExpectSpeed(100);
@@ -344,7 +344,7 @@ TEST(LeafScheduleTest, ExpectsTheSpeedOfAnEarlierLifeUntilItsFirstStep) {
 }
 
 TEST(LeafScheduleTest, HoldsDataForTheTimeThatTheCoordinatorMayBeAway) {
-  LeafSchedule::Options options = MakeOptions(10);
+  LeafSchedule::Options options = LeafOptions(10);
   options.prefetch = absl::Seconds(4);
   Leaf leaf(options);
   leaf.Lease(0, 44);
@@ -359,7 +359,7 @@ TEST(LeafScheduleTest, HoldsDataForTheTimeThatTheCoordinatorMayBeAway) {
 // ---- a parent that is gone
 
 TEST(LeafParentLostTest, WithoutAParentItTrainsOnForAWhileAndThenWaits) {
-  Leaf leaf(MakeOptions(/*inner_steps=*/3, /*waits=*/false, /*in_flight_max=*/2));
+  Leaf leaf(LeafOptions(/*inner_steps=*/3, /*waits=*/false, /*in_flight_max=*/2));
   leaf.Lease(0, 1000);
   leaf.Train();
   EXPECT_THAT(leaf.schedule.ParentLost(), IsEmpty());
@@ -374,7 +374,7 @@ TEST(LeafParentLostTest, WithoutAParentItTrainsOnForAWhileAndThenWaits) {
 }
 
 TEST(LeafParentLostTest, BeforeItsFirstParametersThereIsNothingToGoOnWith) {
-  LeafSchedule schedule(MakeOptions(1));
+  LeafSchedule schedule(LeafOptions(1));
   schedule.Leased({{0, 4, 1}}, false);
   schedule.ParentLost();
   const LeafSchedule::Action action = schedule.Next();
@@ -382,7 +382,7 @@ TEST(LeafParentLostTest, BeforeItsFirstParametersThereIsNothingToGoOnWith) {
 }
 
 TEST(LeafParentLostTest, WhatWasNotAnsweredIsMadeAgainUnlessTheRootHasIt) {
-  Leaf leaf(MakeOptions(1, false, 4));
+  Leaf leaf(LeafOptions(1, false, 4));
   leaf.Take(7, 0, 30);
   leaf.Lease(0, 100);
   for (int i = 0; i < 4; ++i) {
@@ -413,7 +413,7 @@ TEST(LeafParentLostTest, WhatWasNotAnsweredIsMadeAgainUnlessTheRootHasIt) {
 }
 
 TEST(LeafParentLostTest, NothingIsContributedBeforeTheCoordinatorHasSpoken) {
-  Leaf leaf(MakeOptions(1, false, 2));
+  Leaf leaf(LeafOptions(1, false, 2));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -431,7 +431,7 @@ TEST(LeafParentLostTest, NothingIsContributedBeforeTheCoordinatorHasSpoken) {
 }
 
 TEST(LeafParentLostTest, AnAnswerToHoldingsOfBeforeAnotherLossDecidesNothing) {
-  Leaf leaf(MakeOptions(1, false, 2));
+  Leaf leaf(LeafOptions(1, false, 2));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.schedule.Holdings();
@@ -444,7 +444,7 @@ TEST(LeafParentLostTest, AnAnswerToHoldingsOfBeforeAnotherLossDecidesNothing) {
 }
 
 TEST(LeafParentLostTest, AContributionThatTheRootHasIsTakenWithItsParametersAlsoWhenTheyCameFirst) {
-  Leaf leaf(MakeOptions(1, false, 1));
+  Leaf leaf(LeafOptions(1, false, 1));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -458,7 +458,7 @@ TEST(LeafParentLostTest, AContributionThatTheRootHasIsTakenWithItsParametersAlso
 }
 
 TEST(LeafParentLostTest, WhatAVersionHeldBeforeItsAnswerCameCannotBeTakenBack) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -471,7 +471,7 @@ TEST(LeafParentLostTest, WhatAVersionHeldBeforeItsAnswerCameCannotBeTakenBack) {
 }
 
 TEST(LeafParentLostTest, WhatThetaHasForgottenCannotBeTakenBack) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 100);
   leaf.Train();
   leaf.Contribute();
@@ -483,7 +483,7 @@ TEST(LeafParentLostTest, WhatThetaHasForgottenCannotBeTakenBack) {
 }
 
 TEST(LeafParentLostTest, DataThatIsAnothersIsNotTrainedOn) {
-  Leaf leaf(MakeOptions(3));
+  Leaf leaf(LeafOptions(3));
   leaf.Lease(0, 40);
   leaf.Train();
   leaf.schedule.Holdings();  // The coordinator is new; the parent lives.
@@ -500,7 +500,7 @@ TEST(LeafParentLostTest, DataThatIsAnothersIsNotTrainedOn) {
 }
 
 TEST(LeafParentLostTest, WhileTheParentLivesItAnswersForWhatItWasSent) {
-  Leaf leaf(MakeOptions(1));
+  Leaf leaf(LeafOptions(1));
   leaf.Lease(0, 8);
   leaf.Train();
   leaf.Contribute();
@@ -513,7 +513,7 @@ TEST(LeafParentLostTest, WhileTheParentLivesItAnswersForWhatItWasSent) {
 }
 
 TEST(LeafParentLostTest, AGradientIsMadeAnewFromItsData) {
-  LeafSchedule::Options options = MakeOptions(1, /*waits=*/true);
+  LeafSchedule::Options options = LeafOptions(1, /*waits=*/true);
   options.gradient_progress = true;
   Leaf leaf(options);
   leaf.Lease(0, 12);
@@ -530,7 +530,7 @@ TEST(LeafParentLostTest, AGradientIsMadeAnewFromItsData) {
 }
 
 TEST(LeafParentLostTest, AWorkerThatWaitsMakesNoMoreThanOneRoundWithoutAParent) {
-  Leaf leaf(MakeOptions(2, /*waits=*/true));
+  Leaf leaf(LeafOptions(2, /*waits=*/true));
   leaf.Lease(0, 100);
   leaf.schedule.ParentLost();
   leaf.schedule.Holdings();

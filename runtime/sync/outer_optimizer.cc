@@ -10,16 +10,6 @@
 #include "runtime/base/mutation.h"
 
 namespace wukong {
-namespace {
-
-int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
-  int64_t largest = 0;
-  for (const FragmentSpan& fragment : fragments) largest = std::max(largest, fragment.size());
-  return largest;
-}
-
-}  // namespace
-
 OuterOptimizer::OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan> fragments, Progress progress,
                                bool with_momentum, AverageRule average)
     : fragments_(std::move(fragments)),

@@ -7,12 +7,12 @@
 #include <limits>
 
 #include "runtime/codec/codec.h"
+#include "runtime/sync/near.h"
 
 namespace wukong {
 namespace {
 
 using testing::ElementsAre;
-using testing::FloatNear;
 
 const std::vector<FragmentSpan> kFragments = {{0, 2}, {2, 3}};
 
@@ -49,8 +49,6 @@ struct Outer {
   std::vector<float> theta = {1, 2, 3};
   OuterOptimizer optimizer;
 };
-
-auto Near(double value) { return FloatNear(static_cast<float>(value), 1e-5f); }
 
 TEST(OuterOptimizerTest, SgdMovesByTheWeightedSum) {
   Outer outer(false);

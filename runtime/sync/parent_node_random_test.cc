@@ -11,7 +11,7 @@
 namespace wukong {
 namespace {
 
-constexpr uint64_t kBaseSeed = 31337;
+constexpr uint64_t kParentBaseSeed = 31337;
 constexpr int kChildren = 3;
 
 class RandomRun {
@@ -306,7 +306,7 @@ class RandomRun {
 TEST(ParentNodeRandomTest, WhateverTheOrderOfEventsNothingIsLostOrCountedTwice) {
   int64_t merged = 0, fences = 0;
   for (uint64_t run = 0; run < 300; ++run) {
-    const uint64_t seed = DeriveSeed(kBaseSeed, "parent node", run);
+    const uint64_t seed = DeriveSeed(kParentBaseSeed, "parent node", run);
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     RandomRun one(seed);
     one.Go();

@@ -18,7 +18,7 @@ using testing::UnorderedElementsAre;
 using Action = ParentNode::Action;
 using Actions = std::vector<Action>;
 
-ParentNode::Options MakeOptions(bool is_root, int64_t quorum) {
+ParentNode::Options ParentOptions(bool is_root, int64_t quorum) {
   ParentNode::Options options;
   options.is_root = is_root;
   Level& level = options.level;
@@ -96,28 +96,28 @@ std::vector<double> Weights(const ParentNode::Apply& apply) {
   return weights;
 }
 
-auto Near(double value) { return testing::DoubleNear(value, 1e-12); }
+auto NearWeight(double value) { return testing::DoubleNear(value, 1e-12); }
 
 TEST(ParentNodeQuorum, OneMergesEachContributionAsItComes) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   const auto apply = Only<ParentNode::Apply>(n.Contribute(2, 1));
-  EXPECT_THAT(Weights(apply), ElementsAre(Near(1.0 / 3)));
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(1.0 / 3)));
   EXPECT_EQ(apply.merge.learning_rate, 0.5);
   EXPECT_EQ(apply.manifests[0].sender, Node::Key(2));
 }
 
 TEST(ParentNodeQuorum, AllWaitsForEveryChild) {
-  Node n(MakeOptions(true, 0));
+  Node n(ParentOptions(true, 0));
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 2)), IsEmpty()) << "the same child twice is one child";
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(2, 1)), IsEmpty());
   const auto apply = Only<ParentNode::Apply>(n.Contribute(3, 1));
-  EXPECT_THAT(Weights(apply), ElementsAre(Near(0.25), Near(0.25), Near(0.25), Near(0.25)));
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(0.25), NearWeight(0.25), NearWeight(0.25), NearWeight(0.25)));
 }
 
 // Grace: once the quorum is there, the others get a little time.
 TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) {
-  ParentNode::Options options = MakeOptions(true, 2);
+  ParentNode::Options options = ParentOptions(true, 2);
   options.level.set_grace_ns(absl::ToInt64Nanoseconds(absl::Seconds(1)));
   Node n(options);
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
@@ -126,12 +126,13 @@ TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) 
   n.now += absl::Milliseconds(999);
   EXPECT_THAT(All<ParentNode::Apply>(n.Step(ParentNode::Tick())), IsEmpty());
   n.now += absl::Milliseconds(1);
-  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Step(ParentNode::Tick()))), ElementsAre(Near(1.0 / 3), Near(1.0 / 3)));
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Step(ParentNode::Tick()))),
+              ElementsAre(NearWeight(1.0 / 3), NearWeight(1.0 / 3)));
   // With everybody there is nothing to wait for.
   n.Contribute(1, 2);
   n.Contribute(2, 2);
   EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Contribute(3, 1))),
-              ElementsAre(Near(1.0 / 3), Near(1.0 / 3), Near(1.0 / 3)));
+              ElementsAre(NearWeight(1.0 / 3), NearWeight(1.0 / 3), NearWeight(1.0 / 3)));
   // Nor for a child that has nothing to do.
   n.Contribute(1, 3);
   n.Contribute(2, 3);
@@ -139,7 +140,7 @@ TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) 
 }
 
 TEST(ParentNodeQuorum, WithGraceAQuorumOfOneMergesWhatCameMeanwhile) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_grace_ns(absl::ToInt64Nanoseconds(absl::Seconds(1)));
   Node n(options);
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
@@ -149,7 +150,7 @@ TEST(ParentNodeQuorum, WithGraceAQuorumOfOneMergesWhatCameMeanwhile) {
 }
 
 TEST(ParentNodeWeight, TokensSquaredPerStepFavoursLargeSteps) {
-  ParentNode::Options options = MakeOptions(true, 0);
+  ParentNode::Options options = ParentOptions(true, 0);
   options.level.set_weight(WEIGHT_TOKENS_SQUARED_PER_STEP);
   Node n(options, 2);
   Manifest small = n.Make(1, 1);
@@ -160,12 +161,12 @@ TEST(ParentNodeWeight, TokensSquaredPerStepFavoursLargeSteps) {
   large.steps = 10;  // 4000
   n.OfferAndAccept(small);
   const auto apply = Only<ParentNode::Apply>(n.OfferAndAccept(large));
-  EXPECT_THAT(Weights(apply), ElementsAre(Near(0.2), Near(0.8)));
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(0.2), NearWeight(0.8)));
   EXPECT_THAT(apply.raw_weights, ElementsAre(1000, 4000));
 }
 
 TEST(ParentNodeWeight, ExponentialDecayTakesATenthPerVersion) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_staleness_decay(STALENESS_DECAY_EXPONENTIAL);
   Node n(options, 1);
   const Manifest old = n.Make(1, 3);
@@ -173,12 +174,12 @@ TEST(ParentNodeWeight, ExponentialDecayTakesATenthPerVersion) {
   n.Step(ParentNode::FollowersReady());
   n.Contribute(1, 2);
   ASSERT_EQ(n.node.version(), Version(3));
-  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.OfferAndAccept(old))), ElementsAre(Near(0.81)));
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.OfferAndAccept(old))), ElementsAre(NearWeight(0.81)));
 }
 
 // What came with a norm far beyond the usual counts as much as the usual: the weight says so, and the log has it.
 TEST(ParentNodeRobust, NormsBeyondTheRatioAreClippedByTheWeight) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_robust(ROBUST_NORM_CLIP);
   options.level.set_norm_ratio(3);
   Node n(options, 2);
@@ -188,16 +189,17 @@ TEST(ParentNodeRobust, NormsBeyondTheRatioAreClippedByTheWeight) {
     n.Offer(manifest);
     return Weights(Only<ParentNode::Apply>(n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_ACCEPTED, "", norm})));
   };
-  EXPECT_THAT(contribute(1, 1, 1000, 100), ElementsAre(Near(0.5))) << "there is nothing to compare with yet";
-  for (int64_t i = 1; i <= 20; ++i) EXPECT_THAT(contribute(2, i, 2, 100), ElementsAre(Near(0.5)));
-  EXPECT_THAT(contribute(1, 2, 6, 100), ElementsAre(Near(0.5)));
-  EXPECT_THAT(contribute(1, 3, 60, 100), ElementsAre(Near(0.05)));
-  EXPECT_THAT(contribute(1, 4, 60, 1000), ElementsAre(Near(0.5))) << "ten times the tokens may move ten times as far";
+  EXPECT_THAT(contribute(1, 1, 1000, 100), ElementsAre(NearWeight(0.5))) << "there is nothing to compare with yet";
+  for (int64_t i = 1; i <= 20; ++i) EXPECT_THAT(contribute(2, i, 2, 100), ElementsAre(NearWeight(0.5)));
+  EXPECT_THAT(contribute(1, 2, 6, 100), ElementsAre(NearWeight(0.5)));
+  EXPECT_THAT(contribute(1, 3, 60, 100), ElementsAre(NearWeight(0.05)));
+  EXPECT_THAT(contribute(1, 4, 60, 1000), ElementsAre(NearWeight(0.5)))
+      << "ten times the tokens may move ten times as far";
   EXPECT_EQ(n.node.stats().clipped, 1);
 }
 
 TEST(ParentNodeLead, ChildrenHearHowFarTheyAreBeforeTheSlowest) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.tells_lead = true;
   Node n(options);
   const auto leads = [&](const Actions& actions) {
@@ -221,21 +223,22 @@ TEST(ParentNodeLead, ChildrenHearHowFarTheyAreBeforeTheSlowest) {
 }
 
 TEST(ParentNodeQuorum, KMergesWhenKChildrenHaveSent) {
-  Node n(MakeOptions(true, 2));
+  Node n(ParentOptions(true, 2));
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty());
-  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Contribute(1, 1))), ElementsAre(Near(1.0 / 3), Near(1.0 / 3)));
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(n.Contribute(1, 1))),
+              ElementsAre(NearWeight(1.0 / 3), NearWeight(1.0 / 3)));
 }
 
 TEST(ParentNodeQuorum, IdleChildrenAreNotWaitedFor) {
-  Node n(MakeOptions(true, 0));
+  Node n(ParentOptions(true, 0));
   n.Contribute(1, 1);
   EXPECT_THAT(All<ParentNode::Apply>(n.Step(ParentNode::IdleChildren{{MemberId(2)}})), IsEmpty());
   const auto apply = Only<ParentNode::Apply>(n.Step(ParentNode::IdleChildren{{MemberId(2), MemberId(3)}}));
-  EXPECT_THAT(Weights(apply), ElementsAre(Near(1)));
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(1)));
 }
 
 TEST(ParentNodeQuorum, AQuorumOfKShrinksToTheChildrenThatAreAtWork) {
-  Node n(MakeOptions(true, 3));
+  Node n(ParentOptions(true, 3));
   n.Step(ParentNode::IdleChildren{{MemberId(2)}});
   n.Contribute(1, 1);
   EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(3, 1)).size(), 1u);
@@ -244,7 +247,7 @@ TEST(ParentNodeQuorum, AQuorumOfKShrinksToTheChildrenThatAreAtWork) {
 }
 
 TEST(ParentNodeQuorum, AFencedChildIsNotWaitedFor) {
-  Node n(MakeOptions(true, 0));
+  Node n(ParentOptions(true, 0));
   n.Contribute(1, 1);
   n.Contribute(2, 1);
   EXPECT_EQ(All<ParentNode::Apply>(n.Step(ParentNode::ChildFenced{Node::Key(3)})).size(), 1u);
@@ -252,7 +255,7 @@ TEST(ParentNodeQuorum, AFencedChildIsNotWaitedFor) {
 }
 
 TEST(ParentNodeWeights, TokensAreSharesOfTheRoundsTokens) {
-  ParentNode::Options options = MakeOptions(true, 0);
+  ParentNode::Options options = ParentOptions(true, 0);
   options.level.set_weight(WEIGHT_TOKENS);
   Node n(options);
   Actions actions;
@@ -262,12 +265,13 @@ TEST(ParentNodeWeights, TokensAreSharesOfTheRoundsTokens) {
     manifest.tokens = tokens[child - 1];
     actions = n.OfferAndAccept(manifest);
   }
-  EXPECT_THAT(Weights(Only<ParentNode::Apply>(actions)), ElementsAre(Near(0.1), Near(0.3), Near(0.6)));
+  EXPECT_THAT(Weights(Only<ParentNode::Apply>(actions)),
+              ElementsAre(NearWeight(0.1), NearWeight(0.3), NearWeight(0.6)));
   EXPECT_EQ(n.node.stats().tokens_merged, 1000);
 }
 
 TEST(ParentNodeWeights, TokensWithoutARoundAreMeasuredByTheRecentMean) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_weight(WEIGHT_TOKENS);
   Node n(options);
   double sum = 0;
@@ -286,7 +290,7 @@ TEST(ParentNodeWeights, TokensWithoutARoundAreMeasuredByTheRecentMean) {
 }
 
 TEST(ParentNodeWeights, StaleContributionsCountLessAndTheRestIsNotMadeUp) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_staleness_decay(STALENESS_DECAY_POLYNOMIAL);
   Node n(options);
   Manifest old = n.Make(1, 1);
@@ -296,14 +300,14 @@ TEST(ParentNodeWeights, StaleContributionsCountLessAndTheRestIsNotMadeUp) {
   }
   ASSERT_EQ(n.node.version(), Version(4));
   const auto apply = Only<ParentNode::Apply>(n.OfferAndAccept(old));
-  EXPECT_THAT(Weights(apply), ElementsAre(Near(1.0 / 3 / 2)));  // 1 / sqrt(1 + 3)
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(1.0 / 3 / 2)));  // 1 / sqrt(1 + 3)
   EXPECT_EQ(apply.staleness_max, 3);
   EXPECT_EQ(n.node.stats().staleness.at(3), 1);
 }
 
 TEST(ParentNodeWeights, ARoundMovesByTheLearningRateTimesTheMeanHoweverItIsCut) {
   for (int64_t quorum = 0; quorum <= 4; ++quorum) {
-    Node n(MakeOptions(true, quorum), 4);
+    Node n(ParentOptions(true, quorum), 4);
     double sum = 0;
     int merged = 0;
     const int rounds = 12;  // A multiple of every cut.
@@ -328,7 +332,7 @@ TEST(ParentNodeMomentum, StepsAtEveryDelaythMergeOrOncePerRound) {
               {2, {false, true, false, true, false, true}},
               {0, {false, false, true, false, false, true}}};  // Three children.
   for (const auto& row : rows) {
-    ParentNode::Options options = MakeOptions(true, 1);
+    ParentNode::Options options = ParentOptions(true, 1);
     options.level.set_momentum(0.9);
     options.level.set_momentum_delay(row.delay);
     Node n(options);
@@ -343,7 +347,7 @@ TEST(ParentNodeMomentum, StepsAtEveryDelaythMergeOrOncePerRound) {
 }
 
 TEST(ParentNodeVerdicts, ARepeatGetsTheFirstVerdict) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   const Manifest good = n.Make(1, 1), bad = n.Make(1, 2);
   n.OfferAndAccept(good);
   n.Offer(bad);
@@ -358,7 +362,7 @@ TEST(ParentNodeVerdicts, ARepeatGetsTheFirstVerdict) {
 }
 
 TEST(ParentNodeGuards, AnAbsurdNormIsMeasuredAgainstTheMedianOfTheLastOnes) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.norm_ratio_max = 10;
   Node n(options);
   for (int sequence = 1; sequence <= 16; ++sequence) {
@@ -372,7 +376,7 @@ TEST(ParentNodeGuards, AnAbsurdNormIsMeasuredAgainstTheMedianOfTheLastOnes) {
 
 // Training that comes to a steep place makes all gradients large: to refuse them all would be to stop for ever.
 TEST(ParentNodeGuards, NormsThatHalfOfTheOthersHaveAreNoDamage) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.norm_ratio_max = 10;
   Node n(options, 4);
   std::map<int64_t, int64_t> sequence;
@@ -401,7 +405,7 @@ TEST(ParentNodeGuards, NormsThatHalfOfTheOthersHaveAreNoDamage) {
 
 // Parts of the parameters have norms of their own: what is usual for one is absurd for another.
 TEST(ParentNodeGuards, WithPartsTheLargestPartIsTheMeasure) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.norm_ratio_max = 10;
   options.parts = 4;
   Node n(options, 1);
@@ -413,7 +417,7 @@ TEST(ParentNodeGuards, WithPartsTheLargestPartIsTheMeasure) {
 }
 
 TEST(ParentNodeGuards, AnOnlyChildIsBelievedTheSecondTime) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.norm_ratio_max = 10;
   Node n(options, 1);
   for (int sequence = 1; sequence <= 16; ++sequence) {
@@ -426,7 +430,7 @@ TEST(ParentNodeGuards, AnOnlyChildIsBelievedTheSecondTime) {
 }
 
 TEST(ParentNodeGuards, WhoSendsDamageAgainAndAgainIsLeftOutForAWhile) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.quarantine = absl::Seconds(30);
   Node n(options);
   int64_t sequence = 0;
@@ -453,7 +457,7 @@ TEST(ParentNodeGuards, WhoSendsDamageAgainAndAgainIsLeftOutForAWhile) {
 }
 
 TEST(ParentNodeGuards, NoQuorumWaitsForWhoIsInQuarantine) {
-  ParentNode::Options options = MakeOptions(true, 0);  // All of three.
+  ParentNode::Options options = ParentOptions(true, 0);  // All of three.
   options.quarantine = absl::Seconds(30);
   Node n(options);
   n.Contribute(2, 1);
@@ -475,7 +479,7 @@ TEST(ParentNodeGuards, NoQuorumWaitsForWhoIsInQuarantine) {
 }
 
 TEST(ParentNodeGuards, RefusalsOfMoreSendersThanCanBeToldApartAreStillCounted) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   for (int64_t stranger = 100; stranger < 100 + 5000; ++stranger) n.Offer(n.Make(stranger, 1));
   int64_t counted = 0;
   for (const auto& [who, count] : n.node.stats().refused) counted += count;
@@ -507,7 +511,7 @@ TEST(ParentNodeRestored, RemembersItsChildrenTheirAnswersAndWhatWaitsForItsQuoru
   waiting->set_tokens(100);
   waiting->set_base_version(7);
 
-  Node n(MakeOptions(true, 0), 0);
+  Node n(ParentOptions(true, 0), 0);
   n.node.Restore(state, {Handle(1)});
   n.handle = 1;
   const auto published = Only<ParentNode::Publish>(n.Step(ParentNode::Tick{}));
@@ -537,7 +541,7 @@ TEST(ParentNodeRestored, TellsAgainOnlyWhatWasNotTold) {
   EXPECT_EQ(notes.root_version, Version(7));
   for (const bool told : {false, true}) {
     state.set_told(told);
-    Node n(MakeOptions(true, 0), 0);
+    Node n(ParentOptions(true, 0), 0);
     n.node.Restore(state, {});
     EXPECT_EQ(All<ParentNode::Publish>(n.Step(ParentNode::Tick{})).size(), told ? 0u : 1u);
   }
@@ -545,7 +549,7 @@ TEST(ParentNodeRestored, TellsAgainOnlyWhatWasNotTold) {
 
 TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {
   for (const Verdict verdict : {VERDICT_ACCEPTED, VERDICT_RANGES}) {
-    Node n(MakeOptions(true, 1));
+    Node n(ParentOptions(true, 1));
     const Manifest manifest = n.Make(1, 1);
     n.Offer(manifest);
     EXPECT_THAT(n.Offer(manifest), IsEmpty());
@@ -565,7 +569,7 @@ TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {
 }
 
 TEST(ParentNodeVerdicts, WhatCameTooEarlyMayComeAgain) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   const Manifest second = n.Make(1, 2);
   EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(second)).verdict, VERDICT_OUT_OF_ORDER);
   n.Contribute(1, 1);
@@ -573,7 +577,7 @@ TEST(ParentNodeVerdicts, WhatCameTooEarlyMayComeAgain) {
 }
 
 TEST(ParentNodeVerdicts, StaleContributionsAreRefusedWithoutACheck) {
-  ParentNode::Options options = MakeOptions(true, 1);
+  ParentNode::Options options = ParentOptions(true, 1);
   options.level.set_staleness_max(2);
   Node n(options);
   const Manifest within = n.Make(1, 1), beyond = n.Make(3, 1);
@@ -593,7 +597,7 @@ TEST(ParentNodeVerdicts, StaleContributionsAreRefusedWithoutACheck) {
 }
 
 TEST(ParentNodeVerdicts, ALateCheckOfWhatWasRefusedMeanwhileChangesNothing) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   n.Offer(n.Make(1, 1));
   const Actions fenced = n.Step(ParentNode::ChildFenced{Node::Key(1)});
   EXPECT_EQ(Only<ParentNode::Reply>(fenced).verdict, VERDICT_FENCED);
@@ -602,7 +606,7 @@ TEST(ParentNodeVerdicts, ALateCheckOfWhatWasRefusedMeanwhileChangesNothing) {
 }
 
 TEST(ParentNodeFencing, StrangersAndFencedLivesAreRefused) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(9, 1))).verdict, VERDICT_FENCED);
   n.Step(ParentNode::ChildFenced{Node::Key(1)});
   n.Attach(1, 1);
@@ -612,7 +616,7 @@ TEST(ParentNodeFencing, StrangersAndFencedLivesAreRefused) {
 }
 
 TEST(ParentNodeFencing, ANewLifeFencesTheOlderOnes) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   n.Offer(n.Make(1, 1));
   const Actions actions = n.Attach(1, 2);
   EXPECT_EQ(Only<ParentNode::Reply>(actions).verdict, VERDICT_FENCED) << "what is being checked is not taken any more";
@@ -623,7 +627,7 @@ TEST(ParentNodeFencing, ANewLifeFencesTheOlderOnes) {
 }
 
 TEST(ParentNodeFencing, AFenceOfALifeThatNeverAttachedCoversTheOnesBefore) {
-  Node n(MakeOptions(true, 0));
+  Node n(ParentOptions(true, 0));
   n.Offer(n.Make(1, 1));
   EXPECT_EQ(Only<ParentNode::Reply>(n.Step(ParentNode::ChildFenced{Node::Key(1, 2)})).verdict, VERDICT_FENCED);
   n.Step(ParentNode::Checked{Handle(1), VERDICT_ACCEPTED, ""});
@@ -633,14 +637,14 @@ TEST(ParentNodeFencing, AFenceOfALifeThatNeverAttachedCoversTheOnesBefore) {
 }
 
 TEST(ParentNodeFencing, FollowingAgainIsTheSameLife) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   n.Contribute(1, 1);
   n.Attach(1, 1);
   EXPECT_EQ(All<ParentNode::Apply>(n.Contribute(1, 2)).size(), 1u);
 }
 
 TEST(ParentNodeFencing, WhatWasAcceptedBeforeTheFenceIsMergedButIsNotTheNewLifes) {
-  Node n(MakeOptions(true, 0));
+  Node n(ParentOptions(true, 0));
   n.Contribute(1, 1);
   n.Contribute(1, 2);
   n.Attach(1, 2);
@@ -654,7 +658,7 @@ TEST(ParentNodeFencing, WhatWasAcceptedBeforeTheFenceIsMergedButIsNotTheNewLifes
 }
 
 TEST(ParentNodePublish, VersionsOnlyRiseAndWaitForAFollower) {
-  Node n(MakeOptions(true, 1));
+  Node n(ParentOptions(true, 1));
   EXPECT_EQ(Only<ParentNode::Publish>(n.Contribute(1, 1)).version, Version(2));
   EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(2, 1)), IsEmpty()) << "nobody has taken version 2 yet";
   EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(1, 2)), IsEmpty());
@@ -670,7 +674,7 @@ TEST(ParentNodePublish, VersionsOnlyRiseAndWaitForAFollower) {
 // ---- a region
 
 TEST(ParentNodeRegion, SendsAfterSoManyContributions) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.level.set_send_every(3);
   Node n(options);
   n.root_base = Version(9);
@@ -689,7 +693,7 @@ TEST(ParentNodeRegion, SendsAfterSoManyContributions) {
 }
 
 TEST(ParentNodeRegion, SendEveryAllIsOncePerWorkerAtWork) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.level.set_send_every(0);
   Node n(options);
   n.Step(ParentNode::IdleChildren{{MemberId(3)}});
@@ -698,7 +702,7 @@ TEST(ParentNodeRegion, SendEveryAllIsOncePerWorkerAtWork) {
 }
 
 TEST(ParentNodeRegion, ProgressThatIsOldEnoughIsSent) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.level.set_send_every(100);
   options.level.set_flush_age_ns(5'000'000'000);
   Node n(options);
@@ -714,7 +718,7 @@ TEST(ParentNodeRegion, ProgressThatIsOldEnoughIsSent) {
 }
 
 TEST(ParentNodeRegion, DrainingSendsWhatThereIs) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.level.set_send_every(100);
   Node n(options);
   n.Contribute(1, 1);
@@ -725,7 +729,7 @@ TEST(ParentNodeRegion, DrainingSendsWhatThereIs) {
 }
 
 TEST(ParentNodeRegion, HoldsBackWhileTooManyAreUnanswered) {
-  ParentNode::Options options = MakeOptions(false, 1);
+  ParentNode::Options options = ParentOptions(false, 1);
   options.in_flight_max = 2;
   Node n(options);
   EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 1)).size(), 1u);
@@ -738,7 +742,7 @@ TEST(ParentNodeRegion, HoldsBackWhileTooManyAreUnanswered) {
 }
 
 TEST(ParentNodeRegion, WhereChildrenWaitOnlyTheRootsWordIsPublished) {
-  ParentNode::Options options = MakeOptions(false, 0);
+  ParentNode::Options options = ParentOptions(false, 0);
   options.waits = true;
   Node n(options, 1);
   EXPECT_THAT(All<ParentNode::Publish>(n.Contribute(1, 1)), IsEmpty());
@@ -754,7 +758,7 @@ TEST(ParentNodeRegion, WhereChildrenWaitOnlyTheRootsWordIsPublished) {
 
 TEST(ParentNodeRegion, WhatTheRootRefusesIsDroppedAndPublished) {
   for (const bool waits : {false, true}) {
-    ParentNode::Options options = MakeOptions(false, 1);
+    ParentNode::Options options = ParentOptions(false, 1);
     options.waits = waits;
     Node n(options);
     n.Contribute(1, 1);
@@ -770,7 +774,7 @@ TEST(ParentNodeRegion, WhatTheRootRefusesIsDroppedAndPublished) {
 }
 
 TEST(ParentNodeRegion, CustodyCoversWhatIsReadyUnsentAndUnanswered) {
-  ParentNode::Options options = MakeOptions(false, 2);
+  ParentNode::Options options = ParentOptions(false, 2);
   options.level.set_send_every(4);
   Node n(options);
   EXPECT_THAT(n.node.CustodyOf(Node::Key(1)), IsEmpty());

@@ -6,13 +6,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "runtime/base/clock.h"
 
 namespace wukong {
 namespace {
-
-// How `all` is kept in a message.
-constexpr int64_t kAll = 0;
-constexpr int64_t kSecond = 1'000'000'000;
 
 // A level where every contribution of every child is merged as it is.
 void FillLevel(int64_t quorum, int64_t staleness_max, CodecKind codec, Level* level) {

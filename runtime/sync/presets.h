@@ -11,6 +11,9 @@
 
 namespace wukong {
 
+// How `all` (children) is kept in a knob.
+constexpr int64_t kAll = 0;
+
 // Fills every knob of job.strategy that is unset, both levels included, with its preset's value; what is set stays.
 // Where in_flight ends up as `wait`, an unset in_flight_max becomes 1. Calling it again changes nothing.
 // INVALID_ARGUMENT for a preset that does not exist.

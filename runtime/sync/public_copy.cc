@@ -19,12 +19,6 @@ constexpr size_t kFrozenMax = 2;
 // Differences that are kept, whatever their size: those of versions in which hardly anything changed are small.
 constexpr size_t kDeltasMax = 1024;
 
-int64_t LargestFragment(const std::vector<FragmentSpan>& fragments) {
-  int64_t largest = 0;
-  for (const FragmentSpan& fragment : fragments) largest = std::max(largest, fragment.size());
-  return largest;
-}
-
 uint64_t ChecksumOf(absl::Span<const float> values) { return Checksum(values.data(), values.size() * sizeof(float)); }
 
 }  // namespace

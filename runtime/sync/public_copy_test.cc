@@ -14,12 +14,12 @@
 namespace wukong {
 namespace {
 
-constexpr uint64_t kBaseSeed = 424242;
-constexpr int64_t kSize = 600;
-constexpr int64_t kModelBytes = kSize * 4;
+constexpr uint64_t kCopyBaseSeed = 424242;
+constexpr int64_t kCopySize = 600;
+constexpr int64_t kModelBytes = kCopySize * 4;
 const MemberKey kChild{MemberId(7), Incarnation(1)};
 
-std::vector<FragmentSpan> Fragments() { return CutFragments(kSize, 800); }  // 200 values each.
+std::vector<FragmentSpan> Fragments() { return CutFragments(kCopySize, 800); }  // 200 values each.
 
 void MoveRandomly(Random* random, std::vector<float>* theta) {
   for (float& value : *theta) value += static_cast<float>(0.1 * random->Normal());
@@ -79,10 +79,10 @@ class PublicCopyTest : public testing::TestWithParam<CodecKind> {
 TEST_P(PublicCopyTest, EveryFollowerHoldsTheSameBytesAtEveryVersionItCompletes) {
   int64_t deltas = 0, wholes = 0;
   for (uint64_t run = 0; run < 20; ++run) {
-    const uint64_t seed = DeriveSeed(kBaseSeed, CodecKind_Name(GetParam()), run);
+    const uint64_t seed = DeriveSeed(kCopyBaseSeed, CodecKind_Name(GetParam()), run);
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     Random random(seed);
-    std::vector<float> theta(kSize);
+    std::vector<float> theta(kCopySize);
     MoveRandomly(&random, &theta);
     PublicParameters parent(theta, Fragments(), GetParam(), {});
     std::map<Version, std::vector<float>> history = {{Version(1), parent.Copy(nullptr)}};
@@ -135,7 +135,7 @@ TEST_P(PublicCopyTest, EveryFollowerHoldsTheSameBytesAtEveryVersionItCompletes) 
 }
 
 TEST_P(PublicCopyTest, AFragmentThatDidNotChangeIsNotSent) {
-  std::vector<float> theta(kSize, 1.0f);
+  std::vector<float> theta(kCopySize, 1.0f);
   PublicParameters parent(theta, Fragments(), GetParam(), {});
   Follower follower;
   follower.Connect(parent);
@@ -172,14 +172,14 @@ TEST(FollowedParametersTest, NothingUnchangedCanStandForWhatItDoesNotHave) {
 }
 
 TEST_P(PublicCopyTest, ThePublicCopyStaysWithinOneEncodingOfTheta) {
-  Random random(kBaseSeed);
-  std::vector<float> theta(kSize);
+  Random random(kCopyBaseSeed);
+  std::vector<float> theta(kCopySize);
   PublicParameters parent = MakeParent(theta);
   for (int i = 0; i < 50; ++i) {
     MoveRandomly(&random, &theta);
     ASSERT_TRUE(parent.Publish(theta, {}).ok());
     const std::vector<float> copy = parent.Copy(nullptr);
-    for (int64_t k = 0; k < kSize; ++k) {
+    for (int64_t k = 0; k < kCopySize; ++k) {
       ASSERT_LE(std::abs(copy[k] - theta[k]), MakeCodec(GetParam(), FragmentSpan())->ErrorBound(1.0) + 1e-6)
           << "what the codec leaves out must go with the next version, not add up";
     }
@@ -190,8 +190,8 @@ TEST_P(PublicCopyTest, ThePublicCopyStaysWithinOneEncodingOfTheta) {
 }
 
 TEST_P(PublicCopyTest, ThetaThatStaysIsPublishedInFullInTheEnd) {
-  Random random(kBaseSeed);
-  std::vector<float> theta(kSize);
+  Random random(kCopyBaseSeed);
+  std::vector<float> theta(kCopySize);
   PublicParameters parent = MakeParent(theta);
   MoveRandomly(&random, &theta);
   double largest = 0;
@@ -199,12 +199,12 @@ TEST_P(PublicCopyTest, ThetaThatStaysIsPublishedInFullInTheEnd) {
   for (int i = 0; i < 200; ++i) ASSERT_TRUE(parent.Publish(theta, {}).ok());
   const std::vector<float> copy = parent.Copy(nullptr);
   // bf16 rounds the last difference, and the sum is rounded; never more than that is left.
-  for (int64_t k = 0; k < kSize; ++k) ASSERT_NEAR(copy[k], theta[k], 1e-5 * largest) << k;
+  for (int64_t k = 0; k < kCopySize; ++k) ASSERT_NEAR(copy[k], theta[k], 1e-5 * largest) << k;
 }
 
 TEST_P(PublicCopyTest, RetainsDifferencesOfAtMostOneModelAndThenSendsWholeFragments) {
-  Random random(kBaseSeed);
-  std::vector<float> theta(kSize);
+  Random random(kCopyBaseSeed);
+  std::vector<float> theta(kCopySize);
   PublicParameters parent = MakeParent(theta);
   for (int i = 0; i < 30; ++i) {
     MoveRandomly(&random, &theta);
@@ -226,13 +226,13 @@ TEST_P(PublicCopyTest, RetainsDifferencesOfAtMostOneModelAndThenSendsWholeFragme
 }
 
 TEST_P(PublicCopyTest, ThetaThatIsNotFiniteIsNotPublished) {
-  std::vector<float> theta(kSize, 1.0f);
+  std::vector<float> theta(kCopySize, 1.0f);
   PublicParameters parent = MakeParent(theta);
   uint64_t before = 0, after = 0;
   parent.Copy(&before);
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
-    theta.assign(kSize, 2.0f);
-    theta[kSize - 1] = bad;
+    theta.assign(kCopySize, 2.0f);
+    theta[kCopySize - 1] = bad;
     EXPECT_EQ(parent.Publish(theta, {}).code(), absl::StatusCode::kInvalidArgument);
   }
   parent.Copy(&after);
@@ -241,8 +241,8 @@ TEST_P(PublicCopyTest, ThetaThatIsNotFiniteIsNotPublished) {
 }
 
 TEST_P(PublicCopyTest, DamageIsDataLossAndTheChildRecoversByBeginningAnew) {
-  Random random(kBaseSeed);
-  std::vector<float> theta(kSize);
+  Random random(kCopyBaseSeed);
+  std::vector<float> theta(kCopySize);
   PublicParameters parent = MakeParent(theta);
   using Messages = std::vector<FollowMessage>;
   struct Damage {
@@ -304,14 +304,14 @@ TEST_P(PublicCopyTest, DamageIsDataLossAndTheChildRecoversByBeginningAnew) {
 // A stream that breaks after every number of messages, of a child that joins (whole fragments) or that is `behind` by
 // so many versions (differences, where they are retained), while the parent makes `meanwhile` versions.
 TEST_P(PublicCopyTest, ABrokenConnectionGoesOnWhereItBroke) {
-  Random random(kBaseSeed);
+  Random random(kCopyBaseSeed);
   int64_t resumed = 0;
   constexpr int kBeyondReach = 100;     // More versions than differences are retained of.
   for (const int behind : {0, 1, 2}) {  // 0: it joins.
     for (const int meanwhile : {0, 1, kBeyondReach}) {
       for (size_t broken_after = 0;; ++broken_after) {
         SCOPED_TRACE(absl::StrCat("behind ", behind, ", broken after ", broken_after, ", then ", meanwhile));
-        std::vector<float> theta(kSize);
+        std::vector<float> theta(kCopySize);
         MoveRandomly(&random, &theta);
         PublicParameters parent = MakeParent(theta);
         const auto move = [&](int versions) {
@@ -365,8 +365,8 @@ TEST_P(PublicCopyTest, ABrokenConnectionGoesOnWhereItBroke) {
 }
 
 TEST_P(PublicCopyTest, WhatWasStagedFromAnotherLifeOfTheParentIsNoticed) {
-  Random random(kBaseSeed);
-  std::vector<float> theta(kSize), other(kSize);
+  Random random(kCopyBaseSeed);
+  std::vector<float> theta(kCopySize), other(kCopySize);
   MoveRandomly(&random, &theta);
   MoveRandomly(&random, &other);
   PublicParameters parent = MakeParent(theta), another = MakeParent(other);
@@ -397,7 +397,7 @@ class Broadcast {
     Child(MemberId member, int takes_one_in) : id{member, Incarnation(1)}, one_in(takes_one_in) {}
     const MemberKey id;
     const int one_in;  // Versions per message that it takes; 0 for one that takes everything at once.
-    FollowedParameters followed{CutFragments(kSize, kModelBytes / kFragments)};
+    FollowedParameters followed{CutFragments(kCopySize, kModelBytes / kFragments)};
     PublicParameters::Cursor cursor;
     int64_t messages = 0;  // Since it had a whole version, or connected.
     int64_t messages_max = 0;
@@ -408,8 +408,8 @@ class Broadcast {
 
   Broadcast(CodecKind codec, uint64_t seed)
       : random_(seed),
-        theta_(kSize),
-        parent_(theta_, CutFragments(kSize, kModelBytes / kFragments), codec, NotesOf(Version(1))) {
+        theta_(kCopySize),
+        parent_(theta_, CutFragments(kCopySize, kModelBytes / kFragments), codec, NotesOf(Version(1))) {
     history_[Version(1)] = theta_;
   }
 
@@ -480,14 +480,14 @@ class Broadcast {
 
 class SlowFollowerTest : public testing::TestWithParam<CodecKind> {
  protected:
-  uint64_t Seed(uint64_t run) const { return DeriveSeed(kBaseSeed, CodecKind_Name(GetParam()), run); }
+  uint64_t Seed(uint64_t run) const { return DeriveSeed(kCopyBaseSeed, CodecKind_Name(GetParam()), run); }
 };
 
 TEST_P(SlowFollowerTest, CompletesVersionsThatAreLongReplaced) {
   for (const int one_in : {1, 3}) {
     for (const bool joins : {true, false}) {
       SCOPED_TRACE(absl::StrCat("one message in ", one_in, " versions", joins ? ", joins" : ", was up to date"));
-      Broadcast broadcast(GetParam(), kBaseSeed);
+      Broadcast broadcast(GetParam(), kCopyBaseSeed);
       Broadcast::Child child(kChild.member, one_in);
       broadcast.Connect(&child);
       for (int64_t i = 0; !joins && i <= Broadcast::kFragments; ++i) broadcast.TakeOne(&child);
@@ -504,7 +504,7 @@ TEST_P(SlowFollowerTest, CompletesVersionsThatAreLongReplaced) {
 TEST_P(SlowFollowerTest, TwoAtDifferentSpeedsAndAFastOneDoNotHinderEachOther) {
   for (const auto& [first, second] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 7)}) {
     SCOPED_TRACE(absl::StrCat("one message in ", first, " and in ", second, " versions"));
-    Broadcast broadcast(GetParam(), kBaseSeed);
+    Broadcast broadcast(GetParam(), kCopyBaseSeed);
     Broadcast::Child slow(MemberId(1), first), slower(MemberId(2), second), fast(MemberId(3), 0);
     broadcast.Connect(&slow);
     broadcast.Connect(&fast);
@@ -552,7 +552,7 @@ TEST_P(SlowFollowerTest, ResumesWhereverItBroke) {
     for (int64_t broken_after = 0; broken_after <= Broadcast::kFragments; ++broken_after) {
       SCOPED_TRACE(
           absl::StrCat("broken after ", broken_after, " messages, ", versions_meanwhile, " versions meanwhile"));
-      Broadcast broadcast(GetParam(), kBaseSeed);
+      Broadcast broadcast(GetParam(), kCopyBaseSeed);
       Broadcast::Child child(kChild.member, 1);
       broadcast.Connect(&child);
       for (int64_t i = 0; child.completed < 2 && i < 2 * Broadcast::kMessagesMax; ++i) broadcast.Round({&child});
@@ -568,7 +568,7 @@ TEST_P(SlowFollowerTest, ResumesWhereverItBroke) {
 }
 
 TEST_P(SlowFollowerTest, WhatIsFrozenGoesWithTheLastThatNeedsIt) {
-  Broadcast broadcast(GetParam(), kBaseSeed);
+  Broadcast broadcast(GetParam(), kCopyBaseSeed);
   Broadcast::Child children[] = {{MemberId(1), 1}, {MemberId(2), 1}, {MemberId(3), 1}};
   for (Broadcast::Child& child : children) {
     broadcast.Connect(&child);
@@ -595,7 +595,7 @@ INSTANTIATE_TEST_SUITE_P(Codecs, SlowFollowerTest,
                          [](const auto& parameter) { return CodecKind_Name(parameter.param).substr(11); });
 
 TEST(PublicParametersTest, EachChildHearsOfItsOwnContributions) {
-  const std::vector<float> theta(kSize);
+  const std::vector<float> theta(kCopySize);
   VersionNotes notes;
   const auto life = [](int64_t member, int64_t incarnation) {
     return MemberKey{MemberId(member), Incarnation(incarnation)};
@@ -623,7 +623,7 @@ TEST(PublicParametersTest, EachChildHearsOfItsOwnContributions) {
 }
 
 TEST(PublicParametersTest, AChildThatClaimsAVersionFromTheFutureGetsTheWhole) {
-  const std::vector<float> theta(kSize, 1.0f);
+  const std::vector<float> theta(kCopySize, 1.0f);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_INT8, {});
   for (const int64_t have : {int64_t{2}, int64_t{1} << 40, int64_t{-3}}) {
     const auto messages = AllMessages(&parent, Version(have));
@@ -634,7 +634,7 @@ TEST(PublicParametersTest, AChildThatClaimsAVersionFromTheFutureGetsTheWhole) {
 }
 
 TEST(PublicParametersTest, AFragmentOfAVersionThatItCannotHaveSentIsSentAnew) {
-  const std::vector<float> theta(kSize, 1.0f);
+  const std::vector<float> theta(kCopySize, 1.0f);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_INT8, {}, Version(5));
   const auto versions = [](std::vector<int64_t> values) { return std::vector<Version>(values.begin(), values.end()); };
   struct Case {
@@ -665,7 +665,7 @@ TEST(PublicParametersTest, AFragmentOfAVersionThatItCannotHaveSentIsSentAnew) {
 }
 
 TEST(PublicParametersTest, SaysWhenSomebodyHasTheNewestVersionOrTheLastFollowerLeaves) {
-  const std::vector<float> theta(kSize);
+  const std::vector<float> theta(kCopySize);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
   int taken = 0;
   parent.OnTaken([&] { ++taken; });
@@ -696,7 +696,7 @@ TEST(PublicParametersTest, SaysWhenSomebodyHasTheNewestVersionOrTheLastFollowerL
 }
 
 TEST(PublicParametersTest, ShutdownEndsTheStream) {
-  std::vector<float> theta(kSize);
+  std::vector<float> theta(kCopySize);
   PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
   PublicParameters::Cursor cursor = parent.CursorAt({});
   parent.Shutdown();

@@ -19,8 +19,8 @@
 namespace wukong {
 namespace {
 
-constexpr uint64_t kBaseSeed = 20240601;
-constexpr int64_t kSize = 700;            // More than two of int8's blocks.
+constexpr uint64_t kReplicaBaseSeed = 20240601;
+constexpr int64_t kReplicaSize = 700;     // More than two of int8's blocks.
 constexpr int64_t kFragmentBytes = 1024;  // 256 values: three fragments, the last one shorter.
 
 std::vector<float> DecodeAll(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments) {
@@ -143,7 +143,7 @@ float RandomStep(Random* random) { return (static_cast<float>(random->Below(2049
 template <typename MakeChild>
 Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
   Random random(seed);
-  std::vector<float> theta(kSize);
+  std::vector<float> theta(kReplicaSize);
   for (float& value : theta) value = RandomStep(&random);
   const std::unique_ptr<Child> child = make_child(absl::MakeSpan(theta));
 
@@ -160,12 +160,12 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
   std::deque<Version> down;
   std::deque<std::pair<Sequence, bool>> refusals;  // true: take back, false: drop.
   std::map<Sequence, std::vector<float>> not_included;
-  std::vector<double> updates(kSize), sent(kSize);
+  std::vector<double> updates(kReplicaSize), sent(kReplicaSize);
   Sequence sequence, included;
   Violations violations;
 
   const auto check_conservation = [&] {
-    for (int64_t i = 0; i < kSize; ++i) {
+    for (int64_t i = 0; i < kReplicaSize; ++i) {
       const double progress = static_cast<double>(theta[i]) - child->base()[i];
       violations.conservation = std::max(violations.conservation, std::abs(sent[i] + progress - updates[i]));
     }
@@ -173,7 +173,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
   const auto send = [&] {
     sequence = Sequence(sequence.value() + 1);
     up.push_back({sequence, child->Send(sequence)});
-    for (int64_t i = 0; i < kSize; ++i) sent[i] += up.back().c[i];
+    for (int64_t i = 0; i < kReplicaSize; ++i) sent[i] += up.back().c[i];
     not_included[sequence] = up.back().c;
   };
   const auto undo = [&](Sequence refused, bool take_back) {
@@ -181,7 +181,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
     if (!(take_back ? child->TakeBack(refused) : child->Drop(refused))) return;
     ++violations.refused;
     not_included.erase(refused);
-    for (int64_t i = 0; i < kSize; ++i) {
+    for (int64_t i = 0; i < kReplicaSize; ++i) {
       sent[i] -= c[i];
       if (!take_back) updates[i] -= c[i];
     }
@@ -192,7 +192,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
     child->Rebase(version.values, version.included);
     ++violations.rebases;
     not_included.erase(not_included.begin(), not_included.upper_bound(version.included));
-    for (int64_t i = 0; i < kSize; ++i) {
+    for (int64_t i = 0; i < kReplicaSize; ++i) {
       const double before = static_cast<double>(theta_before[i]) - base_before[i];
       const double after = static_cast<double>(theta[i]) - child->base()[i];
       violations.rebase_moved = std::max(violations.rebase_moved, std::abs(after - before));
@@ -208,7 +208,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
       refusals.emplace_back(contribution.sequence, random.Below(2) == 0);
       return;
     }
-    for (int64_t i = 0; i < kSize; ++i) parent[i] += contribution.c[i];
+    for (int64_t i = 0; i < kReplicaSize; ++i) parent[i] += contribution.c[i];
     included = contribution.sequence;
   };
 
@@ -216,7 +216,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
     switch (random.Below(7)) {
       case 0:
       case 1:  // An optimizer step.
-        for (int64_t i = 0; i < kSize; ++i) {
+        for (int64_t i = 0; i < kReplicaSize; ++i) {
           const float u = RandomStep(&random);
           theta[i] += u;
           updates[i] += u;
@@ -229,7 +229,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
         if (!up.empty()) parent_takes_first();
         break;
       case 4:  // Others contribute, and a version is published; the link may deliver it much later.
-        for (int64_t i = 0; i < kSize; ++i) parent[i] += RandomStep(&random);
+        for (int64_t i = 0; i < kReplicaSize; ++i) parent[i] += RandomStep(&random);
         down.push_back({parent, included});
         break;
       case 5:  // A version arrives; those before it were skipped.
@@ -252,7 +252,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
   while (!up.empty()) parent_takes_first();
   for (const auto& [refused, take_back] : refusals) undo(refused, take_back);
   send();
-  for (int64_t i = 0; i < kSize; ++i) parent[i] += up.front().c[i];
+  for (int64_t i = 0; i < kReplicaSize; ++i) parent[i] += up.front().c[i];
   rebase({parent, sequence});
   check_conservation();
   violations.at_the_end = LargestDifference(child->base(), parent);
@@ -265,12 +265,12 @@ class ReplicaProperty : public testing::TestWithParam<std::tuple<CodecKind, doub
 
 TEST_P(ReplicaProperty, ProgressIsConservedWhateverTheOrderOfMessages) {
   const auto [codec, mix] = GetParam();
-  const auto fragments = CutFragments(kSize, kFragmentBytes);
+  const auto fragments = CutFragments(kReplicaSize, kFragmentBytes);
   // Exact where nothing rounds: fp32 with mix 1. Otherwise a few hundred roundings of values below 64.
   const double tolerance = codec == CODEC_KIND_FP32 && mix == 1 ? 0 : 5e-4;
   int rebases = 0, refused = 0;
   for (uint64_t run = 0; run < 60; ++run) {
-    const uint64_t seed = DeriveSeed(kBaseSeed, CodecKind_Name(codec), run);
+    const uint64_t seed = DeriveSeed(kReplicaBaseSeed, CodecKind_Name(codec), run);
     SCOPED_TRACE(absl::StrCat("seed ", seed));
     const Violations violations = RunExchange(seed, mix, [&, codec = codec, mix = mix](absl::Span<float> theta) {
       return std::make_unique<RealChild>(theta, fragments, codec, mix);
@@ -296,14 +296,14 @@ INSTANTIATE_TEST_SUITE_P(CodecsAndMixes, ReplicaProperty,
                                           testing::Values(1.0, 0.25)));
 
 TEST(ReplicaPropertyControl, LeavingThePendingSumOutIsNoticed) {
-  const Violations violations = RunExchange(kBaseSeed, 1, [](absl::Span<float> theta) {
+  const Violations violations = RunExchange(kReplicaBaseSeed, 1, [](absl::Span<float> theta) {
     return std::make_unique<WrongChild>(theta, WrongChild::kLeavesPendingOut);
   });
   EXPECT_GT(violations.own_work, 0.5) << "the worker's own work in flight should be missing after a rebase";
 }
 
 TEST(ReplicaPropertyControl, DroppingWhatWasDoneInFlightIsNoticed) {
-  const Violations violations = RunExchange(kBaseSeed, 1, [](absl::Span<float> theta) {
+  const Violations violations = RunExchange(kReplicaBaseSeed, 1, [](absl::Span<float> theta) {
     return std::make_unique<WrongChild>(theta, WrongChild::kDropsProgress);
   });
   EXPECT_GT(violations.conservation, 0.5) << "progress should be lost";
@@ -351,7 +351,7 @@ struct Small {
 };
 
 TEST(ReplicaTest, AnyIncludedSequenceAndAnyParametersLeaveTheProgressAlone) {
-  Random random(kBaseSeed);
+  Random random(kReplicaBaseSeed);
   Small s;
   for (int i = 1; i <= 50; ++i) {
     s.theta[0] += RandomStep(&random);
@@ -511,13 +511,13 @@ TEST(ReplicaTest, MixCountsWhatIsInFlightAsPartOfThePublicParameters) {
 
 // Streaming: what is not sent now is sent when its turn comes, and nothing is lost or counted twice on the way.
 TEST(ReplicaParts, FragmentsTakeTurnsAndNothingIsLost) {
-  const auto fragments = CutFragments(kSize, kFragmentBytes);
+  const auto fragments = CutFragments(kReplicaSize, kFragmentBytes);
   ASSERT_EQ(fragments.size(), 3u);
-  std::vector<float> theta(kSize);
+  std::vector<float> theta(kReplicaSize);
   Replica::Options options;
   options.parts = 2;
   Replica replica(absl::MakeSpan(theta), fragments, options);
-  std::vector<float> parent(kSize);
+  std::vector<float> parent(kReplicaSize);
   for (int sequence = 1; sequence <= 10; ++sequence) {
     for (float& value : theta) value += 1;
     const auto payload = replica.Send(Sequence(sequence), {}, /*whole=*/sequence == 10);
@@ -527,24 +527,24 @@ TEST(ReplicaParts, FragmentsTakeTurnsAndNothingIsLost) {
           << "fragment " << f << " of contribution " << sequence;
     }
     const std::vector<float> sent = DecodeAll(**payload, fragments);
-    for (int64_t i = 0; i < kSize; ++i) parent[i] += sent[i];
+    for (int64_t i = 0; i < kReplicaSize; ++i) parent[i] += sent[i];
     // The answer to the last but one is what there is.
     ASSERT_TRUE(replica.Rebase(parent, Sequence(sequence)).ok());
     EXPECT_EQ(theta[0], sequence) << "the child keeps what it has not sent";
-    EXPECT_EQ(theta[kSize / 2], sequence);
+    EXPECT_EQ(theta[kReplicaSize / 2], sequence);
   }
-  EXPECT_EQ(parent, std::vector<float>(kSize, 10.0f)) << "and the last one brings all of it";
+  EXPECT_EQ(parent, std::vector<float>(kReplicaSize, 10.0f)) << "and the last one brings all of it";
 }
 
 TEST(ReplicaParts, MixIsAppliedToWhatTheContributionCarried) {
-  const auto fragments = CutFragments(kSize, kFragmentBytes);
-  std::vector<float> theta(kSize);
+  const auto fragments = CutFragments(kReplicaSize, kFragmentBytes);
+  std::vector<float> theta(kReplicaSize);
   Replica::Options options;
   options.parts = 3;
   options.mix = 0.5;
   Replica replica(absl::MakeSpan(theta), fragments, options);
   ASSERT_TRUE(replica.Send(Sequence(1)).ok());
-  ASSERT_TRUE(replica.Rebase(std::vector<float>(kSize, 8.0f), Sequence(1)).ok());
+  ASSERT_TRUE(replica.Rebase(std::vector<float>(kReplicaSize, 8.0f), Sequence(1)).ok());
   EXPECT_EQ(theta[fragments[0].begin], 0);
   EXPECT_EQ(theta[fragments[1].begin], 4) << "it was fragment 1's turn";
   EXPECT_EQ(theta[fragments[2].begin], 0);
@@ -585,19 +585,19 @@ TEST(ReplicaTest, WithAMixOfZeroAChildStaysApart) {
 class ReplicaDelivery : public testing::TestWithParam<CodecKind> {};
 
 TEST_P(ReplicaDelivery, ProgressMadeOnceIsSentInFullInTheEnd) {
-  Random random(DeriveSeed(kBaseSeed, "delivery"));
-  std::vector<float> theta(kSize, 0.0f);
-  std::vector<FragmentSpan> fragments = CutFragments(kSize, kFragmentBytes);
+  Random random(DeriveSeed(kReplicaBaseSeed, "delivery"));
+  std::vector<float> theta(kReplicaSize, 0.0f);
+  std::vector<FragmentSpan> fragments = CutFragments(kReplicaSize, kFragmentBytes);
   fragments[1].role = ParameterRole::kFeedForward;
   Replica replica(absl::MakeSpan(theta), fragments, {GetParam(), 1.0, PROGRESS_PARAMETERS});
   for (float& value : theta) value = static_cast<float>(random.Normal());
   const std::vector<float> progress = theta;
-  std::vector<float> parent(kSize, 0.0f);
+  std::vector<float> parent(kReplicaSize, 0.0f);
   for (int step = 1; step <= 200; ++step) {
     const auto payload = replica.Send(Sequence(step));
     ASSERT_TRUE(payload.ok());
     const std::vector<float> decoded = DecodeAll(**payload, fragments);
-    for (int64_t i = 0; i < kSize; ++i) parent[i] += decoded[i];
+    for (int64_t i = 0; i < kReplicaSize; ++i) parent[i] += decoded[i];
     ASSERT_TRUE(replica.Rebase(parent, Sequence(step)).ok());
   }
   EXPECT_LE(LargestDifference(parent, progress), 1e-5);
@@ -611,24 +611,24 @@ INSTANTIATE_TEST_SUITE_P(Codecs, ReplicaDelivery,
 class ReplicaGradient : public testing::TestWithParam<CodecKind> {};
 
 TEST_P(ReplicaGradient, WhatTheCodecLeavesOutComesLaterAndTheBaseStays) {
-  Random random(DeriveSeed(kBaseSeed, "gradient"));
-  std::vector<float> theta(kSize, 1.0f);
-  const auto fragments = CutFragments(kSize, kFragmentBytes);
+  Random random(DeriveSeed(kReplicaBaseSeed, "gradient"));
+  std::vector<float> theta(kReplicaSize, 1.0f);
+  const auto fragments = CutFragments(kReplicaSize, kFragmentBytes);
   Replica replica(absl::MakeSpan(theta), fragments, {GetParam(), 1.0, PROGRESS_GRADIENT});
   const auto codec = MakeCodec(GetParam(), FragmentSpan());
-  std::vector<double> made(kSize), sent(kSize);
+  std::vector<double> made(kReplicaSize), sent(kReplicaSize);
   for (int step = 1; step <= 100; ++step) {
-    std::vector<float> gradient(kSize);
+    std::vector<float> gradient(kReplicaSize);
     for (float& value : gradient) value = static_cast<float>(random.Normal());
     if (step % 10 == 0) {  // A refused gradient leaves no trace, wherever the bad value is.
       std::vector<float> bad = gradient;
-      bad[kSize - 1] = std::numeric_limits<float>::quiet_NaN();
+      bad[kReplicaSize - 1] = std::numeric_limits<float>::quiet_NaN();
       EXPECT_EQ(replica.Send(Sequence(step), bad).status().code(), absl::StatusCode::kInvalidArgument);
     }
     const auto payload = replica.Send(Sequence(step), gradient);
     ASSERT_TRUE(payload.ok());
     const std::vector<float> decoded = DecodeAll(**payload, fragments);
-    for (int64_t i = 0; i < kSize; ++i) {
+    for (int64_t i = 0; i < kReplicaSize; ++i) {
       made[i] += gradient[i];
       sent[i] += decoded[i];
       // The residual of one encoding and no more, however many steps there were; the sums are below 8, and with topk,
@@ -640,7 +640,7 @@ TEST_P(ReplicaGradient, WhatTheCodecLeavesOutComesLaterAndTheBaseStays) {
     EXPECT_EQ(replica.base()[0], 1.0f);
     EXPECT_EQ(theta[0], 1.0f);
   }
-  const std::vector<float> target(kSize, 7.0f);
+  const std::vector<float> target(kReplicaSize, 7.0f);
   ASSERT_TRUE(replica.Rebase(target, Sequence(99)).ok());
   EXPECT_EQ(theta, target) << "parameters do not hold a gradient, so nothing is pending in them";
   ASSERT_TRUE(replica.Drop(Sequence(100)).ok());

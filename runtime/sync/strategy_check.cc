@@ -11,9 +11,6 @@
 namespace wukong {
 namespace {
 
-// How `all` is kept in a message.
-constexpr int64_t kAll = 0;
-
 class Checker {
  public:
   explicit Checker(const Job& job)

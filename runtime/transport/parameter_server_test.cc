@@ -11,8 +11,6 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kValues = 1000;
-constexpr int64_t kFragmentBytes = 1024;
 constexpr int64_t kContributionBytes = kValues * 4;
 
 using ContributeMessages = std::vector<ContributeMessage>;

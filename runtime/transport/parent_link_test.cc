@@ -10,9 +10,6 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kValues = 1000;
-constexpr int64_t kFragmentBytes = 1024;  // Four fragments, the last of another size.
-
 std::vector<float> RandomValues(uint64_t seed, double scale = 1.0) {
   Random random(seed);
   std::vector<float> values(kValues);

@@ -10,8 +10,7 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kValues = 600;
-constexpr int64_t kFragmentBytes = 1024;
+constexpr int64_t kTreeValues = 600;
 constexpr int64_t kRounds = 8;
 constexpr int64_t kTokens = 10;  // Of one contribution.
 
@@ -19,7 +18,7 @@ class TreeTest : public ::testing::TestWithParam<CodecKind> {};
 
 struct Leaf {
   Leaf(const std::string& address, int64_t member, const std::vector<FragmentSpan>& fragments, CodecKind codec)
-      : child(address, member, fragments), theta(kValues), random(static_cast<uint64_t>(member)) {
+      : child(address, member, fragments), theta(kTreeValues), random(static_cast<uint64_t>(member)) {
     Replica::Options options;
     options.codec = codec;
     replica = std::make_unique<Replica>(absl::MakeSpan(theta), fragments, options);
@@ -32,7 +31,7 @@ struct Leaf {
     ASSERT_TRUE(status.ok()) << status;
   }
   void TrainAndSend(int64_t sequence, std::vector<double>* progress) {
-    for (int64_t i = 0; i < kValues; ++i) {
+    for (int64_t i = 0; i < kTreeValues; ++i) {
       const auto step = static_cast<float>(0.01 * random.Normal());
       theta[i] += step;
       (*progress)[i] += static_cast<double>(step);
@@ -54,9 +53,9 @@ struct Leaf {
 TEST_P(TreeTest, ProgressIsConserved) {
   const CodecKind codec = GetParam();
   // ---- the root
-  const ParameterServer::Options root_options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, codec));
+  const ParameterServer::Options root_options = TestNodeOptions(kTreeValues, kFragmentBytes, TestLevel(1, codec));
   Random random(17);
-  std::vector<float> initial(kValues);
+  std::vector<float> initial(kTreeValues);
   for (float& value : initial) value = static_cast<float>(random.Normal());
   TestNode root(root_options, initial);
   root.Serve();
@@ -83,7 +82,7 @@ TEST_P(TreeTest, ProgressIsConserved) {
   region.Serve();
 
   // ---- two leaves that train whatever is in flight
-  std::vector<double> progress(kValues, 0.0);
+  std::vector<double> progress(kTreeValues, 0.0);
   std::vector<std::unique_ptr<Leaf>> leaves;
   for (const int64_t member : {1, 2}) {
     leaves.push_back(std::make_unique<Leaf>(region.address(), member, root_options.fragments, codec));
@@ -119,7 +118,7 @@ TEST_P(TreeTest, ProgressIsConserved) {
   const std::vector<float> region_theta = region.Theta();
   const std::vector<float> public_root = up.Values();
   const std::vector<float> root_theta = root.Theta();
-  for (int64_t i = 0; i < kValues; ++i) {
+  for (int64_t i = 0; i < kTreeValues; ++i) {
     double left_out = 0;
     for (const auto& leaf : leaves) left_out += static_cast<double>(leaf->theta[i]) - leaf->replica->base()[i];
     const double kept_by_region = static_cast<double>(region_theta[i]) - public_root[i];
