@@ -151,7 +151,8 @@ class Simulation {
       result.samples_trained += worker->samples_trained();
       compute += worker->compute_seconds();
       wall += worker->wall_seconds();
-      for (const auto& [reason, seconds] : worker->waits().Seconds(world_.queue.Now())) result.waiting[reason] += seconds;
+      for (const auto& [reason, seconds] : worker->waits().Seconds(world_.queue.Now()))
+        result.waiting[reason] += seconds;
     }
     for (auto& [reason, share] : result.waiting) share = wall > 0 ? share / wall : 0;
     result.compute_share = wall > 0 ? compute / wall : 0;

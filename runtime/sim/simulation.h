@@ -27,11 +27,11 @@ struct SimulationResult {
   std::string parameters_sha256;
   int64_t samples_committed = 0;
   int64_t samples_trained = 0;
-  double goodput = 0;            // Committed over what workers could have made without faults in that time.
-  double compute_share = 0;      // Of the workers' time since the first step of each life.
+  double goodput = 0;                     // Committed over what workers could have made without faults in that time.
+  double compute_share = 0;               // Of the workers' time since the first step of each life.
   std::map<std::string, double> waiting;  // Shares of the same time, by what was waited for (wait_account.h).
-  double loss = 0;               // toy: of the final parameters.
-  absl::Duration longest_pause;  // Between merges at the root.
+  double loss = 0;                        // toy: of the final parameters.
+  absl::Duration longest_pause;           // Between merges at the root.
   int64_t versions = 0;
   int64_t deaths = 0;
   std::map<int64_t, int64_t> staleness;            // Of merges at the root: versions -> contributions.
