@@ -24,7 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::StartsWith;
 
-constexpr char kJob[] = R"(name: tiny
+constexpr char kWithFiles[] = R"(name: tiny
 model:
   layers: 2
   heads: 2
@@ -92,78 +92,79 @@ class JobCheckTest : public testing::Test {
   const std::string path_;
 };
 
-std::string With(absl::string_view what, absl::string_view by) {
-  EXPECT_THAT(std::string(kJob), HasSubstr(std::string(what)));
-  return absl::StrReplaceAll(kJob, {{what, by}});
+std::string Changed(absl::string_view what, absl::string_view by) {
+  EXPECT_THAT(std::string(kWithFiles), HasSubstr(std::string(what)));
+  return absl::StrReplaceAll(kWithFiles, {{what, by}});
 }
 
-std::string Plus(absl::string_view more) { return absl::StrCat(kJob, more); }
+std::string Extended(absl::string_view more) { return absl::StrCat(kWithFiles, more); }
 
-TEST_F(JobCheckTest, AGoodJobPasses) { EXPECT_EQ(Check(kJob).message(), ""); }
+TEST_F(JobCheckTest, AGoodJobPasses) { EXPECT_EQ(Check(kWithFiles).message(), ""); }
 
 TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
   const std::pair<std::string, std::string> table[] = {
-      {With("name: tiny", "name: 'a b'"),
+      {Changed("name: tiny", "name: 'a b'"),
        "FILE:1: name: not a name (expected at most 100 letters, digits, '-', '_' and"},
-      {With("name: tiny", "name: ../up"), "FILE:1: name: not a name"},
-      {With("  layers: 2\n", ""),
+      {Changed("name: tiny", "name: ../up"), "FILE:1: name: not a name"},
+      {Changed("  layers: 2\n", ""),
        "FILE:2: model.layers: is missing (expected layers, heads and width for the built-in"},
-      {With("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: train.bin\n  layers: 2\n"),
+      {Changed("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: train.bin\n  layers: 2\n"),
        "FILE:4: model.layers: the built-in GPT and torchscript exclude each other (expected no layers beside"},
-      {With("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: m.pt\n"),
+      {Changed("  layers: 2\n  heads: 2\n  width: 8\n", "  torchscript: m.pt\n"),
        "FILE:3: model.torchscript: no such file (expected a TorchScript module, got DIR/m.pt)"},
-      {With("  width: 8", "  width: 9"),
+      {Changed("  width: 8", "  width: 9"),
        "FILE:5: model.width: not divisible by model.heads (expected a multiple of 2, got 9)"},
-      {Plus("optimizer: {learning_rate: 1}\n"),
+      {Extended("optimizer: {learning_rate: 1}\n"),
        "FILE:18: optimizer.learning_rate: AdamW diverges at once (expected at most 0.1, usually 1e-4 to 1e-2, got 1)"},
-      {Plus("optimizer: {kind: muon, matrix_learning_rate: 1}\n"),
+      {Extended("optimizer: {kind: muon, matrix_learning_rate: 1}\n"),
        "FILE:18: optimizer.matrix_learning_rate: Muon diverges at once (expected at most 0.1, usually 1e-4 to 1e-2, "
        "got "
        "1)"},
-      {Plus("optimizer:\n  kind: sgd\n  beta1: 0.9\n"),
+      {Extended("optimizer:\n  kind: sgd\n  beta1: 0.9\n"),
        "FILE:20: optimizer.beta1: sgd has no moments of AdamW (expected momentum, or kind: adamw or muon, got 0.9)"},
-      {Plus("optimizer:\n  momentum: 0.9\n"),
+      {Extended("optimizer:\n  momentum: 0.9\n"),
        "FILE:19: optimizer.momentum: the momentum of adamw is beta1 (expected beta1, or kind: sgd or muon, got 0.9)"},
-      {Plus("optimizer:\n  kind: sgd\n  matrix_learning_rate: 0.01\n"),
+      {Extended("optimizer:\n  kind: sgd\n  matrix_learning_rate: 0.01\n"),
        "FILE:20: optimizer.matrix_learning_rate: only muon treats matrices apart (expected learning_rate, or kind: "
        "muon, "
        "got 0.01)"},
-      {Plus("optimizer: {warmup_tokens: 1M}\n"),
+      {Extended("optimizer: {warmup_tokens: 1M}\n"),
        "FILE:18: optimizer.warmup_tokens: warm-up would not end (expected fewer than stop.tokens, 1000000, got "
        "1000000)"},
-      {With("name: shenzhen", "name: beijing"),
+      {Changed("name: shenzhen", "name: beijing"),
        "FILE:14: regions[1].name: region beijing is named twice (expected different names, but regions[0] has the "
        "same)"},
-      {With("name: shenzhen", "name: shen_zhen"),
+      {Changed("name: shenzhen", "name: shen_zhen"),
        "FILE:14: regions[1].name: not a region's name (expected at most 63 letters, digits and '-', got "
        "\"shen_zhen\")"},
-      {With("name: shenzhen\n    workers: 1", "name: shenzhen\n    workers: 3\n    speed: [1, 1]"),
+      {Changed("name: shenzhen\n    workers: 1", "name: shenzhen\n    workers: 3\n    speed: [1, 1]"),
        "FILE:16: regions[1].speed: wrong number of speeds (expected 1 or 3, one per worker, got 2)"},
-      {With("    workers: 1", "    workers: 1\n    device: gpu"),
+      {Changed("    workers: 1", "    workers: 1\n    device: gpu"),
        "FILE:16: regions[1].device: unknown device (expected cpu, cuda or cuda:N, got \"gpu\")"},
-      {With("    workers: 1", "    workers: 1\n    device: 'cuda:-1'"), "FILE:16: regions[1].device: unknown device"},
-      {With("    workers: 1", "    workers: 1\n    device: 'cuda:'"), "FILE:16: regions[1].device: unknown device"},
-      {Plus("wan:\n  links:\n    - region: bejing\n"),
+      {Changed("    workers: 1", "    workers: 1\n    device: 'cuda:-1'"),
+       "FILE:16: regions[1].device: unknown device"},
+      {Changed("    workers: 1", "    workers: 1\n    device: 'cuda:'"), "FILE:16: regions[1].device: unknown device"},
+      {Extended("wan:\n  links:\n    - region: bejing\n"),
        "FILE:20: wan.links[0].region: unknown region; did you mean beijing? (expected beijing or shenzhen, got "
        "\"bejing\")"},
-      {Plus("wan:\n  links:\n    - {region: beijing, direction: up}\n    - {region: beijing, direction: up}\n"),
+      {Extended("wan:\n  links:\n    - {region: beijing, direction: up}\n    - {region: beijing, direction: up}\n"),
        "FILE:21: wan.links[1].region: the link of beijing is given twice"},
-      {Plus("limits: {fragment_bytes: 1025}\n"),
+      {Extended("limits: {fragment_bytes: 1025}\n"),
        "FILE:18: limits.fragment_bytes: cuts a value (expected a multiple of 4, got 1025)"},
-      {Plus("limits: {heartbeat: 10s}\n"),
+      {Extended("limits: {heartbeat: 10s}\n"),
        "FILE:18: limits.lease: one late heartbeat would end it (expected at least twice"},
-      {Plus("strategy:\n  root:\n    quorum: 3\n"),
+      {Extended("strategy:\n  root:\n    quorum: 3\n"),
        "FILE:20: strategy.root.quorum: can never be reached (expected at most the job's 2 regions or `all`, got 3)"},
-      {Plus("strategy: {preset: ddp, inner_steps: 2}\n"),
+      {Extended("strategy: {preset: ddp, inner_steps: 2}\n"),
        "FILE:18: strategy.inner_steps: gradients are averaged at every step (expected 1 with progress: gradient, got "
        "2)"},
-      {With("  train: train.bin\n", "  directory: d\n  train: train.bin\n"),
+      {Changed("  train: train.bin\n", "  directory: d\n  train: train.bin\n"),
        "FILE:10: data.train: given beside data.directory (expected data.directory, or data.train with"},
-      {With("  train: train.bin\n", ""),
+      {Changed("  train: train.bin\n", ""),
        "FILE:8: data.train: is missing (expected a token file beside data.validation)"},
-      {With("  validation: validation.bin\n", ""),
+      {Changed("  validation: validation.bin\n", ""),
        "FILE:8: data.validation: is missing (expected a token file beside data.train)"},
-      {With("  train: train.bin\n  validation: validation.bin\n", "  range_steps: 3\n"),
+      {Changed("  train: train.bin\n  validation: validation.bin\n", "  range_steps: 3\n"),
        "FILE:8: data: has no tokens (expected data.directory, or data.train with data.validation)"},
   };
   for (const auto& [text, error] : table) {
@@ -177,44 +178,44 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
 TEST_F(JobCheckTest, EveryKindOfOptimizerPassesAlsoAsItIsResolved) {
   for (const char* kind : {"adamw", "sgd", "muon"}) {
     const std::string override = absl::StrCat("optimizer.kind=", kind);
-    EXPECT_EQ(Check(kJob, {override}).message(), "") << kind;
-    Write("job.yaml", kJob);
+    EXPECT_EQ(Check(kWithFiles, {override}).message(), "") << kind;
+    Write("job.yaml", kWithFiles);
     const absl::StatusOr<JobSource> source = LoadJobFile(path_, {override});
     ASSERT_TRUE(source.ok()) << source.status();
     EXPECT_EQ(Check(ResolvedYaml(source->job)).message(), "") << kind << ": defaults are no choices of the user";
   }
-  EXPECT_EQ(Check(kJob, {"optimizer.kind=sgd", "optimizer.learning_rate=0.5"}).message(), "") << "usual for SGD";
+  EXPECT_EQ(Check(kWithFiles, {"optimizer.kind=sgd", "optimizer.learning_rate=0.5"}).message(), "") << "usual for SGD";
 }
 
 TEST_F(JobCheckTest, AnOverrideIsNamedInPlaceOfALine) {
-  EXPECT_THAT(Errors(kJob, {"model.width=9"})[0], StartsWith("--set model.width=9: model.width: not divisible"));
-  EXPECT_THAT(Errors(kJob, {"strategy={root: {quorum: 9}}"})[0],
+  EXPECT_THAT(Errors(kWithFiles, {"model.width=9"})[0], StartsWith("--set model.width=9: model.width: not divisible"));
+  EXPECT_THAT(Errors(kWithFiles, {"strategy={root: {quorum: 9}}"})[0],
               StartsWith("--set strategy={root: {quorum: 9}}: strategy.root.quorum: can never"));
 }
 
 TEST_F(JobCheckTest, AllErrorsAreReported) {
-  EXPECT_EQ(Errors(kJob, {"model.width=9", "regions.1.name=beijing", "optimizer.learning_rate=5"}).size(), 3u);
+  EXPECT_EQ(Errors(kWithFiles, {"model.width=9", "regions.1.name=beijing", "optimizer.learning_rate=5"}).size(), 3u);
 }
 
 TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
   const std::vector<std::string> large = {"model.width=512", "model.layers=4", "limits.in_flight_bytes=13MB"};
-  EXPECT_EQ(Check(kJob, large).message(), "") << "as int8";
+  EXPECT_EQ(Check(kWithFiles, large).message(), "") << "as int8";
   std::vector<std::string> larger = large;
   larger.push_back("strategy.root.codec_up=fp32");
   EXPECT_THAT(
-      Errors(kJob, larger)[0],
+      Errors(kWithFiles, larger)[0],
       StartsWith("--set limits.in_flight_bytes=13MB: limits.in_flight_bytes: too small to hold one contribution of "
                  "12749824 parameters (expected at least 50999296 bytes, got 13000000)"));
 }
 
 TEST_F(JobCheckTest, EveryPartHasAFragment) {
   const std::vector<std::string> few = {"model.width=64", "model.layers=2", "strategy.preset=streaming_diloco"};
-  EXPECT_THAT(Errors(kJob, few)[0],
+  EXPECT_THAT(Errors(kWithFiles, few)[0],
               HasSubstr("strategy.parts: there are fewer fragments than that (expected at most 1, or "
                         "a smaller limits.fragment_bytes than 1048576, got 4)"));
   std::vector<std::string> enough = few;
   enough.push_back("limits.fragment_bytes=64KiB");
-  EXPECT_EQ(Check(kJob, enough).message(), "");
+  EXPECT_EQ(Check(kWithFiles, enough).message(), "");
 }
 
 TEST_F(JobCheckTest, TheBytesOfAContributionAreThoseOfItsFragments) {
@@ -240,38 +241,39 @@ TEST_F(JobCheckTest, TheBytesOfAContributionAreThoseOfItsFragments) {
 }
 
 TEST_F(JobCheckTest, ATrialMayEndBeforeItsWarmUp) {
-  EXPECT_EQ(Check(Plus("optimizer: {warmup_tokens: 100k}\n"), {"stop.tokens=10k"}).message(), "");
+  EXPECT_EQ(Check(Extended("optimizer: {warmup_tokens: 100k}\n"), {"stop.tokens=10k"}).message(), "");
 }
 
 TEST_F(JobCheckTest, BadTokenFilesAreNamed) {
   Write("train.bin", Tokens(1000, 256) + "x");
-  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin"), HasSubstr("odd")));
+  EXPECT_THAT(Errors(kWithFiles)[0],
+              AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin"), HasSubstr("odd")));
 
   Write("train.bin", Tokens(1000, 300));
-  EXPECT_THAT(Errors(kJob)[0],
+  EXPECT_THAT(Errors(kWithFiles)[0],
               AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("token 256 at position 256"), HasSubstr("256")));
 
   Write("train.bin", Tokens(16, 256));
-  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("16")));
+  EXPECT_THAT(Errors(kWithFiles)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("16")));
 
   Write("train.bin", "");
-  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin")));
+  EXPECT_THAT(Errors(kWithFiles)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin")));
 
   Write("train.bin", Tokens(1000, 256));
   std::filesystem::remove(folder_ + "/validation.bin");
-  EXPECT_THAT(Errors(kJob)[0], AllOf(StartsWith("FILE:10: data.validation: "), HasSubstr("DIR/validation.bin"),
-                                     HasSubstr("No such file")));
+  EXPECT_THAT(Errors(kWithFiles)[0], AllOf(StartsWith("FILE:10: data.validation: "), HasSubstr("DIR/validation.bin"),
+                                           HasSubstr("No such file")));
 }
 
 TEST_F(JobCheckTest, DataIsNotReadWhenNotAskedFor) {
   std::filesystem::remove(folder_ + "/train.bin");
   CheckOptions options;
   options.check_data = false;
-  EXPECT_TRUE(Check(kJob, {}, options).ok());
+  EXPECT_TRUE(Check(kWithFiles, {}, options).ok());
 }
 
 TEST_F(JobCheckTest, ADirectoryIsFoundThroughItsManifest) {
-  const std::string job = With("  train: train.bin\n  validation: validation.bin\n", "  directory: .\n");
+  const std::string job = Changed("  train: train.bin\n  validation: validation.bin\n", "  directory: .\n");
   EXPECT_THAT(Errors(job)[0], AllOf(StartsWith("FILE:9: data.directory: "), HasSubstr("DIR")));
 
   DataManifest manifest;
@@ -292,10 +294,10 @@ TEST_F(JobCheckTest, ADirectoryIsFoundThroughItsManifest) {
 
 TEST_F(JobCheckTest, ADeviceThatIsNotThereIsNotTheFilesFault) {
   CheckOptions options;
-  EXPECT_TRUE(Check(kJob, {"regions.0.device=cuda:999"}, options).ok()) << "it may be on another machine";
+  EXPECT_TRUE(Check(kWithFiles, {"regions.0.device=cuda:999"}, options).ok()) << "it may be on another machine";
   options.check_device = true;
-  EXPECT_TRUE(Check(kJob, {}, options).ok());
-  const absl::Status status = Check(kJob, {"regions.0.device=cuda:999"}, options);
+  EXPECT_TRUE(Check(kWithFiles, {}, options).ok());
+  const absl::Status status = Check(kWithFiles, {"regions.0.device=cuda:999"}, options);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(
       std::string(status.message()),

@@ -354,19 +354,19 @@ void AddMemory(const PlanInput& input, Plan* plan) {
 }
 
 // What a changed job comes to.
-struct Outcome {
+struct Forecast {
   double share = 0;
   bool enough = false;  // The share that is wanted, and links that take contributions as often as they are made.
 };
 
-Outcome OutcomeOf(const PlanInput& input) {
+Forecast ForecastOf(const PlanInput& input) {
   const Plan plan = Planner(input).Run();
-  Outcome outcome;
-  outcome.share = plan.compute_share;
-  outcome.enough = plan.compute_share >= kPlanShareWanted &&
-                   std::none_of(plan.regions.begin(), plan.regions.end(),
-                                [](const RegionPlan& region) { return region.link_limits; });
-  return outcome;
+  Forecast forecast;
+  forecast.share = plan.compute_share;
+  forecast.enough = plan.compute_share >= kPlanShareWanted &&
+                    std::none_of(plan.regions.begin(), plan.regions.end(),
+                                 [](const RegionPlan& region) { return region.link_limits; });
+  return forecast;
 }
 
 // A field's value as a person writes it.
@@ -379,14 +379,14 @@ Remedy StepsRemedy(const PlanInput& given) {
   Remedy remedy;
   remedy.key = "strategy.inner_steps";
   if (given.job.strategy().progress() == PROGRESS_GRADIENT) {
-    remedy.share = OutcomeOf(given).share;
+    remedy.share = ForecastOf(given).share;
     remedy.reason = "it must be 1 with progress: gradient";
     return remedy;
   }
   PlanInput input = given;
   const auto with = [&](int32_t steps) {
     input.job.mutable_strategy()->set_inner_steps(steps);
-    return OutcomeOf(input);
+    return ForecastOf(input);
   };
   remedy.share = with(kStepsMax).share;
   if (!with(kStepsMax).enough) {
@@ -411,7 +411,7 @@ Remedy BandwidthRemedy(const PlanInput& given) {
   for (WanLink& link : *input.job.mutable_wan()->mutable_links()) link.clear_bandwidth_bps();
   const auto with = [&](int64_t bits) {
     input.job.mutable_wan()->set_bandwidth_bps(bits);
-    return OutcomeOf(input);
+    return ForecastOf(input);
   };
   remedy.share = with(0).share;  // Unlimited.
   if (!with(0).enough) {
@@ -444,7 +444,7 @@ Remedy BandwidthRemedy(const PlanInput& given) {
 Remedy CodecRemedy(const PlanInput& given) {
   Remedy remedy;
   remedy.key = "strategy.root.codec_up and codec_down";
-  remedy.share = OutcomeOf(given).share;
+  remedy.share = ForecastOf(given).share;
   remedy.reason = "no codec is enough";
   int64_t most = -1;
   const google::protobuf::EnumDescriptor* kinds = CodecKind_descriptor();
@@ -455,14 +455,14 @@ Remedy CodecRemedy(const PlanInput& given) {
     input.job.mutable_strategy()->mutable_root()->set_codec_up(kind);
     input.job.mutable_strategy()->mutable_root()->set_codec_down(kind);
     if (!FindStrategyProblems(input.job).empty()) continue;
-    const Outcome outcome = OutcomeOf(input);
+    const Forecast forecast = ForecastOf(input);
     const int64_t bytes = VectorBytes(given.job, given.parameters, kind);
-    if (!outcome.enough) {
-      if (!remedy.possible) remedy.share = std::max(remedy.share, outcome.share);
+    if (!forecast.enough) {
+      if (!remedy.possible) remedy.share = std::max(remedy.share, forecast.share);
     } else if (bytes > most) {
       most = bytes;
       remedy.possible = true;
-      remedy.share = outcome.share;
+      remedy.share = forecast.share;
       remedy.value = JobFileValue(input.job.strategy().root(), "codec_up");
       remedy.reason.clear();
     }

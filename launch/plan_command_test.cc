@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "launch/command_testing.h"
 #include "nlohmann/json.hpp"
 
 namespace wukong {
@@ -17,45 +18,34 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
+struct PlanOutcome : CommandOutcome {
   int measured = 0;
 };
 
-std::string Example() { return absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/three-regions.yaml"); }
-
-Outcome RunPlan(std::vector<std::string> arguments) {
-  Outcome outcome;
-  CLI::App app("wukong");
-  std::function<int()> action;
-  AddPlanCommand(
-      app,
-      [&](const Job&) {
-        ++outcome.measured;
-        return absl::Milliseconds(125);
-      },
-      &action);
+PlanOutcome RunPlan(std::vector<std::string> arguments) {
+  PlanOutcome outcome;
+  const auto add = [&](CLI::App& app, std::function<int()>* action) {
+    AddPlanCommand(
+        app,
+        [&](const Job&) {
+          ++outcome.measured;
+          return absl::Milliseconds(125);
+        },
+        action);
+  };
   arguments.insert(arguments.begin(), "plan");
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // CLI11 wants it so.
-  app.parse(reversed);
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  outcome.exit_code = action();
-  outcome.out = testing::internal::GetCapturedStdout();
-  outcome.err = testing::internal::GetCapturedStderr();
+  static_cast<CommandOutcome&>(outcome) = RunCommand(add, arguments);
   return outcome;
 }
 
 TEST(PlanCommandTest, PrintsTablesForPeople) {
-  const Outcome outcome = RunPlan({Example(), "--step-time", "250ms", "--set", "strategy.preset=ddp"});
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--step-time", "250ms", "--set", "strategy.preset=ddp"});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_EQ(outcome.err, "");
   EXPECT_THAT(
       outcome.out,
       AllOf(
-          StartsWith(Example() + ": "), HasSubstr("1.239e+06 parameters, 1024 tokens per worker and step"),
+          StartsWith(ThreeRegions() + ": "), HasSubstr("1.239e+06 parameters, 1024 tokens per worker and step"),
           HasSubstr("step           250 ms (as given)"), HasSubstr("computing      21.0% of the workers' time"),
           HasSubstr("beijing up"), HasSubstr("guizhou down"), HasSubstr("4.96 MB"), HasSubstr("12.5 MB/s"),
           HasSubstr("coordinator"), HasSubstr("for 98.0% computing, and links that keep up, each alone:"),
@@ -63,8 +53,8 @@ TEST(PlanCommandTest, PrintsTablesForPeople) {
 }
 
 TEST(PlanCommandTest, JsonHasTheSameFigures) {
-  const Outcome outcome = RunPlan({Example(), "--json", "--tokens-per-second", "4096", "--set", "strategy.preset=ddp",
-                                   "--step-time", "guizhou=1s"});
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--json", "--tokens-per-second", "4096", "--set",
+                                       "strategy.preset=ddp", "--step-time", "guizhou=1s"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto json = nlohmann::json::parse(outcome.out);
   EXPECT_EQ(json["ok"], true);
@@ -79,35 +69,35 @@ TEST(PlanCommandTest, JsonHasTheSameFigures) {
 }
 
 TEST(PlanCommandTest, MeasuresASmallModelWhereNobodySaysHowFastItIs) {
-  const Outcome outcome = RunPlan({Example(), "--json"});
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--json"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_EQ(outcome.measured, 1);
   EXPECT_THAT(outcome.err, HasSubstr("measuring a step"));
   const auto json = nlohmann::json::parse(outcome.out);
   EXPECT_EQ(json["step_seconds"], 0.125);
   EXPECT_EQ(json["step_seconds_from"], "measured on this machine");
-  EXPECT_EQ(RunPlan({Example(), "--step-time", "1s"}).measured, 0);
+  EXPECT_EQ(RunPlan({ThreeRegions(), "--step-time", "1s"}).measured, 0);
 }
 
 TEST(PlanCommandTest, PlansForAModelThatCannotBeBuilt) {
-  const Outcome outcome = RunPlan({Example(), "--json", "--parameters", "1T", "--step-time", "1min", "--set",
-                                   "wan.bandwidth=100Gbit", "--set", "model.width=7"});
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--json", "--parameters", "1T", "--step-time", "1min", "--set",
+                                       "wan.bandwidth=100Gbit", "--set", "model.width=7"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto json = nlohmann::json::parse(outcome.out);
   EXPECT_EQ(json["parameters"], 1'000'000'000'000);
   EXPECT_EQ(json["regions"][0]["up"]["bytes"], 1'015'625'000'000);
   for (const auto& [text, parameters] : std::vector<std::pair<std::string, int64_t>>{
            {"7B", 7'000'000'000}, {"1.5B", 1'500'000'000}, {"124M", 124'000'000}, {"0.5T", 500'000'000'000}}) {
-    const Outcome other = RunPlan({Example(), "--json", "--parameters", text, "--step-time", "1s"});
+    const PlanOutcome other = RunPlan({ThreeRegions(), "--json", "--parameters", text, "--step-time", "1s"});
     ASSERT_EQ(other.exit_code, 0) << other.err;
     EXPECT_EQ(nlohmann::json::parse(other.out)["parameters"], parameters);
   }
 }
 
 TEST(PlanCommandTest, ASyntheticModelSaysItsOwnStep) {
-  const Outcome outcome = RunPlan({Example(), "--json", "--set",
-                                   "model={context: 1, vocabulary: 2, synthetic: counter, size: 100, step: 2s}",
-                                   "--set", "data={range_steps: 4}"});
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--json", "--set",
+                                       "model={context: 1, vocabulary: 2, synthetic: counter, size: 100, step: 2s}",
+                                       "--set", "data={range_steps: 4}"});
   ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_EQ(nlohmann::json::parse(outcome.out)["step_seconds"], 2.0);
   EXPECT_EQ(outcome.measured, 0);
@@ -116,30 +106,32 @@ TEST(PlanCommandTest, ASyntheticModelSaysItsOwnStep) {
 TEST(PlanCommandTest, SaysWhatIsWrongAndWhatToDo) {
   const std::pair<std::vector<std::string>, const char*> table[] = {
       {{"/nonexistent.yaml"}, "/nonexistent.yaml"},
-      {{Example(), "--set", "model.width=129"}, "--set model.width=129: model.width: not divisible"},
-      {{Example(), "--step-time", "5"}, "plan: --step-time: a unit is missing (expected a duration"},
-      {{Example(), "--step-time", "0s"}, "plan: --step-time: a step takes time (expected more than 0, got \"0s\")"},
-      {{Example(), "--step-time", "1s", "--step-time", "2s"}, "given twice for all regions"},
-      {{Example(), "--step-time", "1s", "--step-time", "bejing=2s"},
+      {{ThreeRegions(), "--set", "model.width=129"}, "--set model.width=129: model.width: not divisible"},
+      {{ThreeRegions(), "--step-time", "5"}, "plan: --step-time: a unit is missing (expected a duration"},
+      {{ThreeRegions(), "--step-time", "0s"},
+       "plan: --step-time: a step takes time (expected more than 0, got \"0s\")"},
+      {{ThreeRegions(), "--step-time", "1s", "--step-time", "2s"}, "given twice for all regions"},
+      {{ThreeRegions(), "--step-time", "1s", "--step-time", "bejing=2s"},
        "plan: --step-time: unknown region; did you mean beijing? (expected beijing, shenzhen or guizhou, got "
        "\"bejing\")"},
-      {{Example(), "--step-time", "beijing=1s", "--step-time", "beijing=2s"}, "given twice for beijing"},
-      {{Example(), "--step-time", "1s", "--tokens-per-second", "5"}, "given beside --step-time"},
-      {{Example(), "--tokens-per-second", "-5"},
+      {{ThreeRegions(), "--step-time", "beijing=1s", "--step-time", "beijing=2s"}, "given twice for beijing"},
+      {{ThreeRegions(), "--step-time", "1s", "--tokens-per-second", "5"}, "given beside --step-time"},
+      {{ThreeRegions(), "--tokens-per-second", "-5"},
        "plan: --tokens-per-second: expected more than 0, of one worker, got -5"},
-      {{Example(), "--step-time", "1s", "--step-jitter", "200%"}, "plan: --step-jitter: too large"},
-      {{Example(), "--parameters", "0", "--step-time", "1s"}, "plan: --parameters: not a number of parameters"},
-      {{Example(), "--parameters", "xT", "--step-time", "1s"}, "got \"xT\""},
-      {{Example(), "--parameters", "2000T", "--step-time", "1s"}, "expected 1 to 1000T"},
-      {{Example(), "--parameters", "nanT", "--step-time", "1s"}, "got \"nanT\""},
-      {{Example(), "--parameters", "1B"}, "cannot be measured; give --step-time, or --tokens-per-second of one worker"},
-      {{Example(), "--set", "model.width=2048", "--set", "limits.in_flight_bytes=2GB"},
+      {{ThreeRegions(), "--step-time", "1s", "--step-jitter", "200%"}, "plan: --step-jitter: too large"},
+      {{ThreeRegions(), "--parameters", "0", "--step-time", "1s"}, "plan: --parameters: not a number of parameters"},
+      {{ThreeRegions(), "--parameters", "xT", "--step-time", "1s"}, "got \"xT\""},
+      {{ThreeRegions(), "--parameters", "2000T", "--step-time", "1s"}, "expected 1 to 1000T"},
+      {{ThreeRegions(), "--parameters", "nanT", "--step-time", "1s"}, "got \"nanT\""},
+      {{ThreeRegions(), "--parameters", "1B"},
+       "cannot be measured; give --step-time, or --tokens-per-second of one worker"},
+      {{ThreeRegions(), "--set", "model.width=2048", "--set", "limits.in_flight_bytes=2GB"},
        "parameters is not measured (expected at most 50000000); give --step-time"},
-      {{Example(), "--set", "model={context: 1, vocabulary: 2, torchscript: x.pt}", "--step-time", "1s"},
+      {{ThreeRegions(), "--set", "model={context: 1, vocabulary: 2, torchscript: x.pt}", "--step-time", "1s"},
        "model.torchscript: its size is not known without running it; give --parameters"},
   };
   for (const auto& [arguments, text] : table) {
-    const Outcome outcome = RunPlan(arguments);
+    const PlanOutcome outcome = RunPlan(arguments);
     EXPECT_EQ(outcome.exit_code, 2) << text;
     EXPECT_EQ(outcome.out, "") << text;
     EXPECT_THAT(outcome.err, AllOf(StartsWith("wukong: error: "), HasSubstr(text)));

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "launch/command_testing.h"
 #include "launch/job_file.h"
 #include "runtime/base/random.h"
 #include "runtime/codec/codec.h"
@@ -33,8 +34,7 @@ constexpr int64_t kTokens = 1024;                           // Per worker and st
 // Three regions of two workers, 150 ms and 100 Mbit/s away without jitter; a step takes 250 ms.
 PlanInput Example(std::vector<std::string> settings = {}) {
   settings.insert(settings.begin(), {"wan.jitter=0ms"});
-  const absl::StatusOr<JobSource> source =
-      LoadJobFile(absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/three-regions.yaml"), settings);
+  const absl::StatusOr<JobSource> source = LoadJobFile(ThreeRegions(), settings);
   EXPECT_TRUE(source.ok()) << source.status();
   PlanInput input;
   input.job = source->job;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "launch/command_testing.h"
 #include "launch/job_file.h"
 #include "nlohmann/json.hpp"
 
@@ -19,69 +20,51 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-std::string Example() { return absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/three-regions.yaml"); }
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-Outcome Validate(std::vector<std::string> arguments) {
-  CLI::App app("wukong");
-  std::function<int()> action;
-  AddValidateCommand(app, &action);
+CommandOutcome Validate(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), "validate");
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // CLI11 wants it so.
-  app.parse(reversed);
-  Outcome outcome;
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  outcome.exit_code = action();
-  outcome.out = testing::internal::GetCapturedStdout();
-  outcome.err = testing::internal::GetCapturedStderr();
-  return outcome;
+  return RunCommand(AddValidateCommand, arguments);
 }
 
 TEST(ValidateCommandTest, AGoodJobIsSummedUp) {
-  const Outcome outcome = Validate({Example(), "--no-data"});
+  const CommandOutcome outcome = Validate({ThreeRegions(), "--no-data"});
   EXPECT_EQ(outcome.exit_code, 0);
   EXPECT_EQ(outcome.err, "");
-  EXPECT_THAT(outcome.out, AllOf(StartsWith(Example() + ": ok\n"), HasSubstr("1,239,040 parameters"),
+  EXPECT_THAT(outcome.out, AllOf(StartsWith(ThreeRegions() + ": ok\n"), HasSubstr("1,239,040 parameters"),
                                  HasSubstr("beijing x 2, shenzhen x 2, guizhou x 2 (6 workers)"),
                                  HasSubstr("3,000,000, 1,024 per worker and step"), HasSubstr("async, 16 steps"),
                                  HasSubstr("rtt 150ms, jitter 10ms, bandwidth 100Mbit, loss 0")));
 }
 
 TEST(ValidateCommandTest, SetIsRepeatedAndLeavesTheJobItsPlace) {
-  const Outcome outcome = Validate(
-      {"--set", "strategy.preset=ddp", "--set", "wan.rtt=0ms", "--no-data", Example(), "--set", "stop.tokens=4k"});
+  const CommandOutcome outcome = Validate(
+      {"--set", "strategy.preset=ddp", "--set", "wan.rtt=0ms", "--no-data", ThreeRegions(), "--set", "stop.tokens=4k"});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
   EXPECT_THAT(outcome.out, AllOf(HasSubstr("tokens    4,000,"), HasSubstr("ddp, 1 step per"), HasSubstr("rtt 0s")));
 }
 
 TEST(ValidateCommandTest, ABadJobIsExitCodeTwo) {
-  const Outcome outcome = Validate({Example(), "--no-data", "--set", "wan.rtt=5"});
+  const CommandOutcome outcome = Validate({ThreeRegions(), "--no-data", "--set", "wan.rtt=5"});
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_EQ(outcome.out, "");
   EXPECT_THAT(outcome.err, StartsWith("wukong: error: --set wan.rtt=5: wan.rtt: a unit is missing"));
-  EXPECT_EQ(Validate({Example(), "--no-data", "--set", "model.width=130"}).exit_code, 2);
+  EXPECT_EQ(Validate({ThreeRegions(), "--no-data", "--set", "model.width=130"}).exit_code, 2);
   EXPECT_EQ(Validate({"/nonexistent/job.yaml"}).exit_code, 2);
   EXPECT_EQ(Validate({}).exit_code, 2);
 }
 
 TEST(ValidateCommandTest, AMissingDeviceIsExitCodeThree) {
-  EXPECT_EQ(Validate({Example(), "--no-data", "--device", "--set", "regions.0.device=cuda:999"}).exit_code, 3);
-  EXPECT_EQ(Validate({Example(), "--no-data", "--device"}).exit_code, 0);
+  EXPECT_EQ(Validate({ThreeRegions(), "--no-data", "--device", "--set", "regions.0.device=cuda:999"}).exit_code, 3);
+  EXPECT_EQ(Validate({ThreeRegions(), "--no-data", "--device"}).exit_code, 0);
 }
 
 TEST(ValidateCommandTest, JsonIsForPrograms) {
-  const auto good = nlohmann::json::parse(Validate({Example(), "--no-data", "--json"}).out);
+  const auto good = nlohmann::json::parse(Validate({ThreeRegions(), "--no-data", "--json"}).out);
   EXPECT_EQ(good["ok"], true);
   EXPECT_EQ(good["workers"], 6);
   EXPECT_EQ(good["tokens"], 3'000'000);
   EXPECT_EQ(good["regions"][2]["name"], "guizhou");
-  const Outcome outcome = Validate({Example(), "--no-data", "--json", "--set", "seed=x", "--set", "stop.tokens=x"});
+  const CommandOutcome outcome =
+      Validate({ThreeRegions(), "--no-data", "--json", "--set", "seed=x", "--set", "stop.tokens=x"});
   EXPECT_EQ(outcome.exit_code, 2);
   const auto bad = nlohmann::json::parse(outcome.out);
   EXPECT_EQ(bad["ok"], false);
@@ -89,12 +72,12 @@ TEST(ValidateCommandTest, JsonIsForPrograms) {
 }
 
 TEST(ValidateCommandTest, KeysNeedNoJobAndResolvedIsAJob) {
-  const Outcome keys = Validate({"--keys"});
+  const CommandOutcome keys = Validate({"--keys"});
   EXPECT_EQ(keys.exit_code, 0);
   EXPECT_EQ(keys.out, KeyReference());
-  const Outcome resolved = Validate({Example(), "--no-data", "--resolved"});
+  const CommandOutcome resolved = Validate({ThreeRegions(), "--no-data", "--resolved"});
   EXPECT_EQ(resolved.exit_code, 0);
-  EXPECT_EQ(resolved.out, ResolvedYaml(LoadJobFile(Example(), {})->job));
+  EXPECT_EQ(resolved.out, ResolvedYaml(LoadJobFile(ThreeRegions(), {})->job));
 }
 
 }  // namespace

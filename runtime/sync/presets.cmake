@@ -2,4 +2,3 @@ wukong_library(wukong_sync_presets
   SOURCES ${CMAKE_CURRENT_LIST_DIR}/presets.cc ${CMAKE_CURRENT_LIST_DIR}/stable_gain.cc
     ${CMAKE_CURRENT_LIST_DIR}/strategy_check.cc
   DEPS wukong_job_proto wukong_base)
-wukong_test(presets_test SOURCES ${CMAKE_CURRENT_LIST_DIR}/presets_test.cc DEPS wukong_sync_presets)

@@ -2,7 +2,3 @@ wukong_library(wukong_collective
   SOURCES ${CMAKE_CURRENT_LIST_DIR}/collective.cc ${CMAKE_CURRENT_LIST_DIR}/rendezvous.cc
   DEPS wukong_sync wukong_wire_proto)
 target_link_libraries(wukong_collective PRIVATE gloo)
-wukong_test(collective_test
-  SOURCES ${CMAKE_CURRENT_LIST_DIR}/collective_test.cc
-  DEPS wukong_collective
-  TIMEOUT 60)

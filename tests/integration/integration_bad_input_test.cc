@@ -31,13 +31,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-TinyJob OneRegion() {
-  TinyJob job;
-  job.regions = {{"beijing", 1}};
-  job.tokens = 20000;
-  return job;
-}
-
 // A port of this machine that is taken for as long as this lives; connections to it are refused unless it listens.
 class TakenPort {
  public:
@@ -241,7 +234,7 @@ TEST(BadDataTest, NoticesThatPreparedFilesWereCut) {
 
 TEST(MachineTest, ARunDirectoryIsUsedOnce) {
   const Workspace workspace;
-  const std::string job = workspace.WriteJob(OneRegion());
+  const std::string job = workspace.WriteJob(OneRegion(1));
   const auto first = workspace.Start({"up", job, "--set", "stop.tokens=2k", "--run-dir", workspace.Path("run")});
   ASSERT_EQ(first->Wait(), 0) << first->err();
   const std::string report = RunRecord(workspace.Path("run")).Report().dump();
@@ -256,11 +249,11 @@ TEST(MachineTest, ARunDirectoryIsUsedOnce) {
 TEST(MachineTest, ATakenPortIsNamed) {
   const Workspace workspace;
   const TakenPort taken(/*listens=*/true);
-  const auto coordinator = workspace.Start({"coordinator", "--job", workspace.WriteJob(OneRegion()), "--run-dir",
+  const auto coordinator = workspace.Start({"coordinator", "--job", workspace.WriteJob(OneRegion(1)), "--run-dir",
                                             workspace.Path("run-other"), "--listen", taken.address()});
   ExpectEnds(*coordinator, 2, {taken.address(), "in use"});
 
-  Cluster cluster(workspace, OneRegion());
+  Cluster cluster(workspace, OneRegion(1));
   const auto aggregator = workspace.Start(
       {"aggregator", "--coordinator", cluster.address(), "--region", "beijing", "--listen", taken.address()});
   ExpectEnds(*aggregator, 2, {"aggregator of beijing", taken.address(), "in use"});
@@ -284,7 +277,7 @@ TEST(MachineTest, ACoordinatorThatCannotBeReachedIsNamed) {
 
 TEST(MachineTest, AnUnknownRegionIsAnsweredWithTheKnownOnes) {
   const Workspace workspace;
-  Cluster cluster(workspace, OneRegion());
+  Cluster cluster(workspace, OneRegion(1));
   Process& worker = cluster.StartWorker("peking");
   ExpectEnds(worker, 2, {"peking", "beijing", "--new-region"});
   Process& aggregator = cluster.StartAggregator("peking");
@@ -298,14 +291,14 @@ TEST(MachineTest, AFullDiskUnderTheMetricsCostsTheMetrics) {
   const Workspace workspace;
   std::filesystem::create_directories(workspace.Path("run"));
   std::filesystem::create_symlink("/dev/full", workspace.Path("run/metrics.jsonl"));
-  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", workspace.Path("run")});
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion(1)), "--run-dir", workspace.Path("run")});
   EXPECT_EQ(up->Wait(), 0) << up->err();
-  ExpectBudgetCommittedOnce(RunRecord(workspace.Path("run")).Report(), Budget(OneRegion()));
+  ExpectBudgetCommittedOnce(RunRecord(workspace.Path("run")).Report(), Budget(OneRegion(1)));
 }
 
 TEST(MachineTest, ALimitOnFileSizesEndsTheRun) {
   const Workspace workspace;
-  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", workspace.Path("run")}, [] {
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion(1)), "--run-dir", workspace.Path("run")}, [] {
     const rlimit limit = {16384, 16384};
     if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) ::_exit(99);
   });
@@ -318,7 +311,7 @@ TEST(MachineTest, AFullFileSystemEndsTheRun) {
   const Workspace workspace;
   const std::string run = workspace.Path("run");
   std::filesystem::create_directories(run);
-  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion()), "--run-dir", run}, [path = run.c_str()] {
+  const auto up = workspace.Start({"up", workspace.WriteJob(OneRegion(1)), "--run-dir", run}, [path = run.c_str()] {
     const bool mounted = ::unshare(CLONE_NEWNS) == 0 &&
                          ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
                          ::mount("tmpfs", path, "tmpfs", 0, "size=64k") == 0;
@@ -366,7 +359,7 @@ class WideningProxy final : public Coordinator::Service {
 
 TEST(MemberTest, AWorkerBuiltForAnotherModelIsTurnedAway) {
   const Workspace workspace;
-  Cluster cluster(workspace, OneRegion());
+  Cluster cluster(workspace, OneRegion(1));
   const WideningProxy proxy(cluster.address());
   const auto worker =
       workspace.Start({"worker", "--join", proxy.address(), "--region", "beijing", "--name", "worker-7"});

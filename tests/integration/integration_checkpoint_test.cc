@@ -20,14 +20,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-TinyJob OneRegion(int64_t tokens = 20000, double speed = 1) {
-  TinyJob job;
-  job.regions = {{"beijing", 2}};
-  job.tokens = tokens;
-  job.speed = speed;
-  return job;
-}
-
 // Of a finished command.
 struct Result {
   int code;
@@ -72,7 +64,7 @@ class CheckpointCommandTest : public testing::Test {
 };
 
 TEST_F(CheckpointCommandTest, AnExportedFileBeginsAnotherRun) {
-  Train(OneRegion());
+  Train(OneRegion(2));
   const std::string file = workspace_.Path("model.safetensors");
   const Result exported = RunToEnd(workspace_, {"checkpoint", "export", run_, "--output", file});
   ASSERT_EQ(exported.code, 0) << exported.err;
@@ -100,7 +92,7 @@ TEST_F(CheckpointCommandTest, AnExportedFileBeginsAnotherRun) {
 }
 
 TEST_F(CheckpointCommandTest, AFileOfAnotherModelIsRefusedByItsTensors) {
-  Train(OneRegion());
+  Train(OneRegion(2));
   const std::string file = workspace_.Path("model.safetensors");
   ASSERT_EQ(RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file}).code, 0);
   const Result imported = RunToEnd(workspace_, {"checkpoint", "import", workspace_.Path("next"), "--from", file,
@@ -110,7 +102,7 @@ TEST_F(CheckpointCommandTest, AFileOfAnotherModelIsRefusedByItsTensors) {
 }
 
 TEST_F(CheckpointCommandTest, DamageIsNamedAndWhatIsWholeIsUsed) {
-  Train(OneRegion());
+  Train(OneRegion(2));
   const std::string file = workspace_.Path("model.safetensors");
   const Result before = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file});
   ASSERT_EQ(before.code, 0) << before.err;
@@ -143,8 +135,8 @@ TEST_F(CheckpointCommandTest, DamageIsNamedAndWhatIsWholeIsUsed) {
 }
 
 TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheJobThatItBeganWith) {
-  Train(OneRegion());
-  TinyJob other = OneRegion();
+  Train(OneRegion(2));
+  TinyJob other = OneRegion(2);
   other.tokens = 40000;
   const std::string job = workspace_.Write("other.yaml", workspace_.Yaml(other));
   const Result resumed =
@@ -158,7 +150,7 @@ TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheJobThatItBeganWith) {
 TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
   std::filesystem::create_directories(run_);
   const auto up = workspace_.Start(
-      {"up", workspace_.WriteJob(OneRegion(60000, 0.3)), "--run-dir", run_, "--set", "report.progress_every=200ms"},
+      {"up", workspace_.WriteJob(OneRegion(2, 60000, 0.3)), "--run-dir", run_, "--set", "report.progress_every=200ms"},
       [path = run_.c_str()] {
         const bool mounted = ::unshare(CLONE_NEWNS) == 0 &&
                              ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&

@@ -24,14 +24,6 @@ TinyJob TwoRegions(int64_t tokens, double speed) {
   return job;
 }
 
-TinyJob OneRegion(int workers, int64_t tokens, double speed) {
-  TinyJob job;
-  job.regions = {{"beijing", workers}};
-  job.tokens = tokens;
-  job.speed = speed;
-  return job;
-}
-
 // `wukong up` that leaves the dead dead: what the others make of it is tested here, what becomes of those who are
 // started again in integration_recovery_test.cc.
 std::unique_ptr<Process> StartWithoutRestarts(const Workspace& workspace, const TinyJob& job) {

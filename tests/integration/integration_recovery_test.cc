@@ -35,8 +35,6 @@ TinyJob TwoRegions(int64_t tokens) {
   return job;
 }
 
-constexpr int64_t kEndless = 50'000'000;
-
 std::unique_ptr<Process> StartUp(const Workspace& workspace, const TinyJob& job, std::vector<std::string> more = {}) {
   std::vector<std::string> arguments = {"up", workspace.WriteJob(job), "--run-dir", workspace.Path("run")};
   arguments.insert(arguments.end(), more.begin(), more.end());

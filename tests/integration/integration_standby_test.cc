@@ -21,7 +21,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr int64_t kEndless = 50'000'000;
 constexpr char kReady[] = "ready as the standby of the coordinator";
 
 // Each sample adds one to the parameters: what was merged twice, or lost, shows.

@@ -80,6 +80,14 @@ struct TinyJob {
   std::string lease = "3s";
   std::string start = "60s";
 };
+inline TinyJob OneRegion(int workers, int64_t tokens = 20000, double speed = 1) {
+  TinyJob job;
+  job.regions = {{"beijing", workers}};
+  job.tokens = tokens;
+  job.speed = speed;
+  return job;
+}
+constexpr int64_t kEndless = 50'000'000;  // Tokens: more than any test waits for.
 
 // A directory of its own with prepared data, gone at its end.
 class Workspace {
