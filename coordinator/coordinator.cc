@@ -1,6 +1,5 @@
 #include "coordinator/coordinator.h"
 
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,6 +27,7 @@
 #include "runtime/base/executor.h"
 #include "runtime/base/fault_point.h"
 #include "runtime/base/file.h"
+#include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
 #include "runtime/data/token_dataset.h"
 #include "runtime/fault/active_faults.h"
@@ -51,12 +51,6 @@ constexpr int kTicksOfRoot =
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
 constexpr absl::Duration kFarewell = absl::Seconds(5);  // For members to hear that the run is over.
 
-int64_t PeakMemoryBytes() {
-  struct rusage usage = {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
-}
-
 // Mean loss over `tokens` tokens of the validation split, spread evenly over it.
 absl::StatusOr<double> Validate(Trainer* trainer, const SampleReader& reader, int64_t tokens) {
   constexpr int64_t kBatch = 16;
@@ -74,12 +68,6 @@ absl::StatusOr<double> Validate(Trainer* trainer, const SampleReader& reader, in
     sum += *loss * static_cast<double>(batch.samples);
   }
   return sum / static_cast<double>(samples);
-}
-
-std::string HostName() {
-  char name[256] = {};
-  ::gethostname(name, sizeof(name) - 1);
-  return name;
 }
 
 // Null: there is nothing left to do for this standby.
@@ -459,6 +447,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   report["validation_loss_final"] = final_loss.ok() ? Json(*final_loss) : Json();
   report["validation_loss_unigram"] = data->UnigramLoss();
   report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
+  report["coordinator_cpu_seconds"] = ProcessCpuSeconds();
 
   root.Shutdown();
   snapshots.Shutdown();

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
 #include "runtime/base/restart.h"
 #include "runtime/model/job_layout.h"

@@ -232,7 +232,8 @@ absl::Status Leaf::TrainUntilOver() {
       ReleaseRanges(schedule_.StopTraining());
     }
     const LeafSchedule::Action action = schedule_.Next();
-    const bool idle = std::holds_alternative<LeafSchedule::Idle>(action);
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    const bool idle = wait != nullptr && wait->idle;
     if (leaving_ && idle) break;
     if (clock_.Now() > leave_by) {
       ReleaseRanges(schedule_.StopTraining());
@@ -242,8 +243,7 @@ absl::Status Leaf::TrainUntilOver() {
           "it again",
           absl::FormatDuration(kLeaveTimeout))));
     }
-    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
-    AccountWait(idle ? WaitReason::kNothingLeft : wait != nullptr ? std::optional(wait->reason) : std::nullopt);
+    AccountWait(wait != nullptr ? std::optional(wait->reason) : std::nullopt);
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       outcome = Train(*train);
     } else if (const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action)) {
@@ -255,7 +255,7 @@ absl::Status Leaf::TrainUntilOver() {
     }
     if (!TakeMail(absl::ZeroDuration())) break;
     TellHeartbeat(idle && schedule_.untrained_samples() == 0);
-    if ((idle || wait != nullptr) && !TakeMail(absl::Milliseconds(50))) break;
+    if (wait != nullptr && !TakeMail(absl::Milliseconds(50))) break;
   }
   return outcome;
 }

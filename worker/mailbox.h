@@ -14,6 +14,7 @@
 #include "proto/wire.pb.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mutex.h"
+#include "runtime/base/process_info.h"
 #include "runtime/sync/types.h"
 #include "worker/session.h"
 

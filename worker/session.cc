@@ -1,7 +1,5 @@
 #include "worker/session.h"
 
-#include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "glog/logging.h"
+#include "runtime/base/process_info.h"
 #include "runtime/base/restart.h"
 #include "runtime/transport/grpc_options.h"
 
@@ -21,24 +20,6 @@ constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 constexpr absl::Duration kRetry = absl::Milliseconds(100);
 
 }  // namespace
-
-double ProcessCpuSeconds() {
-  struct timespec time = {};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-int64_t PeakMemoryBytes() {
-  struct rusage usage = {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
-}
-
-std::string HostName() {
-  char name[256] = {};
-  ::gethostname(name, sizeof(name) - 1);
-  return name;
-}
 
 Session::Session(std::string coordinator_address, std::string region)
     : address_(std::move(coordinator_address)),

@@ -74,11 +74,6 @@ class Session {
   std::thread thread_;
 };
 
-// Of this process, as a member reports it.
-double ProcessCpuSeconds();
-int64_t PeakMemoryBytes();
-std::string HostName();
-
 }  // namespace wukong
 
 #endif  // WUKONG_WORKER_SESSION_H_

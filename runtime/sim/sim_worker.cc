@@ -313,12 +313,11 @@ void SimWorker::Turn() {
     TakeAnswers();
     if (!life->ready) return;
     const LeafSchedule::Action action = life->schedule.Next();
-    const bool idle = std::holds_alternative<LeafSchedule::Idle>(action);
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
-    if (!idle && wait == nullptr) {
+    if (wait == nullptr) {
       waits_.Works(world_->queue.Now());
     } else if (life->first_step.has_value()) {
-      waits_.Waits(idle ? WaitReason::kNothingLeft : wait->reason, world_->queue.Now());
+      waits_.Waits(wait->reason, world_->queue.Now());
     }
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       Train(*train);
@@ -327,8 +326,8 @@ void SimWorker::Turn() {
     } else if (std::holds_alternative<LeafSchedule::Rebase>(action)) {
       Rebase();
     }
-    TellHeartbeat(idle && life->schedule.untrained_samples() == 0);
-    if (idle || wait != nullptr) return;
+    TellHeartbeat(wait != nullptr && wait->idle && life->schedule.untrained_samples() == 0);
+    if (wait != nullptr) return;
   }
 }
 

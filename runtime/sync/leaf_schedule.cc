@@ -272,7 +272,8 @@ LeafSchedule::Action LeafSchedule::Next() {
   // A step is made of less than its samples only when there are no more.
   if (untrained_samples() < options_.step_samples && !exhausted_ && !stopping_) return wait(WaitReason::kData);
   if (!have_data) {
-    return sent_.empty() && undecided_.empty() ? Action(Idle{}) : Action(wait(WaitReason::kAnswer));
+    return sent_.empty() && undecided_.empty() ? Wait{WaitReason::kNothingLeft, /*idle=*/true}
+                                               : wait(WaitReason::kAnswer);
   }
   // By the time that there is a parent again the gradient would be of parameters that nobody has any more.
   if (orphaned_ && options_.gradient_progress) return wait(WaitReason::kParameters);

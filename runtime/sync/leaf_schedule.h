@@ -61,9 +61,9 @@ class LeafSchedule {
   struct Rebase {};  // Take the newest version; then Rebased with what was taken.
   struct Wait {      // Until some event.
     WaitReason reason;
+    bool idle = false;  // No data, and nothing in flight: the coordinator may count on it.
   };
-  struct Idle {};  // No data, nothing in flight. As Wait for kNothingLeft, and the coordinator may count on it.
-  using Action = std::variant<Train, Contribute, Rebase, Wait, Idle>;
+  using Action = std::variant<Train, Contribute, Rebase, Wait>;
 
   explicit LeafSchedule(const Options& options) : options_(options) {}
 

@@ -132,7 +132,8 @@ class World {
   // ---- the leaf
   void Act() {
     const LeafSchedule::Action action = schedule_.Next();
-    idle_ = std::holds_alternative<LeafSchedule::Idle>(action);
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    idle_ = wait != nullptr && wait->idle;
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       schedule_.StepDone(1);
       if (has_parent_) steps_alone_ = 0;

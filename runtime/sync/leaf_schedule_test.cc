@@ -48,7 +48,11 @@ struct Leaf {
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
     return wait != nullptr && wait->reason == reason;
   }
-  bool IsIdle() { return std::holds_alternative<LeafSchedule::Idle>(schedule.Next()); }
+  bool IsIdle() {
+    const LeafSchedule::Action action = schedule.Next();
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    return wait != nullptr && wait->idle;
+  }
   LeafSchedule schedule;
 };
 

@@ -1,9 +1,6 @@
 // One scenario on the simulator: events per second, virtual time per wall time and memory, beside what the bare event
 // queue of the same process can do. tests/bench/simulator runs it and prints the table.
-#include <sys/resource.h>
-
 #include <cstdio>
-#include <ctime>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -14,24 +11,13 @@
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
+#include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
 #include "runtime/sim/event_queue.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {
 namespace {
-
-double CpuSeconds() {
-  timespec time = {};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-double PeakMemoryBytes() {
-  rusage usage = {};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return 1024.0 * static_cast<double>(usage.ru_maxrss);
-}
 
 // Events that do nothing but ask for the next one, `pending` of them at any time: the limit of whatever runs on the
 // queue.
@@ -44,9 +30,9 @@ double QueueEventsPerCpuSecond(int64_t pending, int64_t events) {
     }
   } chain;
   for (int64_t i = 0; i < pending; ++i) chain.Next();
-  const double begin = CpuSeconds();
+  const double begin = ProcessCpuSeconds();
   while (chain.queue.executed() < events) chain.queue.RunOne(absl::InfiniteFuture());
-  return static_cast<double>(events) / (CpuSeconds() - begin);
+  return static_cast<double>(events) / (ProcessCpuSeconds() - begin);
 }
 
 int Main(int argc, char** argv) {
@@ -65,13 +51,13 @@ int Main(int argc, char** argv) {
   int64_t workers = 0;
   for (const Region& region : scenario->regions()) workers += region.workers();
   const RealClock clock;
-  const double memory_before = PeakMemoryBytes();
-  const double cpu_begin = CpuSeconds();
+  const int64_t memory_before = PeakMemoryBytes();
+  const double cpu_begin = ProcessCpuSeconds();
   const absl::Time begin = clock.Now();
   const absl::StatusOr<SimulationResult> result = RunSimulation(*scenario, scenario->seed(), nullptr);
   const double wall_seconds = absl::ToDoubleSeconds(clock.Now() - begin);
-  const double cpu_seconds = CpuSeconds() - cpu_begin;
-  const double memory = PeakMemoryBytes() - memory_before;
+  const double cpu_seconds = ProcessCpuSeconds() - cpu_begin;
+  const int64_t memory = PeakMemoryBytes() - memory_before;
   if (!result.ok()) {
     std::fprintf(stderr, "%s\n", std::string(result.status().message()).c_str());
     return 1;
