@@ -208,7 +208,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   absl::StatusOr<std::unique_ptr<JsonLinesWriter>> metrics = JsonLinesWriter::Open(run_dir + "/metrics.jsonl");
   if (!metrics.ok()) return metrics.status();
   const std::string run = begun->identity.run();
-  const ParameterServer::Restored restored = begun->replay->Restored();
+  ParameterServer::Restored restored = begun->replay->Restored();
   RootLog::Options log_options;
   log_options.fsync = options.fsync;
   log_options.snapshot_bytes = job.limits().snapshot_bytes();
@@ -295,6 +295,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const ParameterServer::Options root_options = RootOptions(job, layout);
   ParameterServer root(root_options, std::move(hooks), (*trainer)->parameters(), NotesOf(state), nullptr, &clock,
                        &restored);
+  restored = ParameterServer::Restored();  // Three more vectors of the model's size, for as long as the run lasts.
   service.SetRoot(&root);
   std::unique_ptr<RootFaults> faults;
   if (faulty_disk != nullptr) {
@@ -307,9 +308,10 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
 
   Executor snapshots("snapshots");
   const auto take_snapshot = [&] {
-    root.PostSnapshot([&](const ParameterServer::Vectors& vectors) {
-      auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(MakeSnapshot(
-          log->identity(), log->state(), job.model().context(), trainer->get(), root_options.progress, vectors));
+    root.PostSnapshot([&](ParameterServer::Vectors vectors) {
+      auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(
+          MakeSnapshot(log->identity(), log->state(), job.model().context(), trainer->get(), root_options.progress,
+                       std::move(vectors)));
       snapshots.Post([&service, log, snapshot] {
         const absl::Status status = snapshot->ok() ? log->WriteSnapshot(**snapshot) : snapshot->status();
         if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;

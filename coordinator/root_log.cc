@@ -117,23 +117,29 @@ absl::Status RootLog::WriteAndPrune(const Checkpoint& checkpoint) {
   const std::string path = CheckpointPath(directory, checkpoint.state.version());
   FaultPoint("snapshot.before_write");
   if (absl::Status status = WriteCheckpoint(files_, path, checkpoint); !status.ok()) return status;
-  const absl::StatusOr<Checkpoint> read = ReadCheckpoint(files_, path);
-  if (!read.ok()) {
-    return absl::DataLossError(absl::StrCat("the snapshot does not read back: ", read.status().message()));
+  if (const absl::Status read = ReadCheckpointState(files_, path).status(); !read.ok()) {
+    return absl::DataLossError(absl::StrCat("the snapshot does not read back: ", read.message()));
   }
+  verified_[path] = checkpoint.state.index();
   if (absl::Status status = writer_->StartSegment(); !status.ok()) return status;
   absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files_, directory);
   if (!snapshots.ok()) return snapshots.status();
   FaultPoint("snapshot.before_prune");
   while (snapshots->size() > kSnapshotsKept) {
     if (absl::Status status = files_->Remove(snapshots->front().path); !status.ok()) return status;
+    verified_.erase(snapshots->front().path);
     snapshots->erase(snapshots->begin());
   }
   // Both that are kept can be the one that a restart begins with.
   int64_t needed = checkpoint.state.index() + 1;
-  if (snapshots->front().path != path && !Mutated("snapshot.older_one_loses_its_log")) {
-    const absl::StatusOr<Checkpoint> older = ReadCheckpoint(files_, snapshots->front().path);
-    if (older.ok()) needed = std::min(needed, older->state.index() + 1);
+  const std::string& older = snapshots->front().path;
+  if (older != path && !Mutated("snapshot.older_one_loses_its_log")) {
+    if (verified_.count(older) == 0) {
+      const absl::StatusOr<Checkpoint> read = ReadCheckpointState(files_, older);
+      if (read.ok()) verified_[older] = read->state.index();
+    }
+    const auto found = verified_.find(older);
+    if (found != verified_.end()) needed = std::min(needed, found->second + 1);
   }
   if (absl::Status status = writer_->RemoveBefore(needed); !status.ok()) return status;
   FaultPoint("snapshot.after_prune");

@@ -2,6 +2,7 @@
 #ifndef WUKONG_COORDINATOR_ROOT_LOG_H_
 #define WUKONG_COORDINATOR_ROOT_LOG_H_
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -72,6 +73,7 @@ class RootLog {
   const LogIdentity identity_;
   const Options options_;
   const std::unique_ptr<LogWriter> writer_;
+  std::map<std::string, int64_t> verified_;  // Snapshots that read back, and their index. WriteAndPrune's.
 
   mutable Mutex mutex_;
   CondVar changed_;

@@ -208,15 +208,16 @@ absl::StatusOr<Checkpoint> RootReplay::Snapshot(const LogIdentity& identity) {
   vectors.public_values = public_->Copy(&vectors.public_checksum);
   vectors.momentum = outer_.momentum();
   vectors.buffer = outer_.buffer();
-  return MakeSnapshot(identity, history_.state(), job_.model().context(), trainer_, options_.progress, vectors);
+  return MakeSnapshot(identity, history_.state(), job_.model().context(), trainer_, options_.progress,
+                      std::move(vectors));
 }
 
 absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState state, int64_t context, Trainer* trainer,
-                                        Progress progress, const ParameterServer::Vectors& vectors) {
+                                        Progress progress, ParameterServer::Vectors vectors) {
   Checkpoint snapshot;
   snapshot.tensors = trainer->layout().tensors();
   snapshot.parameters.assign(vectors.theta.begin(), vectors.theta.end());
-  snapshot.extra_vectors[kPublic] = vectors.public_values;
+  snapshot.extra_vectors[kPublic] = std::move(vectors.public_values);
   if (Mutated("snapshot.public_copy_is_theta")) snapshot.extra_vectors[kPublic] = snapshot.parameters;
   if (!vectors.momentum.empty()) {
     snapshot.extra_vectors[kMomentum].assign(vectors.momentum.begin(), vectors.momentum.end());

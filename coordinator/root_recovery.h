@@ -79,7 +79,7 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
 
 // The snapshot of a root's vectors as they stand; `state` is that of the log at the same moment.
 absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState state, int64_t context, Trainer* trainer,
-                                        Progress progress, const ParameterServer::Vectors& vectors);
+                                        Progress progress, ParameterServer::Vectors vectors);
 
 // Reads the whole log, and the snapshots, without any memory of the coordinator's; replays them, and compares: each
 // snapshot with the replay, each version with the checksum that its children got, the samples with the budget. `report`

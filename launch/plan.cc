@@ -343,11 +343,11 @@ void AddMemory(const PlanInput& input, Plan* plan) {
   // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
   add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
       parent + in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
-  // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
-  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent);
-
-  // Theta, the public copy, and what the optimizer at the root has.
+  // Theta, the public copy, and what the optimizer at the root has: a copy of them while it is being written.
   const double snapshot = vector * (2 + (gradient ? state : momentum(strategy.root())));
+  // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
+  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent + snapshot);
+
   plan->snapshot_bytes_per_hour =
       plan->log_bytes_per_hour / static_cast<double>(input.job.limits().snapshot_bytes()) * snapshot;
   plan->join_bytes = static_cast<int64_t>(vector);

@@ -207,6 +207,27 @@ std::vector<float> TakeFlat(const std::vector<TensorSpec>& tensors, Safetensors*
   return flat;
 }
 
+// Identity, state and notes.
+absl::StatusOr<Checkpoint> WithoutVectors(const std::string& path, bool require_digest, const Safetensors& file) {
+  if (absl::Status status = CheckFormat(path, file, require_digest); !status.ok()) return status;
+  Checkpoint checkpoint;
+  if (absl::Status status = ReadMessage(path, file, kIdentityKey, &checkpoint.identity); !status.ok()) return status;
+  if (checkpoint.identity.format() > kIdentityFormat) {
+    return absl::FailedPreconditionError(absl::StrCat(path, ": of a run of format ", checkpoint.identity.format(),
+                                                      " (this build reads up to ", kIdentityFormat,
+                                                      "): use the build that wrote it"));
+  }
+  const auto state_bytes = file.metadata.find(kStateBytesKey);
+  const absl::Status state = state_bytes == file.metadata.end()
+                                 ? ReadMessage(path, file, kStateKey, &checkpoint.state)
+                                 : ReadLargeState(path, file, state_bytes->second, &checkpoint.state);
+  if (!state.ok()) return state;
+  for (const auto& [key, value] : file.metadata) {
+    if (!IsOwnKey(key)) checkpoint.notes[key] = value;
+  }
+  return checkpoint;
+}
+
 }  // namespace
 
 CheckpointView ViewOf(const Checkpoint& checkpoint) {
@@ -270,33 +291,26 @@ absl::Status WriteCheckpoint(FileSystem* files, const std::string& path, const C
 absl::StatusOr<Checkpoint> ReadCheckpoint(FileSystem* files, const std::string& path, bool require_digest) {
   absl::StatusOr<Safetensors> file = ReadSafetensors(files, path);
   if (!file.ok()) return file.status();
-  if (absl::Status status = CheckFormat(path, *file, require_digest); !status.ok()) return status;
-  Checkpoint checkpoint;
-  if (absl::Status status = ReadMessage(path, *file, kIdentityKey, &checkpoint.identity); !status.ok()) return status;
-  if (checkpoint.identity.format() > kIdentityFormat) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": of a run of format ", checkpoint.identity.format(),
-                                                      " (this build reads up to ", kIdentityFormat,
-                                                      "): use the build that wrote it"));
-  }
-  const auto state_bytes = file->metadata.find(kStateBytesKey);
-  const absl::Status state = state_bytes == file->metadata.end()
-                                 ? ReadMessage(path, *file, kStateKey, &checkpoint.state)
-                                 : ReadLargeState(path, *file, state_bytes->second, &checkpoint.state);
-  if (!state.ok()) return state;
+  absl::StatusOr<Checkpoint> checkpoint = WithoutVectors(path, require_digest, *file);
+  if (!checkpoint.ok()) return checkpoint.status();
   absl::StatusOr<std::vector<TensorSpec>> tensors = ReadLayout(path, *file);
   if (!tensors.ok()) return tensors.status();
-  checkpoint.tensors = *std::move(tensors);
-  checkpoint.parameters = TakeFlat(checkpoint.tensors, &*file);
+  checkpoint->tensors = *std::move(tensors);
+  checkpoint->parameters = TakeFlat(checkpoint->tensors, &*file);
   for (auto& [name, tensor] : file->tensors) {
     absl::string_view extra = name;
     if (absl::ConsumePrefix(&extra, kExtraPrefix)) {
-      checkpoint.extra_vectors[std::string(extra)] = std::move(tensor.values);
+      checkpoint->extra_vectors[std::string(extra)] = std::move(tensor.values);
     }
   }
-  for (auto& [key, value] : file->metadata) {
-    if (!IsOwnKey(key)) checkpoint.notes[key] = std::move(value);
-  }
-  return checkpoint;
+  return *std::move(checkpoint);
+}
+
+absl::StatusOr<Checkpoint> ReadCheckpointState(FileSystem* files, const std::string& path) {
+  absl::StatusOr<Safetensors> file =
+      ReadSafetensors(files, path, [](const std::string& name) { return name == kStateTensor; });
+  if (!file.ok()) return file.status();
+  return WithoutVectors(path, /*require_digest=*/true, *file);
 }
 
 absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const std::string& path,

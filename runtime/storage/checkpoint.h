@@ -66,6 +66,10 @@ absl::Status WriteCheckpoint(FileSystem* files, const std::string& path, const C
 // for the caller to say, from `identity`.
 absl::StatusOr<Checkpoint> ReadCheckpoint(FileSystem* files, const std::string& path, bool require_digest = true);
 
+// Only identity, state and notes; every byte of the file is read all the same, and its digest checked. As
+// ReadCheckpoint, without its memory.
+absl::StatusOr<Checkpoint> ReadCheckpointState(FileSystem* files, const std::string& path);
+
 // The flat vector of a model from any safetensors file with exactly the tensors of `layout`, in float32, bfloat16 or
 // float16: a file made elsewhere, or a checkpoint (of which only the model is used). A digest is checked if there is
 // one. FAILED_PRECONDITION: tensors missing, too many or of other shapes; the message names each of the first few with

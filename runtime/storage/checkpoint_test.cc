@@ -137,6 +137,21 @@ TEST_F(CheckpointTest, ReturnsAStateTooLargeForTheHeader) {
   }
 }
 
+TEST_F(CheckpointTest, ReturnsTheStateWithoutTheVectors) {
+  Checkpoint written = TestCheckpoint();
+  for (const bool large : {false, true}) {
+    if (large) written.state.mutable_unmerged(0)->add_fragments(std::string(kStateBytesInHeaderMax, 'x'));
+    ASSERT_TRUE(Write(written).ok());
+    const absl::StatusOr<Checkpoint> read = ReadCheckpointState(files_, path_);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_TRUE(MessageDifferencer::Equals(read->identity, written.identity)) << read->identity.DebugString();
+    EXPECT_TRUE(MessageDifferencer::Equals(read->state, written.state));
+    EXPECT_EQ(read->notes, written.notes);
+    EXPECT_THAT(read->parameters, IsEmpty());
+    EXPECT_THAT(read->extra_vectors, IsEmpty());
+  }
+}
+
 TEST_F(CheckpointTest, WritesTheSameBytesForTheSameCheckpoint) {
   ASSERT_TRUE(Write(TestCheckpoint()).ok());
   const std::string first = ReadFile(path_).value();
@@ -212,6 +227,7 @@ TEST_F(CheckpointTest, FindsDamage) {
     damaged[at] = static_cast<char>(damaged[at] ^ 4);
     const std::string path = directory_.Write("damaged", damaged);
     EXPECT_EQ(ReadCheckpoint(files_, path).status().code(), absl::StatusCode::kDataLoss) << "byte " << at;
+    EXPECT_EQ(ReadCheckpointState(files_, path).status().code(), absl::StatusCode::kDataLoss) << "byte " << at;
     EXPECT_EQ(ReadParametersFrom(files_, path, TestLayout()).status().code(), absl::StatusCode::kDataLoss);
   }
   EXPECT_EQ(ReadCheckpoint(files_, Path("none")).status().code(), absl::StatusCode::kNotFound);

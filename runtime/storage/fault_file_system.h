@@ -141,6 +141,12 @@ class FaultFileSystem final : public FileSystem {
     return entry->second->cache;
   }
 
+  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenToRead(const std::string& path) override {
+    absl::StatusOr<std::string> contents = Read(path);
+    if (!contents.ok()) return contents.status();
+    return std::make_unique<ContentsReader>(*std::move(contents));
+  }
+
   absl::StatusOr<int64_t> Size(const std::string& path) override {
     const auto contents = Read(path);
     if (!contents.ok()) return contents.status();
@@ -222,6 +228,21 @@ class FaultFileSystem final : public FileSystem {
   }
 
  private:
+  // Of what the file was when it was opened.
+  class ContentsReader final : public ReadableFile {
+   public:
+    explicit ContentsReader(std::string contents) : contents_(std::move(contents)) {}
+    absl::StatusOr<size_t> Read(char* to, size_t size) override {
+      const size_t count = contents_.copy(to, size, at_);
+      at_ += count;
+      return count;
+    }
+
+   private:
+    const std::string contents_;
+    size_t at_ = 0;
+  };
+
   static constexpr int kDead = -2;
 
   struct Inode {

@@ -55,6 +55,9 @@ class FaultyDisk final : public FileSystem {
 
   absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<WritableFile>> Open(const std::string& path) override;
+  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenToRead(const std::string& path) override {
+    return real_->OpenToRead(path);
+  }
   absl::StatusOr<std::string> Read(const std::string& path) override { return real_->Read(path); }
   absl::StatusOr<int64_t> Size(const std::string& path) override { return real_->Size(path); }
   absl::Status Rename(const std::string& from, const std::string& to) override;

@@ -78,6 +78,28 @@ class RealWritableFile final : public WritableFile {
   const int descriptor_;
 };
 
+class RealReadableFile final : public ReadableFile {
+ public:
+  RealReadableFile(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  ~RealReadableFile() override { ::close(descriptor_); }
+
+  absl::StatusOr<size_t> Read(char* to, size_t size) override {
+    size_t done = 0;
+    while (done < size) {
+      const ssize_t count = ::read(descriptor_, to + done, size - done);
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return ErrnoToStatus(errno, "cannot read " + path_);
+      if (count == 0) break;
+      done += static_cast<size_t>(count);
+    }
+    return done;
+  }
+
+ private:
+  const std::string path_;
+  const int descriptor_;
+};
+
 class RealFileLock final : public FileLock {
  public:
   // Of the file at `path`, which is made if it is not there; nobody has locked it yet.
@@ -108,6 +130,12 @@ class RealFileSystem final : public FileSystem {
     const int descriptor = OpenRetrying(path, O_WRONLY | O_APPEND);
     if (descriptor < 0) return ErrnoToStatus(errno, "cannot open " + path);
     return std::make_unique<RealWritableFile>(path, descriptor);
+  }
+
+  absl::StatusOr<std::unique_ptr<ReadableFile>> OpenToRead(const std::string& path) override {
+    const int descriptor = OpenRetrying(path, O_RDONLY);
+    if (descriptor < 0) return ErrnoToStatus(errno, "cannot open " + path);
+    return std::make_unique<RealReadableFile>(path, descriptor);
   }
 
   absl::StatusOr<std::string> Read(const std::string& path) override { return ReadFile(path); }

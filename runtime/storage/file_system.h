@@ -27,6 +27,14 @@ class WritableFile {
   virtual absl::Status Truncate(int64_t bytes) = 0;
 };
 
+// A file that is read from its beginning on. Thread-compatible.
+class ReadableFile {
+ public:
+  virtual ~ReadableFile() = default;
+  // Returns how many bytes there were: less than `size` only at the end of the file.
+  virtual absl::StatusOr<size_t> Read(char* to, size_t size) = 0;
+};
+
 // Held until destroyed; the kernel gives it back when the process dies.
 class FileLock {
  public:
@@ -40,6 +48,7 @@ class FileSystem {
   virtual absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string& path) = 0;
   // Of an existing file, to append to it.
   virtual absl::StatusOr<std::unique_ptr<WritableFile>> Open(const std::string& path) = 0;
+  virtual absl::StatusOr<std::unique_ptr<ReadableFile>> OpenToRead(const std::string& path) = 0;
   virtual absl::StatusOr<std::string> Read(const std::string& path) = 0;
   virtual absl::StatusOr<int64_t> Size(const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;

@@ -306,13 +306,18 @@ absl::Status CheckEntries(const std::string& path, int64_t header_bytes, int64_t
   return absl::OkStatus();
 }
 
-// Sets `has_digest`. `contents` is the whole file, `header` the part of it that the metadata came from.
-absl::Status CheckDigest(const std::string& path, absl::string_view contents, absl::string_view header,
-                         const std::map<std::string, std::string>& metadata, bool* has_digest) {
+// What the metadata say of the digest.
+struct Digest {
+  std::string expected;  // Empty: the file has none.
+  size_t at = 0;         // Of its digits in the header.
+};
+
+// `header` is what the metadata came from.
+absl::StatusOr<Digest> FindDigest(const std::string& path, absl::string_view header,
+                                  const std::map<std::string, std::string>& metadata) {
   const auto digest = metadata.find(kDigest);
   const auto algorithm = metadata.find(kDigestAlgorithm);
-  *has_digest = digest != metadata.end() || algorithm != metadata.end();
-  if (!*has_digest) return absl::OkStatus();
+  if (digest == metadata.end() && algorithm == metadata.end()) return Digest();
   if (digest == metadata.end()) {
     return Damaged(path, "the metadata have a \"", kDigestAlgorithm, "\" and no \"", kDigest, "\"");
   }
@@ -322,45 +327,75 @@ absl::Status CheckDigest(const std::string& path, absl::string_view contents, ab
   }
   // Nowhere else can this text be: inside of a string its quotation marks are escaped, and the values of the other
   // objects are no strings under such a key.
-  const std::string member = absl::StrCat(kDigestMember, digest->second, "\"");
-  const size_t at = header.find(member);
+  const size_t at = header.find(absl::StrCat(kDigestMember, digest->second, "\""));
   if (digest->second.size() != kDigestDigits || at == absl::string_view::npos) {
     return Damaged(path, "the digest is ", QuotedStart(digest->second), " (expected ", kDigestDigits,
                    " hexadecimal digits, with no space before them)");
   }
-  const size_t digits = static_cast<size_t>(header.data() - contents.data()) + at + std::strlen(kDigestMember);
-  const std::string zeros(kDigestDigits, '0');
-  Sha256 sha;
-  sha.Update(contents.data(), digits);
-  sha.Update(zeros.data(), zeros.size());
-  const absl::string_view rest = contents.substr(digits + kDigestDigits);
-  sha.Update(rest.data(), rest.size());
-  const std::string found = sha.Finish();
-  if (found != digest->second) {
-    return Damaged(path, "its bytes have the digest ", found, " and not ", digest->second,
-                   " as its metadata say: it was damaged, or changed by a program that kept the old digest");
-  }
-  return absl::OkStatus();
+  return Digest{digest->second, at + std::strlen(kDigestMember)};
 }
 
-// `bytes` are of the entry's type and as many as its shape says.
-absl::StatusOr<std::vector<float>> Widened(const std::string& path, const Entry& entry, absl::string_view bytes) {
+bool IsRead(absl::string_view dtype) { return dtype == "F32" || dtype == "F16" || dtype == "BF16"; }
+
+// Appends `bytes`, whole values of the entry's type.
+void AppendWidened(const Entry& entry, absl::string_view bytes, std::vector<float>* values) {
+  const bool brain = entry.dtype == "BF16";
+  for (size_t at = 0; at < bytes.size(); at += sizeof(uint16_t)) {
+    uint16_t bits;
+    std::memcpy(&bits, bytes.data() + at, sizeof(bits));
+    values->push_back(brain ? FromBFloat16(bits) : FromFloat16(bits));
+  }
+}
+
+// A file, read in pieces that are hashed as they come.
+class HashedFile {
+ public:
+  HashedFile(std::string path, ReadableFile* file) : path_(std::move(path)), file_(file) {}
+
+  // All of it, or DATA_LOSS.
+  absl::Status Read(char* to, size_t size) {
+    const absl::StatusOr<size_t> count = file_->Read(to, size);
+    if (!count.ok()) return count.status();
+    if (*count < size) return Damaged(path_, "cut off while it was read");
+    return absl::OkStatus();
+  }
+  absl::Status ReadHashed(char* to, size_t size) {
+    for (size_t at = 0; at < size; at += kPieceBytes) {
+      const size_t piece = std::min<size_t>(kPieceBytes, size - at);
+      if (absl::Status status = Read(to + at, piece); !status.ok()) return status;
+      Hash(absl::string_view(to + at, piece));
+    }
+    return absl::OkStatus();
+  }
+  void Hash(absl::string_view bytes) {
+    if (!bytes.empty()) sha_.Update(bytes.data(), bytes.size());
+  }
+  std::string Finish() { return sha_.Finish(); }
+
+ private:
+  const std::string path_;
+  ReadableFile* const file_;
+  Sha256 sha_;
+};
+
+// The values of the entry, or none where they are not wanted.
+absl::StatusOr<std::vector<float>> ReadValues(const Entry& entry, bool wanted, HashedFile* file) {
   std::vector<float> values;
-  if (entry.dtype == "F32") {
-    values.resize(bytes.size() / sizeof(float));
-    if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  const auto bytes = static_cast<size_t>(entry.offsets[1] - entry.offsets[0]);
+  if (wanted && entry.dtype == "F32") {
+    values.resize(bytes / sizeof(float));
+    if (absl::Status status = file->ReadHashed(reinterpret_cast<char*>(values.data()), bytes); !status.ok()) {
+      return status;
+    }
     return values;
   }
-  if (entry.dtype != "F16" && entry.dtype != "BF16") {
-    return absl::UnimplementedError(absl::StrCat(path, ": tensor ", QuotedStart(entry.name), " is of type ",
-                                                 entry.dtype, " (expected F32, F16 or BF16): convert the file"));
-  }
-  const bool brain = entry.dtype == "BF16";
-  values.resize(bytes.size() / sizeof(uint16_t));
-  for (size_t i = 0; i < values.size(); ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, bytes.data() + i * sizeof(bits), sizeof(bits));
-    values[i] = brain ? FromBFloat16(bits) : FromFloat16(bits);
+  wanted = wanted && IsRead(entry.dtype);
+  if (wanted) values.reserve(bytes / sizeof(uint16_t));
+  std::string piece;
+  for (size_t at = 0; at < bytes; at += piece.size()) {
+    piece.resize(std::min<size_t>(kPieceBytes, bytes - at));
+    if (absl::Status status = file->ReadHashed(piece.data(), piece.size()); !status.ok()) return status;
+    if (wanted) AppendWidened(entry, piece, &values);
   }
   return values;
 }
@@ -486,50 +521,69 @@ absl::Status WriteSafetensors(FileSystem* files, const std::string& path, const 
   return files->SyncDirectory(DirectoryOf(path));
 }
 
-absl::StatusOr<Safetensors> ReadSafetensors(FileSystem* files, const std::string& path) {
-  const absl::StatusOr<std::string> read = files->Read(path);
-  if (!read.ok()) return read.status();
-  const absl::string_view contents = *read;
+absl::StatusOr<Safetensors> ReadSafetensors(FileSystem* files, const std::string& path,
+                                            const std::function<bool(const std::string& name)>& wanted) {
+  const absl::StatusOr<std::unique_ptr<ReadableFile>> opened = files->OpenToRead(path);
+  if (!opened.ok()) return opened.status();
+  const absl::StatusOr<int64_t> size = files->Size(path);
+  if (!size.ok()) return size.status();
+  HashedFile file(path, opened->get());
   uint64_t announced = 0;
-  if (contents.size() < sizeof(announced)) {
-    return Damaged(path, "has ", contents.size(), " bytes (expected at least ", sizeof(announced) + 2, ")");
+  if (*size < kLengthBytes) {
+    return Damaged(path, "has ", *size, " bytes (expected at least ", kLengthBytes + 2, ")");
   }
-  std::memcpy(&announced, contents.data(), sizeof(announced));
+  std::string prefix(sizeof(announced), '\0');
+  if (absl::Status status = file.Read(prefix.data(), prefix.size()); !status.ok()) return status;
+  std::memcpy(&announced, prefix.data(), sizeof(announced));
   if (announced > static_cast<uint64_t>(kHeaderBytesMax)) {
     return Damaged(path, "no safetensors file, or damaged: says that its header has ", announced,
                    " bytes (the format allows ", kHeaderBytesMax, ")");
   }
-  if (announced > contents.size() - sizeof(announced)) {
-    return Damaged(path, "cut off: has ", contents.size(), " bytes, of which the header alone should be ", announced);
+  const auto header_bytes = static_cast<int64_t>(announced);
+  if (header_bytes > *size - kLengthBytes) {
+    return Damaged(path, "cut off: has ", *size, " bytes, of which the header alone should be ", announced);
   }
-  const absl::string_view header = contents.substr(sizeof(announced), announced);
-  const absl::string_view buffer = contents.substr(sizeof(announced) + announced);
+  std::string header(announced, '\0');
+  if (absl::Status status = file.Read(header.data(), header.size()); !status.ok()) return status;
   if (header.empty() || header[0] != '{') {
     return Damaged(path, "no safetensors file, or damaged: the header does not begin with {");
   }
   // The JSON library takes a zero byte for the end, whatever follows.
-  if (const size_t zero = header.find('\0'); zero != absl::string_view::npos) {
+  if (const size_t zero = header.find('\0'); zero != std::string::npos) {
     return Damaged(path, "the header has a zero byte at byte ", zero);
   }
   HeaderReader reader;
   if (!nlohmann::json::sax_parse(header.begin(), header.end(), &reader)) {
     return Damaged(path, "the header: ", reader.error);
   }
-  if (absl::Status status =
-          CheckEntries(path, static_cast<int64_t>(header.size()), static_cast<int64_t>(buffer.size()), &reader.entries);
+  if (absl::Status status = CheckEntries(path, header_bytes, *size - kLengthBytes - header_bytes, &reader.entries);
       !status.ok()) {
     return status;
   }
+  const absl::StatusOr<Digest> digest = FindDigest(path, header, reader.metadata);
+  if (!digest.ok()) return digest.status();
+  if (!digest->expected.empty()) header.replace(digest->at, kDigestDigits, kDigestDigits, '0');
+  file.Hash(prefix);
+  file.Hash(header);
+
   Safetensors result;
-  if (absl::Status status = CheckDigest(path, contents, header, reader.metadata, &result.has_digest); !status.ok()) {
-    return status;
-  }
+  result.has_digest = !digest->expected.empty();
+  const Entry* unknown = nullptr;
   for (Entry& entry : reader.entries) {
-    absl::StatusOr<std::vector<float>> values = Widened(
-        path, entry,
-        buffer.substr(static_cast<size_t>(entry.offsets[0]), static_cast<size_t>(entry.offsets[1] - entry.offsets[0])));
+    absl::StatusOr<std::vector<float>> values = ReadValues(entry, wanted == nullptr || wanted(entry.name), &file);
     if (!values.ok()) return values.status();
-    result.tensors[entry.name] = {std::move(entry.shape), *std::move(values)};
+    if (!IsRead(entry.dtype) && unknown == nullptr) unknown = &entry;
+    result.tensors[entry.name] = {entry.shape, *std::move(values)};
+  }
+  if (result.has_digest) {
+    if (const std::string found = file.Finish(); found != digest->expected) {
+      return Damaged(path, "its bytes have the digest ", found, " and not ", digest->expected,
+                     " as its metadata say: it was damaged, or changed by a program that kept the old digest");
+    }
+  }
+  if (unknown != nullptr) {
+    return absl::UnimplementedError(absl::StrCat(path, ": tensor ", QuotedStart(unknown->name), " is of type ",
+                                                 unknown->dtype, " (expected F32, F16 or BF16): convert the file"));
   }
   result.metadata = std::move(reader.metadata);
   return result;

@@ -9,6 +9,7 @@
 #define WUKONG_RUNTIME_STORAGE_SAFETENSORS_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -37,7 +38,7 @@ absl::Status WriteSafetensors(FileSystem* files, const std::string& path, const 
 struct Safetensors {
   struct Tensor {
     std::vector<int64_t> shape;
-    std::vector<float> values;  // float32; F16 and BF16 files are widened.
+    std::vector<float> values;  // float32; F16 and BF16 files are widened. Empty where they were not wanted.
   };
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> metadata;  // Also what is said above of the digest.
@@ -45,8 +46,10 @@ struct Safetensors {
 };
 
 // NOT_FOUND; DATA_LOSS: truncated, malformed or of another digest, the message says what and where.
-// UNIMPLEMENTED: a whole file with tensors of another type than F32, F16 and BF16.
-absl::StatusOr<Safetensors> ReadSafetensors(FileSystem* files, const std::string& path);
+// UNIMPLEMENTED: a whole file with tensors of another type than F32, F16 and BF16, also among those not wanted. Besides
+// the values of tensors that are `wanted` (null: all), it takes the memory of the header and of one piece of the file.
+absl::StatusOr<Safetensors> ReadSafetensors(FileSystem* files, const std::string& path,
+                                            const std::function<bool(const std::string& name)>& wanted = nullptr);
 
 // For messages: text out of a file may be anything, and of any length.
 std::string QuotedStart(absl::string_view text);

@@ -99,7 +99,7 @@ void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>&
   }
 }
 
-void ParameterServer::PostSnapshot(std::function<void(const Vectors&)> work) {
+void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {
   PostWork([this, work = std::move(work)] {
     if (engine_.Flush()) work(engine_.CopyVectors());
   });

@@ -68,7 +68,7 @@ class ParameterServer final : public ParameterNode::Service {
   // Runs `work` on the executor, when everything before it is done and durable, and waits for it.
   void RunExclusive(const std::function<void(const ParentNode& node)>& work);
   // As RunExclusive, and does not wait. `work` gets the vectors beside theta.
-  void PostSnapshot(std::function<void(const Vectors&)> work);
+  void PostSnapshot(std::function<void(Vectors)> work);
   // The newest published version. Any thread.
   Version version() const { return public_.version(); }
 
