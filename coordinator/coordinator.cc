@@ -295,7 +295,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   const ParameterServer::Options root_options = RootOptions(job, layout);
   ParameterServer root(root_options, std::move(hooks), (*trainer)->parameters(), NotesOf(state), nullptr, &clock,
                        &restored);
-  restored = ParameterServer::Restored();  // Three more vectors of the model's size, for as long as the run lasts.
+  restored = ParameterServer::Restored();  // Kept, it would be three more vectors until the end.
   service.SetRoot(&root);
   std::unique_ptr<RootFaults> faults;
   if (faulty_disk != nullptr) {
