@@ -29,6 +29,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/fault/fault_schedule.h"
+#include "runtime/model/compute_process.h"
 #include "runtime/sim/simulation.h"
 
 namespace wukong {
@@ -300,6 +301,7 @@ int Sim(const SimFlags& flags) {
   if (!loaded.ok()) return ReportStatus(loaded.status());
   const Scenario& scenario = *loaded;
   FLAGS_minloglevel = google::GLOG_FATAL;  // What nodes say to their logs is on the tape.
+  if (scenario.workload().fidelity() == FIDELITY_GPT) TuneForComputing();
   if (!flags.seeds.empty()) {
     const std::vector<std::string> ends = absl::StrSplit(flags.seeds, "..");
     uint64_t from = 0, to = 0;
