@@ -232,6 +232,19 @@ TEST(BadDataTest, NoticesThatPreparedFilesWereCut) {
 
 // ---------------------------------------------------------------- the machine
 
+TEST(MachineTest, AProgramWithoutItsTrainerSaysSo) {
+  const Workspace workspace;
+  const std::string alone = workspace.Path("wukong");
+  std::filesystem::copy_file(WUKONG_BINARY, alone);
+  const std::string job = workspace.WriteJob(OneRegion(1));
+  Process validate(workspace.path(), {"validate", job}, {}, alone);
+  EXPECT_EQ(validate.Wait(), 0) << "it trains nothing: " << validate.err();
+  Process coordinator(workspace.path(),
+                      {"coordinator", "--job", job, "--run-dir", workspace.Path("run"), "--listen", "127.0.0.1:0"}, {},
+                      alone);
+  ExpectEnds(coordinator, 3, {"cannot load libwukong_torch.so", "beside wukong"});
+}
+
 TEST(MachineTest, ARunDirectoryIsUsedOnce) {
   const Workspace workspace;
   const std::string job = workspace.WriteJob(OneRegion(1));

@@ -108,12 +108,12 @@ std::optional<StatusReply> AskStatus(const std::string& address) {
   return reply;
 }
 
-Process::Process(const std::string& directory, std::vector<std::string> arguments, std::function<void()> in_child)
+Process::Process(const std::string& directory, std::vector<std::string> arguments, std::function<void()> in_child,
+                 std::string binary)
     : out_path_(absl::StrCat(directory, "/process-XXXXXX")), err_path_(absl::StrCat(directory, "/process-XXXXXX")) {
   const int out = ::mkostemp(out_path_.data(), O_CLOEXEC);
   const int err = ::mkostemp(err_path_.data(), O_CLOEXEC);
   PCHECK(out >= 0 && err >= 0) << directory;
-  std::string binary = WUKONG_BINARY;
   std::vector<char*> argv = {binary.data()};
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);

@@ -43,7 +43,8 @@ class Process {
  public:
   // `in_child` runs between fork and exec and must be async-signal-safe. Output goes to files in `directory`, which is
   // also the working directory.
-  Process(const std::string& directory, std::vector<std::string> arguments, std::function<void()> in_child = {});
+  Process(const std::string& directory, std::vector<std::string> arguments, std::function<void()> in_child = {},
+          std::string binary = WUKONG_BINARY);
   ~Process();
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
