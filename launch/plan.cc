@@ -112,7 +112,7 @@ class Planner {
         int64_t{job_.optimizer().micro_batch()} * job_.optimizer().accumulation() * job_.model().context();
     MakeLeaves();
     for (int r = 0; r < job_.regions_size(); ++r) AddRegion(r);
-    if (strategy_.in_flight() == IN_FLIGHT_WAIT) {
+    if (strategy_.in_flight() != IN_FLIGHT_KEEP) {
       PlanWaiting();
     } else {
       PlanKeeping();
@@ -194,6 +194,7 @@ class Planner {
 
   // Everybody who sent waits for a version that holds it. A quorum of k of n waits for the k quickest.
   void PlanWaiting() {
+    const bool overlaps = strategy_.in_flight() == IN_FLIGHT_OVERLAP;
     std::vector<double> ready, paths;
     const auto count = static_cast<int64_t>(regions_.size());
     const int64_t quorum = Quorum(strategy_.root().quorum(), count);
@@ -208,7 +209,8 @@ class Planner {
       const double late = for_all ? NormalOrderStatistic(leaves, leaves) : NormalOrderStatistic(gathered, size);
       const double spread = input_.step_jitter / std::sqrt(static_cast<double>(plan_.regions[r].inner_steps_max));
       ready.push_back(Smallest(computing, gathered) * (1 + std::max(0.0, late) * spread));
-      paths.push_back(ready[r] + plan_.regions[r].up.seconds + plan_.regions[r].down.seconds);
+      const double travel = plan_.regions[r].up.seconds + plan_.regions[r].down.seconds;
+      paths.push_back(overlaps ? std::max(ready[r], travel / strategy_.in_flight_max()) : ready[r] + travel);
     }
     const double whole = Smallest(paths, quorum);
     double per_second = 0;
@@ -232,8 +234,9 @@ class Planner {
     for (size_t r = 0; r < regions_.size(); ++r) {
       RegionPlan& plan = plan_.regions[r];
       SetInterval(std::max(plan_.round_seconds, plan.down.transfer_seconds), &plan.down);
-      plan.staleness_versions = std::max(0.0, rounds[r] / plan_.round_seconds - 1);
-      plan.staleness_steps = static_cast<double>(plan.inner_steps_max);
+      const int64_t ahead = overlaps ? strategy_.in_flight_max() : 0;
+      plan.staleness_versions = std::max(0.0, rounds[r] / plan_.round_seconds - 1) + static_cast<double>(ahead);
+      plan.staleness_steps = static_cast<double>(plan.inner_steps_max * (1 + ahead));
     }
   }
 

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/config.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/clock.h"
@@ -30,7 +31,7 @@ constexpr absl::Duration kPatience = absl::Seconds(10);
 
 // What the optimised program has to keep within `bound`. An instrumented one is many times slower: its times only show
 // that it does not hang.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER) || defined(ABSL_HAVE_THREAD_SANITIZER)
 constexpr int kSlower = 20;
 #else
 constexpr int kSlower = 1;

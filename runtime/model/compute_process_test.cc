@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "absl/base/config.h"
 #include "gtest/gtest.h"
 
 namespace wukong {
@@ -21,7 +22,7 @@ namespace {
     }                                                   \
   } while (false)
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER)
 constexpr bool kGlibcAllocates = false;
 #else
 constexpr bool kGlibcAllocates = true;

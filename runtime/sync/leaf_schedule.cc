@@ -87,7 +87,8 @@ std::vector<LeasedRange> LeafSchedule::Answered(Sequence sequence, Verdict verdi
   if (found == sent_.end()) return {};
   if (verdict == VERDICT_ACCEPTED) {
     found->second.answered = true;
-    if (!options_.waits || base_.included >= sequence) sent_.erase(found);
+    const bool until_included = options_.waits || options_.overlaps;
+    if (!until_included || base_.included >= sequence) sent_.erase(found);
     return {};
   }
   std::vector<LeasedRange> ranges = std::move(found->second.work.ranges);
@@ -264,7 +265,7 @@ LeafSchedule::Action LeafSchedule::Next() {
     // A worker that waits anyway cannot go on; progress can: the contribution grows meanwhile. But what a dead parent's
     // successor gets at once is bounded, as it is while a parent lives.
     const bool long_alone = !MaySend() && orphan_steps_ >= options_.in_flight_max * steps_per_contribution();
-    if (options_.waits || last || long_alone) {
+    if (options_.waits || options_.overlaps || last || long_alone) {
       return wait(orphaned_ ? WaitReason::kParameters : WaitReason::kAnswer);
     }
   }

@@ -31,7 +31,8 @@ class LeafSchedule {
   struct Options {
     int64_t inner_steps = 1;
     bool scale_steps_by_speed = false;
-    bool waits = false;  // Each contribution waits for a version that includes it.
+    bool waits = false;     // Each contribution waits for a version that includes it.
+    bool overlaps = false;  // The next is trained meanwhile, and waits when in_flight_max are in no version.
     int in_flight_max = 1;
     int64_t lead_max = 0;      // Contributions ahead of the slowest leaf at which this one waits; 0: it never does.
     int64_t step_samples = 1;  // micro_batch * accumulation
@@ -156,7 +157,7 @@ class LeafSchedule {
   ParentState base_;
   bool rebase_again_ = false;  // The version that was taken means something else by now.
   Sequence sequence_;
-  std::map<Sequence, Sent> sent_;       // Not answered, or (when the schedule waits) not included.
+  std::map<Sequence, Sent> sent_;       // Not answered, or (when the schedule waits or overlaps) not included.
   std::map<Sequence, Sent> undecided_;  // Sent to parents that are gone.
   bool awaits_decision_ = false;        // On what this leaf holds, since a parent was lost.
   bool asserted_ = false;               // It has said so since.

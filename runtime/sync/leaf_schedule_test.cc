@@ -156,6 +156,29 @@ TEST(LeafScheduleTest, WhileTheNetworkIsSlowTheContributionGrows) {
   EXPECT_THAT(manifest.ranges, ElementsAre(LeasedRange{8, 28, 1}));
 }
 
+// As eager DiLoCo asks: one round travels while the next is trained, and no third is begun before it has come back.
+TEST(LeafScheduleTest, OverlappingItWaitsAtTheEndOfTheNextRoundForAVersionThatIncludesTheLast) {
+  LeafSchedule::Options options = LeafOptions(2);
+  options.overlaps = true;
+  Leaf leaf(options);
+  leaf.Lease(0, 100);
+  leaf.Train();
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(1));
+  leaf.Train();
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED), IsEmpty());
+  leaf.Train();
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "answered, and in no version";
+  leaf.Take(2, 0, 2);
+  EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "a version of the others' progress";
+  leaf.Take(3, 1, 3);
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(2));
+  leaf.Train();
+  EXPECT_THAT(leaf.schedule.Answered(Sequence(2), VERDICT_STALE), ElementsAre(LeasedRange{8, 16, 1}));
+  leaf.Train();
+  EXPECT_EQ(leaf.Contribute().sequence, Sequence(3)) << "what was refused is waited for by nobody";
+}
+
 TEST(LeafScheduleTest, SeveralContributionsMayBeInFlight) {
   Leaf leaf(LeafOptions(1, false, 2));
   leaf.Lease(0, 100);

@@ -13,7 +13,7 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
   NodeEngine::Options options;
   options.node.is_root = is_root;
   options.node.level = level;
-  options.node.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
+  options.node.waits = strategy.in_flight() != IN_FLIGHT_KEEP;
   options.node.in_flight_max = strategy.in_flight_max();
   options.node.tells_lead = strategy.lead_max() > 0;
   options.node.norm_ratio_max = job.limits().norm_ratio_max();
@@ -50,6 +50,7 @@ LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Du
   options.inner_steps = strategy.inner_steps();
   options.scale_steps_by_speed = strategy.step_scaling() == STEP_SCALING_SPEED;
   options.waits = strategy.in_flight() == IN_FLIGHT_WAIT;
+  options.overlaps = strategy.in_flight() == IN_FLIGHT_OVERLAP;
   options.in_flight_max = strategy.in_flight_max();
   options.lead_max = strategy.lead_max();
   options.step_samples =

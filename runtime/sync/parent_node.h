@@ -31,10 +31,10 @@ class ParentNode {
  public:
   struct Options {
     bool is_root = false;
-    Level level;            // All knobs set (presets.h).
-    bool waits = false;     // Senders wait for the answer: a region says nothing of its own until the root has spoken.
-    int in_flight_max = 1;  // Region: contributions that the root has not answered.
-    int parts = 1;          // Contribution s carries part s mod parts of the parameters, or all of them.
+    Level level;              // All knobs set (presets.h).
+    bool waits = false;       // Senders wait for versions: a region says nothing of its own until the root has spoken.
+    int in_flight_max = 1;    // Region: contributions that the root has not answered.
+    int parts = 1;            // Contribution s carries part s mod parts of the parameters, or all of them.
     bool tells_lead = false;  // Children wait when they are too far ahead of the slowest one.
     // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
     // every finite one. One of more tokens than the median may be larger in proportion: progress adds up. Where half of

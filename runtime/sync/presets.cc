@@ -68,7 +68,7 @@ Strategy Synchronous() {
 // Rounds of everybody, of which one is on its way while the next is trained.
 Strategy Overlapped(int64_t staleness_max) {
   Strategy strategy = Synchronous();
-  strategy.set_in_flight(IN_FLIGHT_KEEP);
+  strategy.set_in_flight(IN_FLIGHT_OVERLAP);
   strategy.mutable_region()->set_staleness_max(staleness_max);
   strategy.mutable_root()->set_staleness_max(staleness_max);
   return strategy;

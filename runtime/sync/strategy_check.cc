@@ -15,7 +15,7 @@ class Checker {
  public:
   explicit Checker(const Job& job)
       : strategy_(job.strategy()),
-        keeps_(strategy_.in_flight() == IN_FLIGHT_KEEP),
+        keeps_(strategy_.in_flight() != IN_FLIGHT_WAIT),
         unstable_(strategy_.unstable() == UNSTABLE_ALLOWED),
         norm_ratio_limit_(job.limits().norm_ratio_max()) {
     for (const Region& region : job.regions()) {
@@ -40,6 +40,9 @@ class Checker {
   }
 
  private:
+  const char* InFlightName() const {
+    return !keeps_ ? "wait" : strategy_.in_flight() == IN_FLIGHT_OVERLAP ? "overlap" : "keep";
+  }
   void Add(std::string key, std::string reason) { problems_.push_back({std::move(key), std::move(reason)}); }
 
   // Contributions of `children` that one merge takes.
@@ -49,9 +52,10 @@ class Checker {
 
   void CheckWhole() {
     if (!keeps_ && strategy_.in_flight_max() > 1) {
-      Add("strategy.in_flight_max", absl::StrCat("a sender that waits has one contribution in flight (expected 1 with "
-                                                 "in_flight: wait, got ",
-                                                 strategy_.in_flight_max(), "); set in_flight: keep for more"));
+      Add("strategy.in_flight_max",
+          absl::StrCat("a sender that waits has one contribution in flight (expected 1 with "
+                       "in_flight: wait, got ",
+                       strategy_.in_flight_max(), "); set in_flight: keep or overlap for more"));
     }
     if (strategy_.region().momentum() > 0 && strategy_.root().momentum() > 0 && !unstable_) {
       Add("strategy.region.momentum",
@@ -144,7 +148,7 @@ class Checker {
       Add(key + ".staleness_max",
           absl::StrFormat("would refuse the contributions of children of equal speed (expected at least %d with quorum "
                           "%d of %d and in_flight: %s, got %d)",
-                          usual, quorum, children, keeps_ ? "keep" : "wait", level.staleness_max()));
+                          usual, quorum, children, InFlightName(), level.staleness_max()));
     }
   }
 
@@ -191,8 +195,9 @@ class Checker {
     }
     if (keeps_) {
       Add("strategy.in_flight",
-          "a step needs the averaged gradient before the next one starts (expected wait with progress: gradient, got "
-          "keep)");
+          absl::StrCat("a step needs the averaged gradient before the next one starts (expected wait with progress: "
+                       "gradient, got ",
+                       InFlightName(), ")"));
     }
     if (strategy_.parts() != 1) {
       Add("strategy.parts", absl::StrCat("a step needs the whole gradient (expected 1 with progress: gradient, got ",
@@ -235,7 +240,7 @@ class Checker {
   }
 
   const Strategy& strategy_;
-  const bool keeps_;
+  const bool keeps_;  // Senders train on while a contribution is in flight.
   const bool unstable_;
   const double norm_ratio_limit_;  // 0 for none.
   int64_t regions_ = 0;
