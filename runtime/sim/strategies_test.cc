@@ -133,5 +133,21 @@ TEST(StrategyTest, NobodyIsFartherAheadThanTheLead) {
   EXPECT_GT(minutes(2), 2 * free);
 }
 
+// Where the round trip is eight rounds, momentum of 0.9 needs that each region's round is merged once, with all
+// others'.
+TEST(StrategyTest, OverlappedRoundsComeNearTheOptimumOverALongRoundTrip) {
+  const auto loss = [](InFlight in_flight) {
+    Scenario scenario = Toy(PRESET_EAGER_DILOCO);
+    scenario.mutable_strategy()->set_in_flight(in_flight);
+    scenario.mutable_strategy()->set_inner_steps(4);  // 0.4 s.
+    scenario.mutable_wan()->set_rtt_ns(3'200'000'000);
+    scenario.mutable_regions(0)->add_speed(0.5);
+    const SimulationResult result = Simulate(scenario);
+    return result.loss / result.progress.front().loss;
+  };
+  EXPECT_LT(loss(IN_FLIGHT_OVERLAP), 0.01);
+  EXPECT_GT(loss(IN_FLIGHT_KEEP), 0.1) << "or this test shows nothing";
+}
+
 }  // namespace
 }  // namespace wukong
