@@ -263,6 +263,8 @@ class Planner {
       const double least = plan.up.seconds + absl::ToDoubleSeconds(DownDelay(plan.name));
       plan.link_limits = least > interval;
       SetInterval(std::max(interval, least), &plan.up);
+      // What comes while one is under way joins the next.
+      if (plan.link_limits) gather[r] = std::max(gather[r], plan.up.interval_seconds);
       per_second += 1 / plan.up.interval_seconds;
       soonest = std::min(soonest, plan.down.transfer_seconds);
     }
@@ -272,9 +274,8 @@ class Planner {
     for (size_t r = 0; r < regions_.size(); ++r) {
       RegionPlan& plan = plan_.regions[r];
       SetInterval(std::max(plan_.round_seconds, plan.down.transfer_seconds), &plan.down);
-      const double queue = plan.link_limits ? (strategy_.in_flight_max() - 1) * plan.up.interval_seconds : 0;
       const double quorum_wait = 0.5 * static_cast<double>(quorum - 1) / per_second;
-      const double age = plan.down.interval_seconds / 2 + plan.down.seconds + plan.compute_seconds + gather[r] + queue +
+      const double age = plan.down.interval_seconds / 2 + plan.down.seconds + plan.compute_seconds + gather[r] +
                          plan.up.seconds + quorum_wait;
       plan.staleness_versions = age / plan_.round_seconds;
       double step = std::numeric_limits<double>::infinity();

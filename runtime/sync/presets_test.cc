@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "google/protobuf/util/message_differencer.h"
+#include "runtime/sync/node_options.h"
 #include "runtime/sync/stable_gain.h"
 
 namespace wukong {
@@ -54,6 +55,16 @@ TEST(PresetsTest, EveryPresetSetsEveryKnobAndWorks) {
     ExpectAllSet(job.strategy().root(), {"send_every", "flush_age_ns"});
     EXPECT_EQ(CheckStrategy(job).message(), "");
   }
+}
+
+// Contributions travel one after the other: where nobody waits, one that queues behind another would only grow old.
+TEST(PresetsTest, ARegionQueuesNothingBehindWhatItHasUnderWay) {
+  const auto in_flight = [](Preset preset) {
+    return NodeOptionsOf(Resolved(ThreeRegions(preset)), /*is_root=*/false, {}).node.in_flight_max;
+  };
+  EXPECT_EQ(Resolved(ThreeRegions(PRESET_ASYNC)).strategy().in_flight_max(), 2);
+  EXPECT_EQ(in_flight(PRESET_ASYNC), 1);
+  EXPECT_EQ(in_flight(PRESET_STREAMING_DILOCO), 2) << "each carries another part";
 }
 
 TEST(PresetsTest, TheDefaultIsAsync) {
