@@ -151,8 +151,8 @@ TEST(ChaosRunTest, ADiskThatFailsAndPowerThatIsLostCostNothingThatWasAcknowledge
   const Outcome run = RunScenario(workspace,
                                   "timeline:\n"
                                   "  - {fault: disk_full, at: 1s, for: 1500ms}\n"
-                                  "  - {fault: disk_error, at: 3500ms, for: 1s}\n"
-                                  "  - {fault: power_loss, at: 5s}\n");
+                                  "  - {fault: disk_error, at: 3s, for: 1s}\n"
+                                  "  - {fault: power_loss, at: 4400ms}\n");
   ASSERT_EQ(run.code, 0) << run.out;
   ExpectAllHold(run);
   EXPECT_EQ(run.result["loss"], 4000) << "the counter itself";
