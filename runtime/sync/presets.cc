@@ -100,7 +100,7 @@ Strategy KnobsOf(Preset preset, const Job& job) {
       strategy = Overlapped(8);
       strategy.set_inner_steps(4);
       strategy.set_parts(4);
-      strategy.set_in_flight_max(2);
+      strategy.set_in_flight_max(4);  // Each part once.
       SetMomentum(0.7, 0.9, 1, strategy.mutable_root());
       for (Level* level : {strategy.mutable_region(), strategy.mutable_root()}) {
         level->set_codec_up(CODEC_KIND_INT4);

@@ -64,7 +64,7 @@ TEST(PresetsTest, ARegionQueuesNothingBehindWhatItHasUnderWay) {
   };
   EXPECT_EQ(Resolved(ThreeRegions(PRESET_ASYNC)).strategy().in_flight_max(), 2);
   EXPECT_EQ(in_flight(PRESET_ASYNC), 1);
-  EXPECT_EQ(in_flight(PRESET_STREAMING_DILOCO), 2) << "each carries another part";
+  EXPECT_EQ(in_flight(PRESET_STREAMING_DILOCO), 4) << "each carries another part";
 }
 
 TEST(PresetsTest, TheDefaultIsAsync) {
