@@ -10,6 +10,10 @@ namespace wukong {
 namespace {
 
 absl::Status CheckOrder(const FaultOrder& order, bool on_workers, bool on_root) {
+  if (order.tells()) {
+    if (on_root && order.on() != FAULT_PLACE_UNSPECIFIED) return absl::OkStatus();
+    return absl::InvalidArgumentError("only the root tells of an event, and of one that it is told");
+  }
   const FaultKind kind = order.fault();
   const bool on_process = kind == FAULT_KIND_KILL || kind == FAULT_KIND_FREEZE;
   const bool on_work =

@@ -46,21 +46,23 @@ RootFaults::~RootFaults() {
 }
 
 void RootFaults::Order(const FaultOrder& order) {
+  const absl::Time deadline =
+      order.until_ns() > 0 ? clock_->Now() + absl::Nanoseconds(order.until_ns()) : absl::InfiniteFuture();
   MutexLock lock(mutex_);
   if (order.on() == FAULT_PLACE_UNSPECIFIED) {
-    Begin(order);
+    Begin(order, deadline);
   } else {
-    armed_.push_back(order);
+    armed_.push_back({order, deadline});
   }
 }
 
-void RootFaults::Begin(const FaultOrder& order) {
+void RootFaults::Begin(const FaultOrder& order, absl::Time deadline) {
   const absl::Time now = clock_->Now();
   if (!IsOfDisk(order)) {
     due_.push_back({order, now + kAnswer});
     return;
   }
-  const absl::Time end = now + absl::Nanoseconds(order.for_ns());
+  const absl::Time end = std::min(deadline, now + absl::Nanoseconds(order.for_ns()));
   on_disk_.push_back({order, Failed(order), end});
   order.fault() == FAULT_KIND_DISK_FULL ? disk_->FillUntil(end) : disk_->FailSyncsUntil(end);
 }
@@ -86,7 +88,7 @@ void RootFaults::Tick() {
       due = strikes ? due_.erase(due) : std::next(due);
     }
   }
-  for (const FaultOrder& order : came_to_pass) Record(order, Json::object());
+  for (const FaultOrder& order : came_to_pass) Record("fault_struck", order, Json::object());
   for (const FaultOrder& order : to_strike) Strike(order);
 }
 
@@ -98,17 +100,26 @@ void RootFaults::PassPoint(absl::string_view point) {
     MutexLock lock(mutex_);
     if (armed_.empty()) return;
     const int64_t version = hooks_.version().value();
-    for (auto order = armed_.begin(); order != armed_.end();) {
-      const bool here = order->on() == place && version >= order->version();
-      if (here && IsOfDisk(*order)) {
-        Begin(*order);
+    const absl::Time now = clock_->Now();
+    for (auto armed = armed_.begin(); armed != armed_.end();) {
+      FaultOrder order = armed->order;
+      const bool late = now >= armed->deadline;
+      const bool here = !late && order.on() == place && version >= order.version();
+      if (here && IsOfDisk(order) && !order.tells()) {
+        Begin(order, armed->deadline);
       } else if (here) {
-        to_strike.push_back(*order);
+        const int64_t left = absl::ToInt64Nanoseconds(armed->deadline - now);
+        order.set_for_ns(std::min(order.for_ns(), left));
+        to_strike.push_back(order);
       }
-      order = here ? armed_.erase(order) : std::next(order);
+      armed = here || late ? armed_.erase(armed) : std::next(armed);
     }
   }
   for (const FaultOrder& order : to_strike) {
+    if (order.tells()) {
+      Record("fault_due", order, Json::object());
+      continue;
+    }
     if (place != FAULT_PLACE_AFTER_APPEND_BEFORE_ACK) hooks_.wait(kLeave);
     Strike(order);
   }
@@ -128,12 +139,10 @@ void RootFaults::BeginSync() {
   Strike(to_strike.front());
 }
 
-void RootFaults::Record(const FaultOrder& order, const Json& more) const {
-  Json event = {{"event", "fault_struck"},
-                {"number", order.number()},
-                {"fault", FaultName(order.fault())},
-                {"target", "root"},
-                {"version", hooks_.version().value()}};
+void RootFaults::Record(const char* event_name, const FaultOrder& order, const Json& more) const {
+  Json event = {{"event", event_name}, {"number", order.number()}, {"fault", FaultName(order.fault())}};
+  if (!order.tells()) event["target"] = "root";
+  event["version"] = hooks_.version().value();
   if (order.on() != FAULT_PLACE_UNSPECIFIED) {
     event["on"] = absl::AsciiStrToLower(absl::StripPrefix(FaultPlace_Name(order.on()), "FAULT_PLACE_"));
   }
@@ -154,7 +163,7 @@ void RootFaults::Strike(const FaultOrder& order) {
         {"bytes_unsynced", loss.bytes_unsynced}, {"bytes_lost", loss.bytes_lost}, {"names_undone", loss.names_undone}};
     on_process.set_fault(FAULT_KIND_KILL);
   }
-  Record(order, more);
+  Record("fault_struck", order, more);
   hooks_.carry_out(on_process);
 }
 

@@ -25,7 +25,7 @@ class RootFaults {
  public:
   struct Hooks {
     // Writes an event; `fault_struck` when an order came to pass, with its number. A fault of the disk has come to pass
-    // when a write or a sync has failed. Of a death it is written before.
+    // when a write or a sync has failed. Of a death it is written before. `fault_due` for an order that only tells.
     std::function<void(nlohmann::ordered_json)> record;
     std::function<Version()> version;                  // The newest that is published.
     std::function<void(const FaultOrder&)> carry_out;  // kill and freeze, on this process.
@@ -45,6 +45,10 @@ class RootFaults {
   void Tick();
 
  private:
+  struct Armed {
+    FaultOrder order;
+    absl::Time deadline;
+  };
   struct Due {
     FaultOrder order;
     absl::Time time;
@@ -54,11 +58,11 @@ class RootFaults {
     int64_t failed_before;
     absl::Time end;
   };
-  void Begin(const FaultOrder& order) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Begin(const FaultOrder& order, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PassPoint(absl::string_view point);
   void BeginSync();
   int64_t Failed(const FaultOrder& order) const;
-  void Record(const FaultOrder& order, const nlohmann::ordered_json& more) const;
+  void Record(const char* event, const FaultOrder& order, const nlohmann::ordered_json& more) const;
   void Strike(const FaultOrder& order);
 
   FaultyDisk* const disk_;
@@ -67,9 +71,9 @@ class RootFaults {
   const Hooks hooks_;
 
   Mutex mutex_;
-  std::vector<FaultOrder> armed_ ABSL_GUARDED_BY(mutex_);  // Wait for their places.
-  std::vector<Due> due_ ABSL_GUARDED_BY(mutex_);           // Of the process; power_loss too.
-  std::vector<OnDisk> on_disk_ ABSL_GUARDED_BY(mutex_);    // Nothing has failed by them yet.
+  std::vector<Armed> armed_ ABSL_GUARDED_BY(mutex_);     // Wait for their places.
+  std::vector<Due> due_ ABSL_GUARDED_BY(mutex_);         // Of the process; power_loss too.
+  std::vector<OnDisk> on_disk_ ABSL_GUARDED_BY(mutex_);  // Nothing has failed by them yet.
 };
 
 }  // namespace wukong

@@ -18,6 +18,7 @@ namespace wukong {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using ::testing::AnyOf;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
@@ -31,13 +32,14 @@ class RootFaultsTest : public ::testing::Test {
         disk_(&clock_, 1),
         faults_(&disk_, &clock_, 1,
                 {[this](const Json& event) {
-                   EXPECT_EQ(event["event"], "fault_struck");
-                   struck_.push_back(event["number"]);
+                   EXPECT_THAT(event["event"], AnyOf("fault_struck", "fault_due"));
+                   (event["event"] == "fault_due" ? told_ : struck_).push_back(event["number"]);
                    last_ = event;
                  },
                  [this] { return version_; },
                  [this](const FaultOrder& order) {
                    carried_out_.push_back(order.fault());
+                   lasted_ = absl::Nanoseconds(order.for_ns());
                    if (dies_) throw Died();
                  },
                  [this](absl::Duration time) { clock_.Advance(time); }}) {
@@ -45,12 +47,13 @@ class RootFaultsTest : public ::testing::Test {
   }
   ~RootFaultsTest() override { std::filesystem::remove_all(directory_); }
 
-  void Order(FaultKind kind, FaultPlace on = FAULT_PLACE_UNSPECIFIED, int64_t version = 1) {
+  void Order(FaultKind kind, FaultPlace on = FAULT_PLACE_UNSPECIFIED, int64_t version = 1, bool tells = false) {
     FaultOrder order;
     order.set_number(++orders_);
     order.set_fault(kind);
     order.set_on(on);
     order.set_version(version);
+    order.set_tells(tells);
     order.set_for_ns(1'000'000'000);
     faults_.Order(order);
   }
@@ -63,9 +66,10 @@ class RootFaultsTest : public ::testing::Test {
   const std::string directory_;
   ManualClock clock_;
   Version version_{1};
-  std::vector<int64_t> struck_;  // Numbers of orders.
+  std::vector<int64_t> struck_, told_;  // Numbers of orders.
   Json last_;
   std::vector<FaultKind> carried_out_;
+  absl::Duration lasted_;  // The last of them.
   bool dies_ = false;
   int64_t orders_ = 0;
   int files_ = 0;
@@ -104,6 +108,49 @@ TEST_F(RootFaultsTest, StrikesAtItsPlaceFromItsVersionOn) {
   FaultPoint("root.after_append");
   FaultPoint("root.after_append");
   EXPECT_THAT(struck_, ElementsAre(1, 2)) << "each once";
+}
+
+TEST_F(RootFaultsTest, TellsOfAPlaceWhereOthersAreToFail) {
+  Order(FAULT_KIND_KILL, FAULT_PLACE_AFTER_ACK, /*version=*/5, /*tells=*/true);
+  Order(FAULT_KIND_CUT, FAULT_PLACE_AFTER_ACK, /*version=*/6, /*tells=*/true);
+  version_ = Version(5);
+  const absl::Time before = clock_.Now();
+  FaultPoint("root.after_ack");
+  EXPECT_THAT(told_, ElementsAre(1));
+  EXPECT_EQ(last_["fault"], "kill");
+  EXPECT_EQ(last_["on"], "after_ack");
+  EXPECT_FALSE(last_.contains("target"));
+  version_ = Version(7);
+  FaultPoint("root.after_ack");
+  FaultPoint("root.after_ack");
+  EXPECT_THAT(told_, ElementsAre(1, 2)) << "each once";
+  EXPECT_THAT(struck_, IsEmpty());
+  EXPECT_THAT(carried_out_, IsEmpty()) << "the root itself goes on";
+  EXPECT_EQ(clock_.Now(), before) << "and at once";
+}
+
+TEST_F(RootFaultsTest, NothingBeginsOrLastsBeyondItsTime) {
+  const auto file = File();
+  FaultOrder order;
+  order.set_until_ns(10'000'000'000);
+  order.set_for_ns(8'000'000'000);
+  order.set_on(FAULT_PLACE_AFTER_ACK);
+  for (const FaultKind kind : {FAULT_KIND_FREEZE, FAULT_KIND_DISK_FULL, FAULT_KIND_KILL}) {
+    order.set_number(++orders_);
+    order.set_fault(kind);
+    order.set_version(kind == FAULT_KIND_KILL ? 2 : 1);
+    faults_.Order(order);
+  }
+  TickAfter(absl::Seconds(7));
+  FaultPoint("root.after_ack");
+  EXPECT_EQ(last_["fault"], "freeze");
+  EXPECT_LE(lasted_, absl::Seconds(3));
+  EXPECT_FALSE(file->Append("x").ok());
+  TickAfter(absl::Seconds(3));
+  EXPECT_TRUE(file->Append("x").ok());
+  version_ = Version(2);
+  FaultPoint("root.after_ack");
+  EXPECT_THAT(carried_out_, ElementsAre(FAULT_KIND_FREEZE)) << "it is too late for the other";
 }
 
 TEST_F(RootFaultsTest, ADiskHasFailedWhenSomethingFailed) {

@@ -108,6 +108,7 @@ class Experiment {
   ProcessFaults faults_;
   absl::Time began_ = absl::InfiniteFuture();
   absl::Time ended_ = absl::InfinitePast();
+  absl::Duration longest_pause_at_the_end_;  // Between merges, since faults ended.
   ExperimentReport report_;
   bool passed_ = false;
 };
@@ -200,6 +201,13 @@ void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) 
   }
   const bool completed = !run.report.is_null() && ReportCompleted(run.report);
   (*verdicts)["I11"] = completed ? "holds" : "the budget is not committed";
+  const auto within = absl::Nanoseconds(scenario_.quiesce().within_ns());
+  if (longest_pause_at_the_end_ > within) {
+    (*verdicts)["I11"] =
+        absl::StrFormat("nothing was merged for %s after faults had ended, expected something in every %s",
+                        absl::FormatDuration(absl::Trunc(longest_pause_at_the_end_, absl::Milliseconds(10))),
+                        absl::FormatDuration(within));
+  }
   const auto check = [&](const char* name, bool wanted, bool holds, const std::string& otherwise) {
     if (wanted) (*verdicts)[name] = holds ? "holds" : otherwise;
   };
@@ -211,6 +219,7 @@ void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) 
     observed[kind] = observed.value(kind, int64_t{0}) + count;
     if (count == 0) never.push_back(absl::StrFormat("timeline[%d]", i));
   }
+  if (scenario_.quiesce().after_ns() > 0 && !faults_.quiet_since().has_value()) never.emplace_back("quiesce");
   report_.result["faults_observed"] = observed;
   check("fired", true, never.empty(), absl::StrJoin(never, ", ") + " never happened: this run shows nothing");
   const double goodput = report_.result.value("goodput", 0.0);
@@ -219,6 +228,10 @@ void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) 
   const double loss = report_.result.value("loss", 0.0);
   check("gap_max", expect.gap_max() > 0, loss <= expect.gap_max(),
         absl::StrFormat("the loss is %.6f above the optimum, expected at most %.6f", loss, expect.gap_max()));
+  // Without a loss the run did not end.
+  const double final_loss = report_.result.value("loss", std::numeric_limits<double>::infinity());
+  check("loss_max", expect.loss_max() > 0, final_loss <= expect.loss_max(),
+        absl::StrFormat("the validation loss is %.4f, expected at most %.4f", final_loss, expect.loss_max()));
   const double pause = report_.result["longest_pause_seconds"].get<double>();
   const absl::Duration most = absl::Nanoseconds(expect.recovery_max_ns());
   check("recovery_max", expect.recovery_max_ns() > 0, pause <= absl::ToDoubleSeconds(most),
@@ -257,6 +270,13 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
     lasting[key] = report_.faults.size();
     report_.faults.push_back(std::move(span));
   }
+  if (!faults_.quiet_since().has_value()) return;
+  const double quiet = absl::ToDoubleSeconds(*faults_.quiet_since());
+  for (ExperimentReport::FaultSpan& span : report_.faults) {
+    const FaultKind kind = scenario_.timeline(span.number).fault();
+    if (kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS) continue;
+    span.end = std::min(span.end.value_or(quiet), std::max(quiet, span.begin));
+  }
 }
 
 void Experiment::Judge(const LocalRun::Result& run) {
@@ -269,15 +289,24 @@ void Experiment::Judge(const LocalRun::Result& run) {
   faults_.ReadStruck();
   const std::vector<EventLine> events = ReadEvents(run_dir_ + "/events.jsonl");
   JudgeEvents(events, &verdicts);
-  absl::Time last_merge = absl::InfiniteFuture();
+  absl::Time last_merge = absl::InfiniteFuture(), last_when_quiet = absl::InfiniteFuture();
   absl::Duration longest_pause;
   for (const EventLine& event : events) {
     if (event.event == "training_started") began_ = std::min(began_, event.time);
+    if (event.event == "training_started" && faults_.quiet_since().has_value()) {
+      last_when_quiet = event.time + *faults_.quiet_since();
+    }
     if (event.event == "budget_committed") ended_ = event.time;
     if (event.event != "merged") continue;
+    if (last_when_quiet < event.time) {
+      longest_pause_at_the_end_ = std::max(longest_pause_at_the_end_, event.time - last_when_quiet);
+      last_when_quiet = event.time;
+    }
     if (last_merge < event.time) longest_pause = std::max(longest_pause, event.time - last_merge);
     last_merge = event.time;
   }
+  // A run without an end stops at some time.
+  longest_pause_at_the_end_ = std::max(longest_pause_at_the_end_, ended_ - last_when_quiet);
   if (job_.model().synthetic() == SYNTHETIC_KIND_UNSPECIFIED && run.report.contains("validation_loss_final")) {
     report_.result["loss"] = run.report["validation_loss_final"];
   }
@@ -292,6 +321,13 @@ void Experiment::Judge(const LocalRun::Result& run) {
   report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(longest_pause);
   for (const char* key : {"compute_share", "staleness", "restarts", "contributions", "ledger"}) {
     if (run.report.contains(key)) report_.result[key] = run.report[key];
+  }
+  if (faults_.quiet_since().has_value()) {
+    Json left_out = Json::array();
+    for (const LeftOut& left : faults_.left_out()) {
+      left_out.push_back({{"target", TargetName(scenario_, left.target)}, {"how", HowName(left.how)}});
+    }
+    report_.result["left_out"] = left_out;
   }
   JudgeExpectations(run, &verdicts);
   passed_ = std::all_of(verdicts.begin(), verdicts.end(), [](const Json& verdict) { return verdict == "holds"; });

@@ -29,7 +29,10 @@ bool IsOfDisk(FaultKind kind) { return kind == FAULT_KIND_DISK_FULL || kind == F
 
 // The coordinator's process does it to itself.
 bool IsOfRoot(const Fault& fault) {
-  return IsOfDisk(fault.fault()) || fault.fault() == FAULT_KIND_POWER_LOSS || fault.on() != FAULT_PLACE_UNSPECIFIED;
+  if (IsOfDisk(fault.fault()) || fault.fault() == FAULT_KIND_POWER_LOSS) return true;
+  return fault.on() != FAULT_PLACE_UNSPECIFIED &&
+         std::all_of(fault.target().begin(), fault.target().end(),
+                     [](const std::string& target) { return target == "root"; });
 }
 
 }  // namespace
@@ -38,19 +41,24 @@ ProcessFaults::ProcessFaults(const Scenario& scenario, const Job& job, uint64_t 
     : scenario_(scenario),
       job_(job),
       run_dir_(std::move(run_dir)),
+      seed_(seed),
       schedule_(scenario, seed),
       links_(static_cast<size_t>(scenario.regions_size())) {
   for (int i = 0; i < scenario.timeline_size(); ++i) {
     if (scenario.timeline(i).on() == FAULT_PLACE_UNSPECIFIED) continue;
     RootOrder order;
     order.act.number = static_cast<size_t>(i);
+    order.tells = !IsOfRoot(scenario.timeline(i));
     root_orders_.push_back(order);
   }
 }
 
 void ProcessFaults::Poll(LocalRun* run, absl::Duration elapsed) {
   began_ = absl::Now() - elapsed;
-  for (const FaultSchedule::Act& act : schedule_.Take(elapsed)) {
+  ReadStruck();
+  for (const size_t number : std::exchange(due_, {})) schedule_.Trigger(number, elapsed);
+  const bool ends = Left(elapsed) <= absl::ZeroDuration() && !quiet_since_.has_value();
+  for (const FaultSchedule::Act& act : schedule_.Take(elapsed + std::min(absl::ZeroDuration(), Left(elapsed)))) {
     const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
     if (IsOfRoot(fault)) {
       if (!act.begins) continue;  // Its end is part of the order.
@@ -64,15 +72,63 @@ void ProcessFaults::Poll(LocalRun* run, absl::Duration elapsed) {
       Carry(run, act, elapsed);
     }
   }
+  if (ends) Quiesce(run, elapsed);
   if (!orders_.empty()) {
     const Fault& fault = scenario_.timeline(static_cast<int>(orders_.front().number));
-    if (Order(run, orders_.front(), FAULT_PLACE_UNSPECIFIED, absl::Nanoseconds(fault.for_ns())).has_value()) {
+    const absl::Duration lasts =
+        std::min(fault.has_for_ns() ? absl::Nanoseconds(fault.for_ns()) : absl::InfiniteDuration(), Left(elapsed));
+    if (Order(run, orders_.front(), FAULT_PLACE_UNSPECIFIED,
+              lasts == absl::InfiniteDuration() ? absl::ZeroDuration() : lasts, absl::InfiniteDuration())
+            .has_value()) {
       observed_.push_back({absl::Now(), elapsed, orders_.front()});
       orders_.pop_front();
     }
   }
-  ReadStruck();
+  const auto freezes = [&](const std::string& name) { return run->supervisor().Signal(name, SIGSTOP); };
+  to_freeze_.erase(std::remove_if(to_freeze_.begin(), to_freeze_.end(), freezes), to_freeze_.end());
   OrderRoot(run, elapsed);
+}
+
+absl::Duration ProcessFaults::Left(absl::Duration elapsed) const {
+  const auto after = absl::Nanoseconds(scenario_.quiesce().after_ns());
+  return after > absl::ZeroDuration() ? after - elapsed : absl::InfiniteDuration();
+}
+
+void ProcessFaults::Quiesce(LocalRun* run, absl::Duration elapsed) {
+  quiet_since_ = elapsed;
+  // What was ordered ends by itself.
+  schedule_.Heal(elapsed);
+  for (const FaultSchedule::Act& act : schedule_.Take(elapsed)) {
+    const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
+    if (!IsOfRoot(fault) && !IsPassedOn(fault.fault())) Carry(run, act, elapsed);
+  }
+  for (size_t r = 0; r < links_.size(); ++r) {
+    links_[r] = LinkFaults();  // Also those without an end.
+    Reshape(run, static_cast<int>(r));
+  }
+  orders_.clear();
+  left_out_ = DrawLeftOut(scenario_, seed_);
+  for (const LeftOut& left : left_out_) {
+    switch (left.how) {
+      case LeftOut::How::kDead:
+        run->supervisor().Abandon(ProcessName(left.target));
+        run->supervisor().Signal(ProcessName(left.target), SIGKILL);
+        break;
+      case LeftOut::How::kFrozen:
+        to_freeze_.push_back(ProcessName(left.target));
+        break;
+      case LeftOut::How::kCutOff:
+        for (const LinkDirection direction : {LinkDirection::kUp, LinkDirection::kDown}) {
+          run->link(scenario_.regions(left.target.region).name())->SetCut(direction, true);
+        }
+        // Whoever cannot reach the root gives up in time.
+        for (int w = -1; w < scenario_.regions(left.target.region).workers(); ++w) {
+          run->supervisor().Abandon(ProcessName({left.target.region, w}));
+        }
+        break;
+    }
+    run->Say(absl::StrCat("faults have ended; ", TargetName(scenario_, left.target), " is left ", HowName(left.how)));
+  }
 }
 
 bool ProcessFaults::IsOver(const RootOrder& order, absl::Duration elapsed) const {
@@ -86,6 +142,7 @@ void ProcessFaults::OrderRoot(LocalRun* run, absl::Duration elapsed) {
     coordinator_starts_ = run->supervisor().coordinator_starts();
     for (RootOrder& order : root_orders_) order.number = 0;
   }
+  if (quiet_since_.has_value()) return;
   const auto next = std::find_if(root_orders_.begin(), root_orders_.end(),
                                  [&](const RootOrder& order) { return order.number == 0 && !IsOver(order, elapsed); });
   if (next == root_orders_.end()) return;
@@ -95,7 +152,7 @@ void ProcessFaults::OrderRoot(LocalRun* run, absl::Duration elapsed) {
   const bool waits = fault.on() != FAULT_PLACE_UNSPECIFIED && !next->struck;
   const bool ends = next->end != absl::InfiniteDuration();
   next->number = Order(run, next->act, waits ? fault.on() : FAULT_PLACE_UNSPECIFIED,
-                       ends ? next->end - elapsed : absl::Nanoseconds(fault.for_ns()))
+                       ends ? next->end - elapsed : absl::Nanoseconds(fault.for_ns()), Left(elapsed), next->tells)
                      .value_or(0);
 }
 
@@ -106,7 +163,8 @@ void ProcessFaults::ReadStruck() {
   while (std::getline(file, line) && !file.eof()) {  // One that does not end is not whole yet.
     events_read_ += static_cast<std::streamoff>(line.size()) + 1;
     const Json event = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!event.is_object() || event.value("event", "") != "fault_struck") continue;
+    const std::string kind = event.is_object() ? event.value("event", "") : "";
+    if (kind != "fault_struck" && kind != "fault_due") continue;
     absl::Time time;
     std::string error;
     if (!absl::ParseTime(absl::RFC3339_full, event.value("time", ""), &time, &error)) continue;
@@ -114,6 +172,10 @@ void ProcessFaults::ReadStruck() {
       // Another life of the coordinator had the number before.
       if (order.number != event.value("number", int64_t{0}) || time < order.told || order.struck) continue;
       order.struck = true;
+      if (order.tells) {
+        due_.push_back(order.act.number);
+        continue;
+      }
       const Fault& fault = scenario_.timeline(static_cast<int>(order.act.number));
       if (order.end == absl::InfiniteDuration() && fault.has_for_ns()) {
         order.end = time - began_ + absl::Nanoseconds(fault.for_ns());
@@ -146,7 +208,7 @@ bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Du
 }
 
 std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on,
-                                            absl::Duration lasts) {
+                                            absl::Duration lasts, absl::Duration left, bool tells) {
   const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
   InjectFaultRequest request;
   request.set_target(TargetName(scenario_, act.target));
@@ -155,6 +217,8 @@ std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::
   request.mutable_order()->set_for_ns(absl::ToInt64Nanoseconds(lasts));
   request.mutable_order()->set_on(on);
   request.mutable_order()->set_version(fault.version());
+  request.mutable_order()->set_tells(tells);
+  if (left != absl::InfiniteDuration()) request.mutable_order()->set_until_ns(absl::ToInt64Nanoseconds(left));
   grpc::ClientContext context;
   SetDeadline(&context, absl::Seconds(1));
   InjectFaultReply reply;

@@ -101,6 +101,7 @@ TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
       {"timeline: [{fault: kill, at: 1s, target: [a], factr: 2}]", "did you mean factor?"},
       {"expect: {invariants: [I99]}", ":4: expect.invariants[0]: cannot be checked"},
       {"expect: {gap_max: 0.1}", "fidelity toy"},
+      {"expect: {loss_max: 2}", "there is no validation loss (expected fidelity gpt; toy has gap_max)"},
       {"model: {context: 8, vocabulary: 256}", "means nothing here (expected fidelity gpt, or no model)"},
       {"data: {train: a.bin}", "means nothing here (expected fidelity gpt, or no data)"},
       {"strategy: {root: {momentum: 0.9}}", "a counter needs"},

@@ -129,6 +129,9 @@ absl::Status Supervisor::Poll(absl::Time now) {
       process.code = *code;
       asked = false;  // What was known before it ended may not be what it ended from.
     }
+    if (process.abandoned && (process.state == State::kToBeDecided || process.state == State::kWaiting)) {
+      process.state = State::kGone;
+    }
     if (process.state == State::kToBeDecided) {
       const bool as_meant = process.code == kExitOk && process.kind != ProcessKind::kCoordinator;
       const std::optional<RunStage> stage = as_meant ? RunStage::kUnderWay : stage_for(process.kind);
@@ -255,6 +258,12 @@ bool Supervisor::Signal(const std::string& name, int signal_number) {
     return true;
   }
   return false;
+}
+
+void Supervisor::Abandon(const std::string& name) {
+  const auto process =
+      std::find_if(processes_.begin(), processes_.end(), [&](const Process& one) { return one.name == name; });
+  if (process != processes_.end()) process->abandoned = true;
 }
 
 void Supervisor::Stop(int coordinator_signal) {

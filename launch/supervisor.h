@@ -2,7 +2,8 @@
 //
 //             ends                      decided: restart            its time has come
 //   running ---------> to be decided -----------------> waiting ------------------> running
-//                          |  decided: leave, give up      | the run is over meanwhile
+//                          |  decided: leave, give up,     | the run is over meanwhile,
+//                          |  or abandoned                 | or abandoned
 //                          v                               v
 //                        gone <---------------------------/
 //
@@ -120,6 +121,9 @@ class Supervisor {
   // False: no such process runs now.
   bool Signal(const std::string& name, int signal_number);
 
+  // It is never started again, and the run goes on without it.
+  void Abandon(const std::string& name);
+
   // Ends everything and waits for it. Before anybody is asked to end (SIGTERM, at last SIGKILL), they get some time to
   // do it by themselves, the coordinator after `coordinator_signal` if that is not 0.
   void Stop(int coordinator_signal);
@@ -139,6 +143,7 @@ class Supervisor {
     Subprocess child;  // The last one started.
     int starts = 1;
     State state = State::kRunning;
+    bool abandoned = false;
     absl::Time started = absl::InfinitePast();
     absl::Time ended = absl::InfinitePast();
     absl::Time restart_at = absl::InfinitePast();

@@ -285,6 +285,20 @@ TEST_F(SupervisorTest, AnAggregatorThatIsGoneForGoodEndsTheRun) {
   EXPECT_THAT(status.message(), HasSubstr("no such device"));
 }
 
+TEST_F(SupervisorTest, TheRunGoesOnWithoutWhoIsAbandoned) {
+  Make(10);
+  StartShell("aggregator of beijing", kAggregator, {"exit 3"});  // A reason to end the run.
+  StartShell("worker-0 of beijing", kWorker, {"exit 75"});
+  supervisor_->Abandon("aggregator of beijing");
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 1; }).ok());
+  EXPECT_THAT(said_[0], HasSubstr("worker-0 of beijing ended with exit code 75; it is started again"));
+  supervisor_->Abandon("worker-0 of beijing");
+  now_ += absl::Seconds(10);
+  ASSERT_TRUE(PollUntil([&] { return !supervisor_->Signal("aggregator of beijing", 0); }).ok());
+  EXPECT_THAT(supervisor_->restarts(), IsEmpty()) << "also where it was decided before";
+  EXPECT_EQ(said_.size(), 1u);
+}
+
 TEST_F(SupervisorTest, WithoutRestartsTheOthersGoOnWithoutAnAggregator) {
   Make(0);
   StartShell("aggregator of beijing", kAggregator, {"kill -9 $$"});

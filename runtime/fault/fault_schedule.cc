@@ -106,10 +106,12 @@ std::vector<FaultSchedule::Act> FaultSchedule::Take(absl::Duration now) {
 }
 
 void FaultSchedule::Trigger(size_t number, absl::Duration now) {
+  if (healed_) return;
   for (const FaultTarget& target : targets_[number]) acts_.emplace(now, Planned{{number, target, true}});
 }
 
 void FaultSchedule::Heal(absl::Duration now) {
+  healed_ = true;
   std::multimap<absl::Duration, Planned> ends;
   for (auto& [time, planned] : acts_) {
     if (!planned.act.begins) ends.emplace(now, planned);

@@ -46,7 +46,7 @@ class FaultSchedule {
   const std::vector<FaultTarget>& targets(size_t number) const { return targets_[number]; }
   // What happens up to `now`, in order.
   std::vector<Act> Take(absl::Duration now);
-  // A fault that waits for an event of the protocol (`on`) happens now; what it does is for Take.
+  // A fault that waits for an event of the protocol (`on`) happens now; what it does is for Take. Not after Heal.
   void Trigger(size_t number, absl::Duration now);
   // No fault begins any more, and what lasts ends now.
   void Heal(absl::Duration now);
@@ -63,6 +63,7 @@ class FaultSchedule {
   std::vector<std::vector<FaultTarget>> targets_;  // Of each fault.
   std::vector<Random> random_;
   std::multimap<absl::Duration, Planned> acts_;
+  bool healed_ = false;
 };
 
 }  // namespace wukong

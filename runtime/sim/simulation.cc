@@ -169,9 +169,8 @@ class Simulation {
 
  private:
   void Quiesce() {
-    Random random(DeriveSeed(world_.seed, "sim.quiesce"));
     timeline_->Heal();
-    left_dead_ = timeline_->LeaveOut(DrawCore(scenario_, &random), &random);
+    left_dead_ = timeline_->LeaveOut(DrawLeftOut(scenario_, world_.seed));
     if (scenario_.restarts().after_ns() > 0) return;  // The dead are on their way.
     std::vector<SimProcess*> processes = {root_.get()};
     for (const auto& aggregator : aggregators_) processes.push_back(aggregator.get());
@@ -281,6 +280,13 @@ class Simulation {
                                 ? ""
                                 : absl::StrFormat("the loss is %.6f above the optimum, expected at most %.6f",
                                                   result->loss, expect.gap_max());
+    }
+    if (expect.loss_max() > 0) {
+      // Also of a loss that is not a number.
+      verdicts["loss_max"] =
+          result->loss <= expect.loss_max()
+              ? ""
+              : absl::StrFormat("the validation loss is %.4f, expected at most %.4f", result->loss, expect.loss_max());
     }
     if (expect.recovery_max_ns() > 0) {
       const auto most = absl::Nanoseconds(expect.recovery_max_ns());

@@ -269,26 +269,6 @@ TEST(SimulationTest, ARunThatEndsBeforeItIsQuietShowsNothing) {
   EXPECT_EQ(result->verdicts.at("fired"), "quiesce never happened: this run shows nothing");
 }
 
-TEST(TimelineTest, TheCoreHasARegionWithAWorkerAndIsNotAlwaysAll) {
-  const Scenario scenario = MakeScenario();
-  int regions = 0, workers = 0;
-  for (uint64_t seed = 1; seed <= 100; ++seed) {
-    Random random(seed);
-    const SimCore core = DrawCore(scenario, &random);
-    int workers_here = 0;
-    for (size_t r = 0; r < core.regions.size(); ++r) {
-      regions += core.regions[r] ? 1 : 0;
-      const auto here = std::count(core.workers[r].begin(), core.workers[r].end(), true);
-      EXPECT_EQ(here > 0, core.regions[r]) << "a region without a worker is no core, and a worker needs its region";
-      workers_here += static_cast<int>(here);
-    }
-    EXPECT_GE(workers_here, 1);
-    workers += workers_here;
-  }
-  EXPECT_LT(regions, 250);
-  EXPECT_LT(workers, 450);
-}
-
 TEST(SimulationTest, TheToyComesToItsOptimumWithEachPreset) {
   for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP}) {
     Scenario scenario = MakeScenario();

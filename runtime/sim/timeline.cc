@@ -176,43 +176,23 @@ void Timeline::Heal() {
   }
 }
 
-SimCore DrawCore(const Scenario& scenario, Random* random) {
-  SimCore core;
-  const auto certain_region = static_cast<int>(random->Below(static_cast<uint64_t>(scenario.regions_size())));
-  for (int r = 0; r < scenario.regions_size(); ++r) {
-    core.regions.push_back(random->Below(2) == 0 || r == certain_region);
-    std::vector<bool>& workers = core.workers.emplace_back();
-    const int count = scenario.regions(r).workers();
-    const auto certain_worker = static_cast<int>(random->Below(static_cast<uint64_t>(count)));
-    for (int w = 0; w < count; ++w) {
-      workers.push_back(core.regions.back() && (random->Below(2) == 0 || w == certain_worker));
-    }
-  }
-  return core;
-}
-
-std::set<const SimProcess*> Timeline::LeaveOut(const SimCore& core, Random* random) {
+std::set<const SimProcess*> Timeline::LeaveOut(const std::vector<LeftOut>& left_out) {
   std::set<const SimProcess*> dead;
-  const auto leave = [&](SimProcess* process, bool freeze) {
-    world_->Note(TapeEvent::kFault, process->name(), {}, freeze ? "left frozen" : "left dead");
-    if (freeze) {
-      process->SetFrozen(true);
-    } else {
-      dead.insert(process);
-      process->Kill();
-    }
-  };
-  for (size_t r = 0; r < cast_.aggregators.size(); ++r) {
-    const bool cut = !core.regions[r] && random->Below(2) == 0;
-    if (cut) {
-      world_->Note(TapeEvent::kFault, cast_.aggregators[r]->name(), {}, "left cut off");
-      world_->network.up(static_cast<int>(r)).SetCut(true);
-      world_->network.down(static_cast<int>(r)).SetCut(true);
-      continue;
-    }
-    if (!core.regions[r]) leave(cast_.aggregators[r], /*freeze=*/false);
-    for (size_t w = 0; w < cast_.workers[r].size(); ++w) {
-      if (!core.workers[r][w]) leave(cast_.workers[r][w], core.regions[r] && random->Below(3) == 0);
+  for (const LeftOut& left : left_out) {
+    SimProcess* process = ProcessOf(left.target);
+    world_->Note(TapeEvent::kFault, process->name(), {}, "left " + HowName(left.how));
+    switch (left.how) {
+      case LeftOut::How::kDead:
+        dead.insert(process);
+        process->Kill();
+        break;
+      case LeftOut::How::kFrozen:
+        process->SetFrozen(true);
+        break;
+      case LeftOut::How::kCutOff:
+        world_->network.up(left.target.region).SetCut(true);
+        world_->network.down(left.target.region).SetCut(true);
+        break;
     }
   }
   return dead;

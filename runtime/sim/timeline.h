@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "proto/scenario.pb.h"
-#include "runtime/base/random.h"
 #include "runtime/fault/fault_schedule.h"
 #include "runtime/fault/link_faults.h"
+#include "runtime/fault/quiesce.h"
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sim/sim_coordinator.h"
 #include "runtime/sim/sim_worker.h"
@@ -26,14 +26,6 @@ struct SimCast {
   std::vector<std::vector<SimWorker*>> workers;  // By region.
 };
 
-// Who is whole again at the end of a scenario: beside the root, by region its aggregator and link, and its workers. At
-// least one region with one worker.
-struct SimCore {
-  std::vector<bool> regions;
-  std::vector<std::vector<bool>> workers;  // Of regions that are in it.
-};
-SimCore DrawCore(const Scenario& scenario, Random* random);
-
 class Timeline {
  public:
   // All outlive it. Nothing happens before Begin.
@@ -42,9 +34,8 @@ class Timeline {
   void Begin();
   // No fault begins from now on, and those that last end.
   void Heal();
-  // After Heal: who is not in the core is from now on dead, frozen or cut off from the root, for good. Returns those
-  // that are dead, who are not to be started again.
-  std::set<const SimProcess*> LeaveOut(const SimCore& core, Random* random);
+  // After Heal. Returns those that are dead, who are not to be started again.
+  std::set<const SimProcess*> LeaveOut(const std::vector<LeftOut>& left_out);
   // How often each fault of the timeline came to pass.
   std::vector<int64_t> Observed() const;
 
