@@ -259,11 +259,12 @@ class Planner {
         gather[r] = age;
         interval = age + 1 / rate;
       }
-      // One contribution is under way at a time, and its answer comes before the next one leaves.
-      const double least = plan.up.seconds + absl::ToDoubleSeconds(DownDelay(plan.name));
+      // One is written at a time, and in_flight_max of them wait for their answers.
+      const double answered = plan.up.seconds + absl::ToDoubleSeconds(DownDelay(plan.name));
+      const double least = std::max(plan.up.transfer_seconds, answered / strategy_.in_flight_max());
       plan.link_limits = least > interval;
       SetInterval(std::max(interval, least), &plan.up);
-      // What comes while one is under way joins the next.
+      // What comes before the next may be written joins it.
       if (plan.link_limits) gather[r] = std::max(gather[r], plan.up.interval_seconds);
       per_second += 1 / plan.up.interval_seconds;
       soonest = std::min(soonest, plan.down.transfer_seconds);

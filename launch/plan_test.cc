@@ -175,19 +175,27 @@ TEST(PlanTest, WhoeverKeepsTrainingHasStalenessInPlaceOfWaits) {
 
 TEST(PlanTest, ALinkThatIsTooSlowLimitsHowOftenNotHowFast) {
   const Plan plan = PlanOf({"wan.bandwidth=1Mbit", "strategy.root.staleness_max=1"});
-  const double transfer = kInt8 * 8 / 1e6, least = transfer + 0.15;  // With the answer.
+  const double transfer = kInt8 * 8 / 1e6;
   EXPECT_EQ(plan.compute_share, 1);
   for (const RegionPlan& region : plan.regions) {
     EXPECT_TRUE(region.link_limits);
-    EXPECT_NEAR(region.up.interval_seconds, least, 1e-9);
-    // What comes while one contribution is under way waits for its answer: in place of the region's other worker.
-    const double age = transfer / 2 + transfer + 0.075 + 4 + least + transfer + 0.075;
+    EXPECT_NEAR(region.up.interval_seconds, transfer, 1e-9);
+    // What comes while one contribution is being written waits for its end: in place of the region's other worker.
+    const double age = transfer / 2 + transfer + 0.075 + 4 + transfer + transfer + 0.075;
     EXPECT_NEAR(region.staleness_steps, age / 0.25, 1e-6);
   }
   // A version is made when somebody has the last one.
   EXPECT_NEAR(plan.round_seconds, transfer, 1e-9);
   EXPECT_THAT(plan.notes, Contains(HasSubstr("beijing: its workers make a contribution faster than its link")));
   EXPECT_THAT(plan.notes, Contains(HasSubstr("more than strategy.root.staleness_max allows (1)")));
+}
+
+TEST(PlanTest, FarAwayTheAnswersLimitHowOften) {
+  const Plan plan = PlanOf({"wan.rtt=10s"});
+  const double transfer = kInt8 * 8 / 100e6;
+  EXPECT_NEAR(plan.regions[0].up.interval_seconds, (transfer + 10) / 2, 1e-9) << "two wait for their answers";
+  const Plan more = PlanOf({"wan.rtt=10s", "strategy.in_flight_max=4"});
+  EXPECT_NEAR(more.regions[0].up.interval_seconds, 4, 1e-9) << "as often as its workers contribute";
 }
 
 TEST(PlanTest, AgeFlushesWhatComesSeldom) {
@@ -404,13 +412,13 @@ TEST(RemedyTest, SaysWhyNothingAloneHelps) {
 }
 
 TEST(RemedyTest, WhereNobodyWaitsTheLinksAreToKeepUp) {
-  // A region's contribution per H * 250 ms; with its answer it takes the link 0.101 s and a round trip of 0.15 s.
-  EXPECT_EQ(RemedyOf(PlanOf({}), "inner_steps").value, "2");
-  // H = 16: 4 s, of which 3.85 are for 1,258,400 bytes.
-  EXPECT_EQ(RemedyOf(PlanOf({}), "bandwidth").value, "2700kbit");
+  // A region's contribution per H * 250 ms; it takes the link 0.101 s, and its answer comes 0.15 s later, to two of them.
+  EXPECT_EQ(RemedyOf(PlanOf({}), "inner_steps").value, "1");
+  // H = 16: 4 s for 1,258,400 bytes.
+  EXPECT_EQ(RemedyOf(PlanOf({}), "bandwidth").value, "2600kbit");
   EXPECT_EQ(RemedyOf(PlanOf({"wan.bandwidth=20Mbit"}), "codec").value, "fp32");
   EXPECT_EQ(RemedyOf(PlanOf({"wan.bandwidth=4Mbit"}), "codec").value, "int8");
-  EXPECT_FALSE(RemedyOf(PlanOf({"wan.rtt=5s"}), "bandwidth").possible);
+  EXPECT_FALSE(RemedyOf(PlanOf({"wan.rtt=10s"}), "bandwidth").possible);
 }
 
 }  // namespace

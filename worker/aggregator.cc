@@ -140,6 +140,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   link_options.fragments = fragments;
   link_options.rpc_timeout = absl::Nanoseconds(job.limits().rpc_ns());
   link_options.streams_max = job.limits().streams_max();
+  link_options.in_flight_max = job.strategy().in_flight_max();
   link_options.round_trip = session.round_trip();
   link_options.seed = DeriveSeed(job.seed(), options.region);
   ParentLink::Callbacks link_callbacks;
@@ -149,6 +150,9 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     if (shared.version) return;
     shared.version = true;
     stop.Wake();
+  };
+  link_callbacks.on_written = [&](Sequence sequence) {
+    if (ParameterServer* open = node; open != nullptr) open->OnParentWritten(sequence);
   };
   link_callbacks.on_answer = [&](Sequence sequence, Verdict verdict, const std::string&) {
     if (ParameterServer* open = node; open != nullptr) open->OnParentAnswer(sequence, verdict);

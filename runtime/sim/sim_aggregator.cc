@@ -64,8 +64,13 @@ void SimAggregator::Joined(const JoinReply& reply) {
   options.self = life->self;
   options.fragments = FragmentsOf(world_->job, layout_.size());
   options.schema_digest = layout_.schema_digest();
+  options.in_flight_max = world_->job.strategy().in_flight_max();
   SimUplink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };
+  callbacks.on_written = [life](Sequence sequence) {
+    life->engine->Handle(ParentNode::Written{sequence});
+    life->node->Pump();
+  };
   callbacks.on_answer = [life](Sequence sequence, Verdict verdict) {
     life->engine->Handle(ParentNode::Answered{sequence, verdict});
     life->node->Pump();

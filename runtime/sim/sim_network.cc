@@ -217,25 +217,33 @@ void SimNetwork::Stream::Send(int64_t bytes, Action ready, Action receive) {
   }
 }
 
-void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections) {
+void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections,
+                       Action departed) {
   SimLink* link = LinkBetween(from->site(), to->site());
   if (link == nullptr) {
-    queue_->After(kLocalDelay + absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond),
-                  std::move(arrived));
+    const absl::Duration wire = absl::Seconds(static_cast<double>(bytes + kFrameBytes) / kLocalBytesPerSecond);
+    if (departed) {
+      queue_->After(wire, std::move(departed), from, SimProcess::TagOf(from->life(), /*on_arrival=*/true));
+    }
+    queue_->After(kLocalDelay + wire, std::move(arrived));
     return;
   }
   const size_t shares = SharesOf(bytes, static_cast<size_t>(connections));
   std::vector<int64_t>& open = connections_[std::make_pair(from, to)];
   while (open.size() < shares) open.push_back(link->Open());
   if (shares == 1) {
-    link->Send(open[0], bytes, {}, {nullptr, 0, std::move(arrived)});
+    link->Send(open[0], bytes, {from, from->life(), std::move(departed)}, {nullptr, 0, std::move(arrived)});
     return;
   }
-  auto left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(arrived));
+  const auto when_last = [shares](Action action) {
+    return [left = std::make_shared<std::pair<size_t, Action>>(shares, std::move(action))] {
+      if (--left->first == 0 && left->second) left->second();
+    };
+  };
+  const auto last_departed = when_last(std::move(departed)), last_arrived = when_last(std::move(arrived));
   for (size_t i = 0; i < shares; ++i) {
-    link->Send(open[i], bytes / static_cast<int64_t>(shares), {}, {nullptr, 0, [left] {
-                                                                     if (--left->first == 0) left->second();
-                                                                   }});
+    link->Send(open[i], bytes / static_cast<int64_t>(shares), {from, from->life(), last_departed},
+               {nullptr, 0, last_arrived});
   }
 }
 
@@ -251,6 +259,7 @@ struct SimNetwork::PendingCall {
   Action done;
   absl::Status status;
   int connections = 1;
+  Action departed;
   bool over = false;
   int64_t hook = 0;  // At the server, for when it dies.
   EventQueue::EventId timeout;
@@ -296,7 +305,7 @@ void SimNetwork::Respond::operator()(int64_t bytes, Action done) const {
 }
 
 void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve,
-                      Failed failed, int connections) {
+                      Failed failed, int connections, Action departed) {
   auto call = std::make_shared<PendingCall>();
   call->network = this;
   call->from = from;
@@ -325,13 +334,16 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
     delay = late();
   }
   if (delay > absl::ZeroDuration()) {
+    call->departed = std::move(departed);
     queue_->After(delay, [call] {
       call->network->Carry(
-          call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); }, call->connections);
+          call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); }, call->connections,
+          std::move(call->departed));
     });
   } else {
     Carry(
-        from, to, bytes, [call = std::move(call)] { PendingCall::Arrive(call, true); }, connections);
+        from, to, bytes, [call = std::move(call)] { PendingCall::Arrive(call, true); }, connections,
+        std::move(departed));
   }
 }
 

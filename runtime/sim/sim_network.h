@@ -144,12 +144,13 @@ class SimNetwork {
 
   // A call: `serve(respond)` runs at `to`, `respond(bytes, done)` runs `done` at `from` when the answer is there.
   // `failed` runs at `from` when the answer does not come within `timeout`, or `to` is dead or dies. One of the two
-  // runs, once; `serve` runs twice for a request that is duplicated. The request is spread over `connections`.
+  // runs, once; `serve` runs twice for a request that is duplicated. The request is spread over `connections`;
+  // `departed` (may be null) runs at `from` when all of it is on the wire.
   class Respond;
   using Serve = absl::AnyInvocable<void(const Respond&)>;
   using Failed = absl::AnyInvocable<void(const absl::Status&)>;
   void Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Duration timeout, Serve serve, Failed failed,
-            int connections = 1);
+            int connections = 1, Action departed = {});
 
   // Draws whether something with this probability happens to a message.
   bool Happens(double probability);
@@ -165,7 +166,8 @@ class SimNetwork {
   };
   struct PendingCall;
   // A message on the connections that two processes have for their calls.
-  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections = 1);
+  void Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action arrived, int connections = 1,
+             Action departed = {});
 
   EventQueue* const queue_;
   const uint64_t seed_;

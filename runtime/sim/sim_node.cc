@@ -186,7 +186,7 @@ void SimUplink::Connect() {
   const PublicParameters::Position have = parameters_.Resume();
   request.set_have_version(have.complete.value());
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
-  request.set_next_sequence(next_sequence_.value());
+  request.set_next_sequence((outgoing_.empty() ? next_sequence_ : outgoing_.begin()->first).value());
   const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
   // Unlike a contribution, which is sent again when no answer comes, a stream is opened once.
   auto served = std::make_shared<bool>(false);
@@ -249,36 +249,50 @@ void SimUplink::Take(FollowMessage message, int connections) {
 void SimUplink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
   Outgoing outgoing{manifest, std::move(payload)};
   outgoing.manifest.sender = options_.self;
-  outgoing_.push_back(std::move(outgoing));
+  outgoing_[manifest.sequence] = std::move(outgoing);
+  next_sequence_ = Sequence(manifest.sequence.value() + 1);
   SendNext();
 }
 
-void SimUplink::SendLater() {
-  self_->After(Backoff(send_attempt_++), Guard([this] {
-                 sending_ = false;
-                 SendNext();
-               }));
-}
-
-void SimUplink::Answered(const absl::StatusOr<ContributeReply>& reply) {
-  if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
-    SendLater();
+void SimUplink::SendNext() {
+  if (writing_.has_value()) return;
+  int under_way = 0;
+  for (auto& [sequence, outgoing] : outgoing_) {
+    if (++under_way > options_.in_flight_max) return;
+    if (std::exchange(outgoing.begun, true)) continue;
+    writing_ = sequence;
+    SendOnce(sequence);
     return;
   }
-  send_attempt_ = 0;
-  sending_ = false;
-  const Sequence sequence = outgoing_.front().manifest.sequence;
-  outgoing_.pop_front();
-  next_sequence_ = Sequence(sequence.value() + 1);
+}
+
+void SimUplink::SendLater(Sequence sequence) {
+  self_->After(Backoff(outgoing_.at(sequence).attempt++), Guard([this, sequence] { SendOnce(sequence); }));
+}
+
+void SimUplink::Written(Sequence sequence) {
+  if (writing_ != sequence) return;
+  writing_.reset();
   const auto open = open_;
+  if (callbacks_.on_written) callbacks_.on_written(sequence);
+  if (*open) SendNext();
+}
+
+void SimUplink::Answered(Sequence sequence, const absl::StatusOr<ContributeReply>& reply) {
+  if (!reply.ok() || reply->verdict() == VERDICT_OUT_OF_ORDER) {
+    SendLater(sequence);
+    return;
+  }
+  const auto open = open_;
+  Written(sequence);
+  if (!*open) return;
+  outgoing_.erase(sequence);
   callbacks_.on_answer(sequence, reply->verdict());
   if (*open) SendNext();
 }
 
-void SimUplink::SendNext() {
-  if (sending_ || outgoing_.empty()) return;
-  sending_ = true;
-  const Outgoing& outgoing = outgoing_.front();
+void SimUplink::SendOnce(Sequence sequence) {
+  const Outgoing& outgoing = outgoing_.at(sequence);
   auto sent = std::make_shared<Sent>();
   ContributionHeader& header = sent->header;
   ManifestToProto(outgoing.manifest, &header);
@@ -296,7 +310,7 @@ void SimUplink::SendNext() {
   world_->network.Call(
       self_, process_, static_cast<int64_t>(header.ByteSizeLong()) + payload_bytes,
       TransferTimeout(absl::Nanoseconds(world_->job.limits().rpc_ns()), payload_bytes),
-      [this, open = open_, sent, payload_bytes, streams,
+      [this, open = open_, sent, sequence, payload_bytes, streams,
        began = world_->queue.Now()](const SimNetwork::Respond& respond) {
         // The parent is the one that this child was attached to, whether the child is still there or not.
         SimNode* node = *open ? parent_() : nullptr;
@@ -304,7 +318,7 @@ void SimUplink::SendNext() {
           respond(32, [=, reply = std::move(reply)] {
             if (!*open) return;
             send_streams_.Observe(streams, payload_bytes, world_->queue.Now() - began);
-            Answered(reply);
+            Answered(sequence, reply);
           });
         };
         if (node == nullptr) {
@@ -313,10 +327,10 @@ void SimUplink::SendNext() {
           node->Contribute(sent->header, sent->payload, answer);
         }
       },
-      [this, open = open_](const absl::Status&) {
-        if (*open) SendLater();
+      [this, open = open_, sequence](const absl::Status&) {
+        if (*open) SendLater(sequence);
       },
-      streams);
+      streams, options_.in_flight_max > 1 ? Guard([this, sequence] { Written(sequence); }) : Action());
 }
 
 void NoteTaken(SimWorld* world, const SimProcess* self, const FollowedParameters& followed, Incarnation parent) {

@@ -3,9 +3,10 @@
 #define WUKONG_RUNTIME_SIM_SIM_NODE_H_
 
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -104,9 +105,11 @@ class SimUplink final : public ParentPort {
     std::vector<FragmentSpan> fragments;
     std::string schema_digest;
     Sequence first_sequence{1};
+    int in_flight_max = 1;
   };
   struct Callbacks {
     std::function<void()> on_version;
+    std::function<void(Sequence)> on_written;  // May be null.
     std::function<void(Sequence, Verdict)> on_answer;
   };
   // `parent()` is the node at `process`, or null while it has none.
@@ -124,18 +127,22 @@ class SimUplink final : public ParentPort {
   struct Outgoing {
     Manifest manifest;
     std::shared_ptr<const EncodedVector> payload;
+    bool begun = false;
+    int attempt = 0;
   };
   // A contribution on its way, again and again until it is answered.
   struct Sent {
     ContributionHeader header;
     std::shared_ptr<const EncodedVector> payload;
   };
-  void Answered(const absl::StatusOr<ContributeReply>& reply);
+  void Written(Sequence sequence);
+  void Answered(Sequence sequence, const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
   void Take(FollowMessage message, int connections);
   void SendNext();
-  void SendLater();
+  void SendOnce(Sequence sequence);
+  void SendLater(Sequence sequence);
   absl::Duration Backoff(int attempt);
   // For callbacks that may come when this is gone.
   Action Guard(Action work) {
@@ -155,13 +162,12 @@ class SimUplink final : public ParentPort {
   StreamTuner send_streams_;
   int64_t version_bytes_ = 0;  // Of the version that is coming in.
   absl::Time version_began_;
-  std::deque<Outgoing> outgoing_;
-  bool sending_ = false;
-  Sequence next_sequence_;
+  std::map<Sequence, Outgoing> outgoing_;  // What is not answered.
+  std::optional<Sequence> writing_;
+  Sequence next_sequence_;  // After the last that came to be sent.
   std::shared_ptr<SimConnection> connection_ =
       std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
   int follow_attempt_ = 0;
-  int send_attempt_ = 0;
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
   Random random_;
 };

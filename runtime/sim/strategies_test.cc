@@ -133,6 +133,22 @@ TEST(StrategyTest, NobodyIsFartherAheadThanTheLead) {
   EXPECT_GT(minutes(2), 2 * free);
 }
 
+// Far away a region does not wait for one answer before it sends the next contribution.
+TEST(StrategyTest, ARegionsContributionsTravelTogether) {
+  const auto merged = [](int in_flight_max) {
+    Scenario scenario = Toy(PRESET_ASYNC);
+    scenario.mutable_strategy()->set_in_flight_max(in_flight_max);
+    scenario.mutable_strategy()->set_inner_steps(4);  // 0.4 s.
+    scenario.mutable_wan()->set_rtt_ns(4'000'000'000);
+    int64_t count = 0;
+    for (const auto& [versions, contributions] : Simulate(scenario).staleness) count += contributions;
+    return count;
+  };
+  const int64_t alone = merged(1);
+  EXPECT_GT(merged(2), 3 * alone / 2);
+  EXPECT_GT(merged(4), 5 * alone / 2);
+}
+
 // Where the round trip is eight rounds, momentum of 0.9 needs that each region's round is merged once, with all
 // others'.
 TEST(StrategyTest, OverlappedRoundsComeNearTheOptimumOverALongRoundTrip) {

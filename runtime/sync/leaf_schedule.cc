@@ -239,6 +239,7 @@ LeafSchedule::Contribute LeafSchedule::MakeContribution() {
   contribute.manifest.steps = made_.steps;
   contribute.manifest.tokens = made_.samples * options_.tokens_per_sample;
   contribute.manifest.ranges = made_.ranges;
+  contribute.manifest.last = exhausted_ && untrained_.empty();
   sent_[sequence_].work = std::move(made_);
   made_ = Work();
   return contribute;

@@ -202,9 +202,23 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
   const Manifest manifest = leaf.Contribute();
   EXPECT_EQ(manifest.steps, 2);
   EXPECT_EQ(manifest.tokens, 60);
+  EXPECT_TRUE(manifest.last);
   EXPECT_TRUE(leaf.Waits(WaitReason::kNothingLeft)) << "it owes nothing only when the answer is there";
   leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
   EXPECT_TRUE(leaf.IsIdle());
+}
+
+TEST(LeafScheduleTest, OnlyWhatNoDataIsLeftAfterIsTheLast) {
+  Leaf leaf(LeafOptions(/*inner_steps=*/1, /*waits=*/false, /*in_flight_max=*/8));
+  leaf.Lease(0, 8);
+  leaf.Train();
+  EXPECT_FALSE(leaf.Contribute().last) << "it has data";
+  leaf.Train();
+  EXPECT_FALSE(leaf.Contribute().last) << "there may be more";
+  leaf.schedule.Leased({}, /*exhausted=*/true);
+  leaf.Lease(8, 12);
+  leaf.Train();
+  EXPECT_FALSE(leaf.Contribute().last) << "there was more";
 }
 
 TEST(LeafScheduleTest, AnIdleWorkerGoesBackToWorkWhenDataIsAvailableAgain) {

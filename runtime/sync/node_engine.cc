@@ -204,6 +204,11 @@ void NodeEngine::Do(const ParentNode::Check& check) {
   Handle(checked);
 }
 
+void NodeEngine::Do(const ParentNode::Keep& keep) {
+  // The one before it must find room. There are fewer of these than in_flight_max for each child.
+  offers_.at(keep.handle)->Release();
+}
+
 void NodeEngine::Do(const ParentNode::Reply& reply) {
   const auto found = offers_.find(reply.handle);
   CHECK(found != offers_.end());
@@ -220,7 +225,7 @@ void NodeEngine::Do(const ParentNode::Reply& reply) {
   if (!reply.keep_payload) offers_.erase(found);
   // What was accepted no longer counts although it may wait for its quorum: the merge needs the contributions that a
   // bound would keep out. There are at most in_flight_max of each child.
-  if (offer->contribution.released) offer->contribution.released();
+  offer->Release();
   WhenDurable([this, offer, refused, verdict = reply.verdict, detail = reply.detail] {
     if (refused) {
       LOG(WARNING) << "contribution " << offer->manifest.sequence << " of member " << offer->manifest.sender.member

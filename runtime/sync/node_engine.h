@@ -82,7 +82,7 @@ class NodeEngine {
     std::shared_ptr<const EncodedVector> payload;
     // What CheckContribution says of it, where that is known already.
     std::optional<absl::StatusOr<double>> norm;
-    std::function<void()> released;  // It no longer counts among those that wait for a verdict.
+    std::function<void()> released;  // It no longer counts among those that may hold others up.
     std::function<void(Verdict, const std::string& detail)> answer;
   };
 
@@ -122,6 +122,7 @@ class NodeEngine {
   void Pump();
   LogRecord AcceptedRecord(const Contribution& contribution, double norm) const;
   void Do(const ParentNode::Check& check);
+  void Do(const ParentNode::Keep& keep);
   void Do(const ParentNode::Reply& reply);
   void Do(const ParentNode::Apply& apply);
   void Do(const ParentNode::Rebase& rebase);
@@ -134,6 +135,9 @@ class NodeEngine {
   struct Offer {
     Manifest manifest;
     Contribution contribution;
+    void Release() {
+      if (contribution.released) std::exchange(contribution.released, nullptr)();
+    }
   };
 
   const Options options_;

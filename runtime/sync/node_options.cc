@@ -14,9 +14,7 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
   options.node.is_root = is_root;
   options.node.level = level;
   options.node.waits = strategy.in_flight() != IN_FLIGHT_KEEP;
-  // Contributions travel one after the other. A second one would only grow old beside the first; what comes meanwhile
-  // joins the next, which leaves with the answer.
-  options.node.in_flight_max = strategy.in_flight() == IN_FLIGHT_KEEP ? 1 : strategy.in_flight_max();
+  options.node.in_flight_max = strategy.in_flight_max();
   options.node.tells_lead = strategy.lead_max() > 0;
   options.node.norm_ratio_max = job.limits().norm_ratio_max();
   options.node.quarantine = absl::Nanoseconds(job.limits().quarantine_ns());

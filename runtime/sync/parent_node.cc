@@ -46,6 +46,8 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
     followers_ready_ = true;
   } else if (const auto* moved = std::get_if<ParentMoved>(&event)) {
     On(*moved, &actions);
+  } else if (const auto* written = std::get_if<Written>(&event)) {
+    if (written->sequence == sent_) writing_ = false;
   } else if (const auto* answered = std::get_if<Answered>(&event)) {
     On(*answered, &actions);
   } else if (const auto* drain = std::get_if<Drain>(&event)) {
@@ -109,6 +111,10 @@ void ParentNode::FenceChild(MemberKey child, std::vector<Action>* actions) {
   }
   const auto found = children_.find(child.member);
   if (found == children_.end() || found->second.incarnation > child.incarnation) return;
+  for (const auto& [sequence, early] : found->second.early) {
+    Refuse(early.handle, child.member, VERDICT_FENCED, "this incarnation was fenced before its contribution's turn",
+           actions);
+  }
   children_.erase(found);
   if (options_.tells_lead) publish_wanted_ = true;  // It may have been the slowest.
 }
@@ -211,19 +217,50 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
                              "first answered earlier"});
     return;
   }
-  if (manifest.sequence.value() != child.offered.value() + 1 && !Mutated("parent.takes_repeats")) {
-    actions->push_back(
-        Reply{event.handle, VERDICT_OUT_OF_ORDER,
-              absl::StrFormat("sequence %d came before %d", manifest.sequence.value(), child.offered.value() + 1)});
+  const int64_t next = child.offered.value() + 1;
+  const auto out_of_order = [&](Handle handle) {
+    return Reply{handle, VERDICT_OUT_OF_ORDER,
+                 absl::StrFormat("sequence %d came before %d", manifest.sequence.value(), next)};
+  };
+  // What is decided is recorded in its order: also the next waits while the one before it is being checked.
+  if ((manifest.sequence.value() > next || child.checking) && !Mutated("parent.takes_repeats")) {
+    if (manifest.sequence.value() >= next + options_.in_flight_max) {
+      actions->push_back(out_of_order(event.handle));
+      return;
+    }
+    const auto [early, first] = child.early.try_emplace(manifest.sequence, event);
+    if (!first) {
+      // Whoever waited for the answer to the earlier one has sent this one since.
+      actions->push_back(out_of_order(early->second.handle));
+      early->second = event;
+    }
+    actions->push_back(Keep{event.handle});
     return;
   }
-  child.offered = manifest.sequence;
-  while (child.verdicts.size() >= kVerdictsKept) child.verdicts.erase(child.verdicts.begin());
+  TakeUp(event, &child, now, actions);
+  TakeUpEarly(manifest.sender.member, now, actions);
+}
+
+void ParentNode::TakeUpEarly(MemberId sender, absl::Time now, std::vector<Action>* actions) {
+  const auto found = children_.find(sender);
+  if (found == children_.end()) return;
+  Child& child = found->second;
+  while (!child.checking && !child.early.empty() && child.early.begin()->first.value() == child.offered.value() + 1) {
+    const Offered early = std::move(child.early.begin()->second);
+    child.early.erase(child.early.begin());
+    TakeUp(early, &child, now, actions);
+  }
+}
+
+void ParentNode::TakeUp(const Offered& event, Child* child, absl::Time now, std::vector<Action>* actions) {
+  const Manifest& manifest = event.manifest;
+  child->offered = manifest.sequence;
+  while (child->verdicts.size() >= kVerdictsKept) child->verdicts.erase(child->verdicts.begin());
   staged_[event.handle].manifest = manifest;
-  if (now < child.quarantined_until) {
+  if (now < child->quarantined_until) {
     Refuse(event.handle, manifest.sender.member, VERDICT_QUARANTINED,
            absl::StrFormat("%d damaged contributions in a row; left out for another %s", options_.quarantine_after,
-                           absl::FormatDuration(child.quarantined_until - now)),
+                           absl::FormatDuration(child->quarantined_until - now)),
            actions);
     return;
   }
@@ -237,12 +274,21 @@ void ParentNode::On(const Offered& event, absl::Time now, std::vector<Action>* a
     return;
   }
   const double norm_max = LargeIsUsual(manifest.sender.member) ? 0 : NormMax(options_.norm_ratio_max, manifest.tokens);
+  child->checking = true;
   actions->push_back(Check{event.handle, norm_max});
 }
 
 void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
   const auto found = staged_.find(event.handle);
   if (found == staged_.end()) return;  // Refused meanwhile.
+  const MemberId sender = found->second.manifest.sender.member;
+  if (const auto child = children_.find(sender); child != children_.end()) child->second.checking = false;
+  Settle(event, now, actions);
+  TakeUpEarly(sender, now, actions);
+}
+
+void ParentNode::Settle(const Checked& event, absl::Time now, std::vector<Action>* actions) {
+  const auto found = staged_.find(event.handle);
   const auto child = children_.find(found->second.manifest.sender.member);
   if (child != children_.end() && event.verdict != VERDICT_NON_FINITE) {
     const double usual = NormMax(options_.norm_ratio_max, found->second.manifest.tokens);
@@ -291,6 +337,7 @@ void ParentNode::On(const Answered& event, std::vector<Action>* actions) {
   const auto found = unanswered_.find(event.sequence);
   if (found == unanswered_.end()) return;
   unanswered_.erase(found);
+  if (event.sequence == sent_) writing_ = false;
   if (event.verdict != VERDICT_ACCEPTED) {
     actions->push_back(Drop{event.sequence, event.verdict});
     publish_wanted_ = true;  // Also where children wait: they would wait for ever for what was dropped.
@@ -403,6 +450,7 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
         ++unsent_.contributions;
         unsent_.steps += manifest.steps;
         unsent_.tokens += manifest.tokens;
+        unsent_.last |= manifest.last;
         unsent_.root_base = std::min(unsent_.root_base.value_or(manifest.root_base), manifest.root_base);
         for (const LeasedRange& range : manifest.ranges) {
           if (Mutated("parent.names_one_range_of_each") && range.begin != manifest.ranges.front().begin) continue;
@@ -419,12 +467,15 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
 
 void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   if (unsent_.contributions == 0 || static_cast<int>(unanswered_.size()) >= options_.in_flight_max) return;
+  // It would only grow old behind the one that is being written; what comes meanwhile joins it.
+  if (writing_ && !options_.waits) return;
   const Level& level = options_.level;
   const int64_t every = level.send_every() == 0 ? std::max(1, ActiveChildren(now)) : level.send_every();
   const auto age = absl::Nanoseconds(level.flush_age_ns());
   const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
-  if (unsent_.contributions < every && !old && !draining_) return;
+  if (unsent_.contributions < every && !old && !draining_ && !unsent_.last) return;
   sent_ = Sequence(sent_.value() + 1);
+  writing_ = true;
   SendUp send;
   send.whole = draining_;
   send.manifest.sequence = sent_;

@@ -33,7 +33,8 @@ class ParentNode {
     bool is_root = false;
     Level level;              // All knobs set (presets.h).
     bool waits = false;       // Senders wait for versions: a region says nothing of its own until the root has spoken.
-    int in_flight_max = 1;    // Region: contributions that the root has not answered.
+    int in_flight_max = 1;    // Region: contributions that the root has not answered. One is written at a time, but
+                              // for where senders wait.
     int parts = 1;            // Contribution s carries part s mod parts of the parameters, or all of them.
     bool tells_lead = false;  // Children wait when they are too far ahead of the slowest one.
     // A contribution whose norm is more than this many times the median of the last ones is taken for damage; 0 takes
@@ -73,6 +74,9 @@ class ParentNode {
     int64_t tokens_committed = 0;
     int64_t lead = 0;  // Contributions that this region is ahead of the slowest.
   };
+  struct Written {  // Region: all of this contribution is on its way. What a next one brings would not wait behind it.
+    Sequence sequence;
+  };
   struct Answered {  // Region: the root's verdict on a contribution.
     Sequence sequence;
     Verdict verdict = VERDICT_UNSPECIFIED;
@@ -82,12 +86,15 @@ class ParentNode {
   };
   struct Tick {};
   using Event = std::variant<ChildAttached, ChildFenced, IdleChildren, Offered, Checked, FollowersReady, ParentMoved,
-                             Answered, Drain, Tick>;
+                             Written, Answered, Drain, Tick>;
 
   // ---- actions
   struct Check {  // Finite, right shape, norm, and (root) ranges that the sender holds; then feed Checked.
     Handle handle;
     double norm_max = 0;  // 0: any.
+  };
+  struct Keep {  // The one before it is on its way, or being checked. It is taken up after that one.
+    Handle handle;
   };
   struct Reply {
     Handle handle;
@@ -116,7 +123,7 @@ class ParentNode {
     Manifest manifest;   // The sender is for the driver to fill in.
     bool whole = false;  // All parts of the parameters, whose turn it is or not: nothing may be left behind.
   };
-  using Action = std::variant<Check, Reply, Apply, Rebase, Drop, Publish, SendUp>;
+  using Action = std::variant<Check, Keep, Reply, Apply, Rebase, Drop, Publish, SendUp>;
 
   // How the node stands.
   struct Stats {
@@ -149,6 +156,8 @@ class ParentNode {
   struct Child {
     Incarnation incarnation;
     Sequence offered;                      // Last sequence taken in.
+    bool checking = false;                 // One of its contributions, and no more than one.
+    std::map<Sequence, Offered> early;     // Later ones, which wait for their turn.
     int64_t clock = 0;                     // Contributions merged, and those of the slowest when it came.
     std::map<Sequence, Verdict> verdicts;  // Of the last sequences, to answer repeats.
     int damaged_in_a_row = 0;
@@ -157,7 +166,6 @@ class ParentNode {
   };
   struct Staged {
     Manifest manifest;
-    bool checked = false;
     std::vector<Handle> repeats;  // The same sequence, offered again while it was being checked.
   };
   struct Ready {  // Accepted, waiting for the quorum.
@@ -178,12 +186,17 @@ class ParentNode {
     int64_t tokens = 0;
     int64_t contributions = 0;
     absl::Time since;
+    bool last = false;  // Somebody's last one is among them: no other may come to go with it.
   };
 
   void On(const ChildAttached& event, std::vector<Action>* actions);
   void On(const ChildFenced& event, std::vector<Action>* actions);
   void On(const Offered& event, absl::Time now, std::vector<Action>* actions);
+  void TakeUp(const Offered& event, Child* child, absl::Time now, std::vector<Action>* actions);
+  // Of those that wait for their turn, whose turn it is.
+  void TakeUpEarly(MemberId sender, absl::Time now, std::vector<Action>* actions);
   void On(const Checked& event, absl::Time now, std::vector<Action>* actions);
+  void Settle(const Checked& event, absl::Time now, std::vector<Action>* actions);
   void On(const ParentMoved& event, std::vector<Action>* actions);
   void On(const Answered& event, std::vector<Action>* actions);
 
@@ -231,6 +244,7 @@ class ParentNode {
   Cargo unsent_;
   std::map<Sequence, Cargo> unanswered_;
   Sequence sent_;
+  bool writing_ = false;  // sent_ is not on its way as a whole.
   bool draining_ = false;
 
   Stats stats_;

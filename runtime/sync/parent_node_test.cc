@@ -568,12 +568,88 @@ TEST(ParentNodeVerdicts, ARepeatWhileItIsBeingCheckedWaitsForTheSameVerdict) {
   }
 }
 
-TEST(ParentNodeVerdicts, WhatCameTooEarlyMayComeAgain) {
-  Node n(ParentOptions(true, 1));
-  const Manifest second = n.Make(1, 2);
-  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(second)).verdict, VERDICT_OUT_OF_ORDER);
-  n.Contribute(1, 1);
-  EXPECT_EQ(All<ParentNode::Apply>(n.OfferAndAccept(second)).size(), 1u);
+ParentNode::Options WithInFlight(int in_flight_max) {
+  ParentNode::Options options = ParentOptions(true, 1);
+  options.in_flight_max = in_flight_max;
+  return options;
+}
+
+TEST(ParentNodeVerdicts, WhatOvertookOthersIsTakenUpAfterThem) {
+  Node n(WithInFlight(3));
+  const Manifest first = n.Make(1, 1), second = n.Make(1, 2), third = n.Make(1, 3);
+  for (const Manifest& early : {third, second}) {
+    const Actions actions = n.Offer(early);
+    ASSERT_EQ(actions.size(), 1u);
+    EXPECT_EQ(Only<ParentNode::Keep>(actions).handle, Handle(n.handle));
+  }
+  n.Contribute(2, 1);  // Another sender's are none of its business.
+  Actions actions = n.Offer(first);
+  for (const int64_t handle : {4, 2, 1}) {
+    EXPECT_EQ(Only<ParentNode::Check>(actions).handle, Handle(handle)) << "one at a time: decisions have an order";
+    const Verdict verdict = handle == 4 ? VERDICT_NON_FINITE : VERDICT_ACCEPTED;
+    actions = n.Step(ParentNode::Checked{Handle(handle), verdict, ""});
+    EXPECT_EQ(Only<ParentNode::Reply>(actions).verdict, verdict);
+    EXPECT_EQ(All<ParentNode::Apply>(actions).size(), handle == 4 ? 0u : 1u);
+  }
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(third)).verdict, VERDICT_ACCEPTED) << "a repeat";
+}
+
+TEST(ParentNodeVerdicts, TheNextWaitsWhileOneIsBeingChecked) {
+  Node n(WithInFlight(2));
+  n.Offer(n.Make(1, 1));
+  EXPECT_EQ(Only<ParentNode::Keep>(n.Offer(n.Make(1, 2))).handle, Handle(2));
+  EXPECT_EQ(Only<ParentNode::Check>(n.Offer(n.Make(2, 1))).handle, Handle(3)) << "another sender's";
+  const Actions actions = n.Step(ParentNode::Checked{Handle(1), VERDICT_NORM, ""});
+  EXPECT_EQ(Only<ParentNode::Check>(actions).handle, Handle(2));
+}
+
+TEST(ParentNodeVerdicts, WhatIsSentAgainBeforeItsTurnTakesThePlaceOfTheFirst) {
+  Node n(WithInFlight(2));
+  const Manifest first = n.Make(1, 1), second = n.Make(1, 2);
+  n.Offer(second);
+  const Actions again = n.Offer(second);
+  EXPECT_EQ(Only<ParentNode::Reply>(again).handle, Handle(1)) << "nobody waits for this one any more";
+  EXPECT_EQ(Only<ParentNode::Reply>(again).verdict, VERDICT_OUT_OF_ORDER);
+  EXPECT_EQ(Only<ParentNode::Keep>(again).handle, Handle(2));
+  n.Offer(first);
+  const Actions checked = n.Step(ParentNode::Checked{Handle(3), VERDICT_ACCEPTED, ""});
+  EXPECT_EQ(Only<ParentNode::Check>(checked).handle, Handle(2));
+}
+
+TEST(ParentNodeVerdicts, WhatIsRefusedHoldsNothingUp) {
+  ParentNode::Options options = WithInFlight(2);
+  options.level.set_staleness_max(0);
+  Node n(options);
+  const Manifest stale = n.Make(1, 1);
+  n.Contribute(2, 1);
+  n.Step(ParentNode::FollowersReady{});
+  const Manifest fresh = n.Make(1, 2);
+  n.Offer(fresh);
+  const Actions actions = n.Offer(stale);
+  EXPECT_EQ(Only<ParentNode::Reply>(actions).verdict, VERDICT_STALE);
+  EXPECT_EQ(Only<ParentNode::Check>(actions).handle, Handle(2));
+}
+
+TEST(ParentNodeVerdicts, AFencedLifesEarlyContributionsAreRefused) {
+  for (const bool by_a_new_life : {false, true}) {
+    Node n(WithInFlight(3));
+    n.Offer(n.Make(1, 3));
+    n.Offer(n.Make(1, 2));
+    const Actions actions = by_a_new_life ? n.Attach(1, 2) : n.Step(ParentNode::ChildFenced{Node::Key(1)});
+    std::vector<std::pair<Handle, Verdict>> replies;
+    for (const auto& reply : All<ParentNode::Reply>(actions)) {
+      replies.emplace_back(reply.handle, reply.verdict);
+      EXPECT_FALSE(reply.decided) << "a log has never heard of it";
+    }
+    EXPECT_THAT(replies, UnorderedElementsAre(Pair(Handle(1), VERDICT_FENCED), Pair(Handle(2), VERDICT_FENCED)));
+    if (by_a_new_life) n.Contribute(1, 1, 2);
+  }
+}
+
+TEST(ParentNodeVerdicts, NoMoreAreKeptThanASenderMayHaveInFlight) {
+  Node n(WithInFlight(3));
+  EXPECT_EQ(Only<ParentNode::Reply>(n.Offer(n.Make(1, 4))).verdict, VERDICT_OUT_OF_ORDER);
+  EXPECT_EQ(All<ParentNode::Keep>(n.Offer(n.Make(1, 3))).size(), 1u);
 }
 
 TEST(ParentNodeVerdicts, StaleContributionsAreRefusedWithoutACheck) {
@@ -728,17 +804,59 @@ TEST(ParentNodeRegion, DrainingSendsWhatThereIs) {
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
 }
 
+TEST(ParentNodeRegion, SomebodysLastContributionWaitsForNoOthers) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.level.set_send_every(100);
+  options.in_flight_max = 2;
+  Node n(options);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
+  Manifest last = n.Make(1, 2);
+  last.last = true;
+  EXPECT_EQ(Only<ParentNode::SendUp>(n.OfferAndAccept(last)).manifest.steps, 2);
+  n.Step(ParentNode::Written{Sequence(1)});
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty()) << "the others have data";
+}
+
 TEST(ParentNodeRegion, HoldsBackWhileTooManyAreUnanswered) {
   ParentNode::Options options = ParentOptions(false, 1);
   options.in_flight_max = 2;
   Node n(options);
   EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 1)).size(), 1u);
+  n.Step(ParentNode::Written{Sequence(1)});
   EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(2, 1)).size(), 1u);
+  n.Step(ParentNode::Written{Sequence(2)});
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(3, 1)), IsEmpty());
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 2)), IsEmpty());
   const auto send = Only<ParentNode::SendUp>(n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED}));
   EXPECT_EQ(send.manifest.sequence, Sequence(3));
   EXPECT_EQ(send.manifest.steps, 2);
+}
+
+// Behind one that is being written it would only grow old.
+TEST(ParentNodeRegion, WhatComesWhileOneIsBeingWrittenJoinsTheNext) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.in_flight_max = 4;
+  Node n(options);
+  n.Contribute(1, 1);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(3, 1)), IsEmpty());
+  const auto second = Only<ParentNode::SendUp>(n.Step(ParentNode::Written{Sequence(1)}));
+  EXPECT_EQ(second.manifest.steps, 2);
+  n.Contribute(1, 2);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::Written{Sequence(1)})), IsEmpty()) << "the second is not";
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED})), IsEmpty());
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Step(ParentNode::Answered{Sequence(2), VERDICT_ACCEPTED})).size(), 1u)
+      << "whoever answers has read all of it";
+}
+
+TEST(ParentNodeRegion, WhereSendersWaitEachRoundIsAContributionOfItsOwn) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.waits = true;
+  options.in_flight_max = 2;
+  Node n(options);
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 1)).size(), 1u);
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 2)).size(), 1u);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 3)), IsEmpty());
 }
 
 TEST(ParentNodeRegion, WhereChildrenWaitOnlyTheRootsWordIsPublished) {

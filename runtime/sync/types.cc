@@ -36,6 +36,7 @@ Manifest ManifestFromProto(const ContributionHeader& header) {
   manifest.steps = header.steps();
   manifest.tokens = header.tokens();
   for (const SampleRange& range : header.ranges()) manifest.ranges.push_back(RangeFromProto(range));
+  manifest.last = header.last();
   return manifest;
 }
 
@@ -48,6 +49,7 @@ void ManifestToProto(const Manifest& manifest, ContributionHeader* header) {
   header->set_steps(manifest.steps);
   header->set_tokens(manifest.tokens);
   for (const LeasedRange& range : manifest.ranges) *header->add_ranges() = RangeToProto(range);
+  header->set_last(manifest.last);
 }
 
 const char* VerdictName(Verdict verdict) {

@@ -40,6 +40,7 @@ struct Manifest {
   int64_t steps = 0;
   int64_t tokens = 0;
   std::vector<LeasedRange> ranges;
+  bool last = false;  // The sender has no data left, and knows of none to come.
 };
 
 // Joins neighbouring ranges of one lease; sorts by begin.

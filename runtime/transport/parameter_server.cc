@@ -75,6 +75,7 @@ void ParameterServer::OnParentVersion() {
   if (snapshot.version.value() == 0) return;
   Post(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});
 }
+void ParameterServer::OnParentWritten(Sequence sequence) { Post(ParentNode::Written{sequence}); }
 void ParameterServer::OnParentAnswer(Sequence sequence, Verdict verdict) {
   Post(ParentNode::Answered{sequence, verdict});
 }

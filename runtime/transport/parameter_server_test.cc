@@ -78,12 +78,22 @@ TEST_F(ParameterServerTest, ARepeatGetsTheFirstVerdictAndChangesNothing) {
   EXPECT_EQ(node_->Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, 2}, {VERDICT_NON_FINITE, 1}}));
 }
 
-TEST_F(ParameterServerTest, ASequenceThatIsAheadMayComeAgain) {
-  Start(TestLevel(1), 64 << 20);
-  EXPECT_EQ(Send(Good(2)), VERDICT_OUT_OF_ORDER);
-  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
-  EXPECT_EQ(Send(Good(2)), VERDICT_ACCEPTED);
+TEST_F(ParameterServerTest, OneThatOvertookAnotherWaitsForItAndNotInItsWay) {
+  Start(TestLevel(1), kContributionBytes);  // Room for one.
+  const ContributeMessages first = Good(1), second = Good(2);
+  std::thread early([&] { EXPECT_EQ(Send(second), VERDICT_ACCEPTED); });
+  while (node_->server().staged_bytes_max() == 0) std::this_thread::yield();
+  EXPECT_EQ(Send(first), VERDICT_ACCEPTED);
+  early.join();
+  ASSERT_TRUE(node_->AwaitMerged(2));
+  EXPECT_EQ(node_->merged()[0].sequence, Sequence(1));
   EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 3.0f));
+}
+
+TEST_F(ParameterServerTest, ASequenceThatIsFarAheadMayComeAgain) {
+  Start(TestLevel(1), 64 << 20);
+  EXPECT_EQ(Send(Good(5)), VERDICT_OUT_OF_ORDER) << "four may be in flight";
+  EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
 }
 
 struct Malformed {

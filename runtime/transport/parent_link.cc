@@ -30,11 +30,16 @@ ParentLink::ParentLink(const Options& options, Callbacks callbacks)
     : options_(options),
       callbacks_(std::move(callbacks)),
       follow_streams_(options.streams_max, options.round_trip),
-      send_streams_(options.streams_max, options.round_trip),
       parameters_(options.fragments),
       next_sequence_(options.first_sequence),
-      follower_([this] { FollowLoop(); }),
-      sender_([this] { SendLoop(); }) {}
+      send_streams_(options.streams_max, options.round_trip),
+      follower_([this] { FollowLoop(); }) {
+  {
+    MutexLock lock(mutex_);
+    Connect(&send_connections_, send_streams_.streams());
+  }
+  for (int i = 0; i < options.in_flight_max; ++i) senders_.emplace_back([this] { SendLoop(); });
+}
 
 ParentLink::~ParentLink() { Shutdown(); }
 
@@ -42,6 +47,8 @@ void ParentLink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVec
   Outgoing outgoing{manifest, std::move(payload)};
   outgoing.manifest.sender = options_.self;
   MutexLock lock(mutex_);
+  unanswered_.insert(manifest.sequence);
+  next_sequence_ = Sequence(manifest.sequence.value() + 1);
   outgoing_.push_back(std::move(outgoing));
   changed_.NotifyAll();
 }
@@ -54,7 +61,9 @@ void ParentLink::Shutdown() {
     changed_.NotifyAll();
   }
   if (follower_.joinable()) follower_.join();
-  if (sender_.joinable()) sender_.join();
+  for (std::thread& sender : senders_) {
+    if (sender.joinable()) sender.join();
+  }
 }
 
 bool ParentLink::Begin(grpc::ClientContext* context) {
@@ -92,8 +101,9 @@ bool ParentLink::Backoff(int attempt) {
   Random random(DeriveSeed(options_.seed, "backoff", attempt));
   const double ceiling = std::min(1.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
   const absl::Duration delay = absl::Seconds(ceiling * (0.5 + 0.5 * random.Uniform()));
+  const absl::Time until = absl::Now() + delay;
   MutexLock lock(mutex_);
-  if (!stopping_) changed_.WaitFor(mutex_, delay);
+  while (!stopping_ && absl::Now() < until) changed_.WaitFor(mutex_, until - absl::Now());
   return !stopping_;
 }
 
@@ -231,133 +241,189 @@ FollowRequest ParentLink::MakeFollowRequest() {
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_schema_digest(options_.schema_digest);
   MutexLock lock(mutex_);
-  request.set_next_sequence(next_sequence_.value());
+  request.set_next_sequence((unanswered_.empty() ? next_sequence_ : *unanswered_.begin()).value());
   return request;
 }
 
+// One contribution on its way, once.
+class ParentLink::Sending {
+ public:
+  // `connections`: at least one. `on_written` is called at most once, and before Run returns.
+  Sending(ParentLink* link, const Outgoing& outgoing, std::vector<Connection*> connections,
+          std::function<void()> on_written)
+      : link_(link),
+        outgoing_(outgoing),
+        connections_(std::move(connections)),
+        on_written_(std::move(on_written)),
+        unwritten_(static_cast<int>(connections_.size())) {}
+
+  absl::Status Run(ContributeReply* reply) {
+    DealOut();
+    const Options& options = link_->options_;
+    const absl::Duration timeout = TransferTimeout(options.rpc_timeout, outgoing_.payload->bytes());
+    grpc::ClientContext context;
+    SetDeadline(&context, timeout);
+    context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
+    if (!link_->Begin(&context)) return absl::CancelledError("shutting down");
+    auto writer = connections_.front()->stub->Contribute(&context, reply);
+    std::deque<grpc::ClientContext> part_contexts;
+    std::vector<std::thread> parts;
+    for (size_t i = 1; i < connections_.size(); ++i) {
+      grpc::ClientContext* part = &part_contexts.emplace_back();
+      SetDeadline(part, timeout);
+      parts.emplace_back([this, i, part, &context] {
+        // The parent would wait for what is missing.
+        if (!SendPart(i, part).ok()) context.TryCancel();
+      });
+    }
+    ContributeMessage message;
+    *message.mutable_header() = Header();
+    if (writer->Write(message)) WritePieces(0, writer.get());
+    const grpc::Status finished = writer->Finish();
+    link_->End(&context);
+    for (grpc::ClientContext& part : part_contexts) part.TryCancel();
+    for (std::thread& part : parts) part.join();
+    return FromGrpc(finished, absl::StrCat(options.parent_name, " at ", options.address, ", contribution ",
+                                           outgoing_.manifest.sequence.value()));
+  }
+
+ private:
+  void DealOut() {
+    pieces_.resize(connections_.size());
+    size_t turn = 0;
+    for (size_t f = 0; f < outgoing_.payload->fragments.size(); ++f) {
+      const auto size = static_cast<int64_t>(outgoing_.payload->fragments[f].size());
+      const int64_t piece = PieceBytes(size, static_cast<int>(pieces_.size()));
+      for (int64_t offset = 0; offset < size; offset += piece) {
+        pieces_[turn++ % pieces_.size()].push_back({static_cast<int>(f), offset, std::min(piece, size - offset)});
+      }
+    }
+  }
+
+  ContributionHeader Header() const {
+    const EncodedVector& payload = *outgoing_.payload;
+    ContributionHeader header;
+    ManifestToProto(outgoing_.manifest, &header);
+    header.set_codec(payload.codec);
+    header.set_schema_digest(link_->options_.schema_digest);
+    header.set_fragments(static_cast<int>(payload.fragments.size()));
+    header.set_payload_checksum(payload.checksum());
+    header.set_payload_bytes(payload.bytes());
+    header.set_streams(static_cast<int>(connections_.size()));
+    header.set_transfer(transfer_);
+    return header;
+  }
+
+  // A call's share of the contribution, unless it breaks off.
+  template <typename Message>
+  void WritePieces(size_t part, grpc::ClientWriter<Message>* writer) {
+    Message message;
+    for (const Piece& piece : pieces_[part]) {
+      FragmentPayload* fragment = message.mutable_fragment();
+      fragment->set_index(piece.fragment);
+      fragment->set_offset(piece.offset);
+      fragment->mutable_payload()->assign(outgoing_.payload->fragments[piece.fragment], piece.offset, piece.length);
+      if (!writer->Write(message)) return;
+      link_->bytes_up_ += piece.length;
+    }
+    if (writer->WritesDone() && --unwritten_ == 0) on_written_();
+  }
+
+  absl::Status SendPart(size_t part, grpc::ClientContext* context) {
+    if (!link_->Begin(context)) return absl::CancelledError("shutting down");
+    ContributePartReply reply;
+    auto writer = connections_[part]->stub->ContributePart(context, &reply);
+    ContributePartMessage message;
+    *message.mutable_part_of() = link_->PartOfTransfer(transfer_);
+    if (writer->Write(message)) WritePieces(part, writer.get());
+    const grpc::Status finished = writer->Finish();
+    link_->End(context);
+    return FromGrpc(finished, "a part of a contribution");
+  }
+
+  ParentLink* const link_;
+  const Outgoing& outgoing_;
+  const std::vector<Connection*> connections_;
+  const std::function<void()> on_written_;
+  const uint64_t transfer_ = ++link_->transfers_;
+  std::vector<std::vector<Piece>> pieces_;  // Per connection.
+  std::atomic<int> unwritten_;              // Connections.
+};
+
 void ParentLink::SendLoop() {
-  Connect(&send_connections_, send_streams_.streams());
   while (true) {
     Outgoing outgoing;
     {
       MutexLock lock(mutex_);
-      while (outgoing_.empty() && !stopping_) changed_.Wait(mutex_);
+      while ((outgoing_.empty() || writing_) && !stopping_) changed_.Wait(mutex_);
       if (stopping_) return;
       outgoing = std::move(outgoing_.front());
       outgoing_.pop_front();
+      writing_ = true;
     }
-    for (int attempt = 0;; ++attempt) {
-      ContributeReply reply;
-      const absl::Status status = SendOnce(outgoing, &reply);
-      if (status.ok() && reply.verdict() != VERDICT_OUT_OF_ORDER) {
-        ++contributions_sent_;
-        {
-          MutexLock lock(mutex_);
-          next_sequence_ = Sequence(outgoing.manifest.sequence.value() + 1);
-        }
-        callbacks_.on_answer(outgoing.manifest.sequence, reply.verdict(), reply.detail());
-        break;
-      }
-      {
-        MutexLock lock(mutex_);
-        if (stopping_) return;
-      }
-      if (IsFatal(status)) {
-        callbacks_.on_fatal(status);
-        return;
-      }
-      LOG_IF(WARNING, attempt == 0) << "contribution " << outgoing.manifest.sequence << " to " << options_.parent_name
-                                    << " is sent again: " << (status.ok() ? reply.detail() : status.ToString());
-      if (!Backoff(attempt)) return;
-    }
+    if (!Deliver(outgoing)) return;
   }
 }
 
-template <typename Message>
-bool ParentLink::WritePieces(const Outgoing& outgoing, const std::vector<Piece>& pieces,
-                             grpc::ClientWriter<Message>* writer) {
-  Message message;
-  for (const Piece& piece : pieces) {
-    FragmentPayload* fragment = message.mutable_fragment();
-    fragment->set_index(piece.fragment);
-    fragment->set_offset(piece.offset);
-    fragment->mutable_payload()->assign(outgoing.payload->fragments[piece.fragment], piece.offset, piece.length);
-    if (!writer->Write(message)) return false;
-    bytes_up_ += piece.length;
-  }
-  return writer->WritesDone();
-}
-
-absl::Status ParentLink::SendPart(const Outgoing& outgoing, const std::vector<Piece>& pieces, uint64_t transfer,
-                                  Connection* connection, grpc::ClientContext* context) {
-  if (!Begin(context)) return absl::CancelledError("shutting down");
-  ContributePartReply reply;
-  auto writer = connection->stub->ContributePart(context, &reply);
-  ContributePartMessage message;
-  *message.mutable_part_of() = PartOfTransfer(transfer);
-  if (writer->Write(message)) WritePieces(outgoing, pieces, writer.get());
-  const grpc::Status finished = writer->Finish();
-  End(context);
-  return FromGrpc(finished, "a part of a contribution");
-}
-
-absl::Status ParentLink::SendOnce(const Outgoing& outgoing, ContributeReply* reply) {
-  const EncodedVector& payload = *outgoing.payload;
-  const int64_t bytes = payload.bytes();
+std::vector<ParentLink::Connection*> ParentLink::SendConnections() {
+  MutexLock lock(mutex_);
   const int wanted = send_streams_.streams();
   Connect(&send_connections_, wanted);
+  std::vector<Connection*> connections = {&send_connections_.front()};
   // Those that are not connected yet are for the next one.
-  int streams = 1;
-  while (streams < wanted && send_connections_[streams].channel->GetState(/*try_to_connect=*/true) ==
-                                 grpc_connectivity_state::GRPC_CHANNEL_READY) {
-    ++streams;
+  for (int i = 1; i < wanted && send_connections_[i].channel->GetState(/*try_to_connect=*/true) ==
+                                    grpc_connectivity_state::GRPC_CHANNEL_READY;
+       ++i) {
+    connections.push_back(&send_connections_[i]);
   }
-  std::vector<std::vector<Piece>> pieces(streams);
-  size_t turn = 0;
-  for (size_t f = 0; f < payload.fragments.size(); ++f) {
-    const auto size = static_cast<int64_t>(payload.fragments[f].size());
-    const int64_t piece = PieceBytes(size, streams);
-    for (int64_t offset = 0; offset < size; offset += piece) {
-      pieces[turn++ % pieces.size()].push_back({static_cast<int>(f), offset, std::min(piece, size - offset)});
-    }
-  }
+  return connections;
+}
 
-  const absl::Duration timeout = TransferTimeout(options_.rpc_timeout, bytes);
-  const uint64_t transfer = ++transfers_;
-  grpc::ClientContext context;
-  SetDeadline(&context, timeout);
-  context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
-  if (!Begin(&context)) return absl::CancelledError("shutting down");
-  const absl::Time began = absl::Now();
-  auto writer = send_connections_.front().stub->Contribute(&context, reply);
-  ContributeMessage message;
-  ContributionHeader* header = message.mutable_header();
-  ManifestToProto(outgoing.manifest, header);
-  header->set_codec(payload.codec);
-  header->set_schema_digest(options_.schema_digest);
-  header->set_fragments(static_cast<int>(payload.fragments.size()));
-  header->set_payload_checksum(payload.checksum());
-  header->set_payload_bytes(bytes);
-  header->set_streams(streams);
-  header->set_transfer(transfer);
-  std::deque<grpc::ClientContext> part_contexts;
-  std::vector<std::thread> parts;
-  for (int i = 1; i < streams; ++i) {
-    grpc::ClientContext* part = &part_contexts.emplace_back();
-    SetDeadline(part, timeout);
-    parts.emplace_back([this, i, part, transfer, &context, &outgoing, &pieces] {
-      // The parent would wait for what is missing.
-      if (!SendPart(outgoing, pieces[i], transfer, &send_connections_[i], part).ok()) context.TryCancel();
-    });
+bool ParentLink::Deliver(const Outgoing& outgoing) {
+  const Sequence sequence = outgoing.manifest.sequence;
+  bool written = false;  // Under mutex_.
+  const auto on_written = [&] {
+    {
+      MutexLock lock(mutex_);
+      if (std::exchange(written, true)) return;
+    }
+    if (callbacks_.on_written) callbacks_.on_written(sequence);
+    MutexLock lock(mutex_);
+    writing_ = false;
+    changed_.NotifyAll();
+  };
+  for (int attempt = 0;; ++attempt) {
+    std::vector<Connection*> connections = SendConnections();
+    const auto streams = static_cast<int>(connections.size());
+    const absl::Time began = absl::Now();
+    ContributeReply reply;
+    const absl::Status status = Sending(this, outgoing, std::move(connections), on_written).Run(&reply);
+    if (status.ok()) {
+      MutexLock lock(mutex_);
+      send_streams_.Observe(streams, outgoing.payload->bytes(), absl::Now() - began);
+    }
+    if (status.ok() && reply.verdict() != VERDICT_OUT_OF_ORDER) {
+      on_written();
+      ++contributions_sent_;
+      {
+        MutexLock lock(mutex_);
+        unanswered_.erase(sequence);
+      }
+      callbacks_.on_answer(sequence, reply.verdict(), reply.detail());
+      return true;
+    }
+    {
+      MutexLock lock(mutex_);
+      if (stopping_) return false;
+    }
+    if (IsFatal(status)) {
+      callbacks_.on_fatal(status);
+      return false;
+    }
+    LOG_IF(WARNING, attempt == 0) << "contribution " << sequence << " to " << options_.parent_name
+                                  << " is sent again: " << (status.ok() ? reply.detail() : status.ToString());
+    if (!Backoff(attempt)) return false;
   }
-  if (writer->Write(message)) WritePieces(outgoing, pieces[0], writer.get());
-  const grpc::Status finished = writer->Finish();
-  End(&context);
-  for (grpc::ClientContext& part : part_contexts) part.TryCancel();
-  for (std::thread& part : parts) part.join();
-  if (finished.ok()) send_streams_.Observe(streams, bytes, absl::Now() - began);
-  return FromGrpc(finished, absl::StrCat(options_.parent_name, " at ", options_.address, ", contribution ",
-                                         outgoing.manifest.sequence.value()));
 }
 
 }  // namespace wukong

@@ -41,12 +41,16 @@ class ParentLink final : public ParentPort {
     Sequence first_sequence{1};                      // Of the contributions that this parent will get.
     absl::Duration rpc_timeout = absl::Seconds(60);  // Of a contribution without bytes (TransferTimeout).
     int streams_max = 1;                             // Connections that the parameters of one direction go over.
+    int in_flight_max = 1;                           // Contributions that are sent and not answered.
     absl::Duration round_trip;                       // As far as is known, for the first guess at how many.
     uint64_t seed = 1;                               // Of the backoff's jitter.
   };
   // Called from the link's threads.
   struct Callbacks {
     std::function<void()> on_version;  // parameters() has a newer whole version.
+    // All of it has been handed to the network: once for each, in their order, before on_answer. May be null.
+    std::function<void(Sequence)> on_written;
+    // In any order.
     std::function<void(Sequence, Verdict, const std::string& detail)> on_answer;
     // Nothing will come any more: this process runs another model, or another version of this program.
     std::function<void(const absl::Status&)> on_fatal;
@@ -57,8 +61,8 @@ class ParentLink final : public ParentPort {
 
   const FollowedParameters& parameters() const override { return parameters_; }
 
-  // Queues a contribution; they travel one after the other, in order. The number queued is bounded by the sender's
-  // in_flight_max, since every one is answered.
+  // Queues a contribution. Up to in_flight_max are under way, and each begins when the one before it has been written;
+  // one that must be sent again may be overtaken.
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
 
   // Cancels what is under way and joins the threads: no callback comes any more. Not from a callback.
@@ -85,15 +89,14 @@ class ParentLink final : public ParentPort {
     int64_t length = 0;
   };
   class Following;
+  class Sending;
   void FollowLoop();
   void SendLoop();
   FollowRequest MakeFollowRequest();
-  absl::Status SendOnce(const Outgoing& outgoing, ContributeReply* reply);
-  // A call's share of the contribution; false when it broke off.
-  template <typename Message>
-  bool WritePieces(const Outgoing& outgoing, const std::vector<Piece>& pieces, grpc::ClientWriter<Message>* writer);
-  absl::Status SendPart(const Outgoing& outgoing, const std::vector<Piece>& pieces, uint64_t transfer,
-                        Connection* connection, grpc::ClientContext* context);
+  // Sends it until it is answered; false when nothing more is to be sent.
+  bool Deliver(const Outgoing& outgoing);
+  // What the next contribution goes over.
+  std::vector<Connection*> SendConnections();
   // Opens connections until there are `count`.
   void Connect(Connections* connections, int count) const;
   PartOf PartOfTransfer(uint64_t transfer) const;
@@ -108,8 +111,6 @@ class ParentLink final : public ParentPort {
   // Down and up have connections of their own, so that neither waits in the other's window.
   Connections follow_connections_;  // The follower's thread's. The first is that of Follow.
   StreamTuner follow_streams_;      // Likewise, while it follows under the merge's lock.
-  Connections send_connections_;    // The sender's thread's.
-  StreamTuner send_streams_;        // Likewise.
   std::atomic<uint64_t> transfers_{0};
   FollowedParameters parameters_;
   std::atomic<int64_t> bytes_up_{0};
@@ -120,11 +121,15 @@ class ParentLink final : public ParentPort {
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
-  Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);                // After the last one that was answered.
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;           // The last one taken from it is not written yet.
+  std::set<Sequence> unanswered_ ABSL_GUARDED_BY(mutex_);  // Among outgoing_, or under way.
+  Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);         // After the last that came to be sent.
+  Connections send_connections_ ABSL_GUARDED_BY(mutex_);
+  StreamTuner send_streams_ ABSL_GUARDED_BY(mutex_);
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);  // Under way.
 
   std::thread follower_;
-  std::thread sender_;
+  std::vector<std::thread> senders_;  // One for each contribution that may be unanswered.
 };
 
 }  // namespace wukong

@@ -100,7 +100,7 @@ TEST_P(StreamsTest, GoesOnWhenItsConnectionsBreak) {
   network.up.delay = network.down.delay = absl::Milliseconds(2);
   const auto relay = WanRelay::Start(network);
   ASSERT_TRUE(relay.ok()) << relay.status();
-  TestChild child((*relay)->address(), 1, options.fragments, kSchema, GetParam());
+  TestChild child((*relay)->address(), 1, options.fragments, kSchema, GetParam(), /*in_flight_max=*/3);
   ASSERT_TRUE(child.AwaitVersion(Version(1)));
   for (int64_t s = 1; s <= kCount; ++s) {
     child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
@@ -244,6 +244,77 @@ class Doorkeeper final : public ParameterNode::Service {
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
+
+// A parent that has read contributions and keeps its answers back.
+class Ponderer final : public ParameterNode::Service {
+ public:
+  Ponderer() {
+    grpc::ServerBuilder builder;
+    ConfigureServer(&builder);
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~Ponderer() override {
+    Answer(1000);
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  // The first `sequence` of them.
+  void Answer(int64_t sequence) {
+    watched.Update([&] { answered_ = sequence; });
+  }
+  bool AwaitRead(size_t count) {
+    return watched.Await([&] { return read.size() >= count; });
+  }
+
+  grpc::Status Contribute(grpc::ServerContext*, grpc::ServerReader<ContributeMessage>* reader,
+                          ContributeReply* reply) override {
+    ContributeMessage message;
+    if (!reader->Read(&message)) return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "nothing");
+    const int64_t sequence = message.header().sequence();
+    watched.Update([&] { most = std::max(most, ++under_way_); });
+    while (reader->Read(&message)) {
+    }
+    watched.Update([&] { read.push_back(sequence); });
+    watched.Await([&] { return answered_ >= sequence; });
+    watched.Update([&] { --under_way_; });
+    reply->set_verdict(VERDICT_ACCEPTED);
+    return grpc::Status::OK;
+  }
+
+  Watched watched;
+  std::vector<int64_t> read;  // Under watched, as are the next.
+  int most = 0;
+
+ private:
+  int64_t answered_ = 0;
+  int under_way_ = 0;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_P(StreamsTest, AsManyAsMayAreUnderWayAndEachBeginsAfterTheOneBeforeIt) {
+  Ponderer parent;
+  const std::vector<FragmentSpan> fragments = CutFragments(kValues, kFragmentBytes);
+  TestChild child(parent.address(), 1, fragments, kSchema, /*streams=*/1, /*in_flight_max=*/GetParam());
+  constexpr int64_t kCount = 20;
+  const auto in_flight = static_cast<size_t>(GetParam());
+  for (int64_t s = 1; s <= kCount; ++s) {
+    child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, fragments, RandomValues(1)));
+  }
+  ASSERT_TRUE(parent.AwaitRead(in_flight));
+  ASSERT_TRUE(child.AwaitWritten(in_flight));
+  EXPECT_EQ(child.answers().size(), 0u);
+  parent.Answer(kCount);
+  ASSERT_TRUE(child.AwaitAnswers(kCount)) << child.fatal();
+  EXPECT_EQ(parent.watched.Get([&] { return parent.most; }), GetParam());
+  std::vector<Sequence> in_order;
+  for (int64_t s = 1; s <= kCount; ++s) in_order.emplace_back(s);
+  EXPECT_EQ(child.written(), in_order);
+  EXPECT_EQ(child.link().contributions_sent(), kCount);
+}
 
 TEST(ParentLinkTest, AParentThatDoesNotWantTheChildIsAskedAgain) {
   for (const grpc::StatusCode code : {grpc::StatusCode::ABORTED, grpc::StatusCode::UNAVAILABLE,

@@ -190,9 +190,10 @@ class TestChild {
 
   // `node`, when set later, is told of versions and answers as an aggregator's is.
   TestChild(const std::string& address, int64_t member, const std::vector<FragmentSpan>& fragments,
-            const std::string& schema = kSchema, int streams = 1) {
+            const std::string& schema = kSchema, int streams = 1, int in_flight_max = 1) {
     ParentLink::Options options;
     options.streams_max = streams;
+    options.in_flight_max = in_flight_max;
     options.round_trip = absl::Seconds(streams > 1 ? 10 : 0);  // As many as may be from the start.
     options.address = address;
     options.parent_name = "node of the test";
@@ -205,6 +206,10 @@ class TestChild {
     callbacks.on_version = [this] {
       if (ParameterServer* node = node_; node != nullptr) node->OnParentVersion();
       watched_.Update([] {});
+    };
+    callbacks.on_written = [this](Sequence sequence) {
+      if (ParameterServer* node = node_; node != nullptr) node->OnParentWritten(sequence);
+      watched_.Update([&] { written_.push_back(sequence); });
     };
     callbacks.on_answer = [this](Sequence sequence, Verdict verdict, const std::string&) {
       if (ParameterServer* node = node_; node != nullptr) node->OnParentAnswer(sequence, verdict);
@@ -243,8 +248,14 @@ class TestChild {
   bool AwaitAnswers(size_t count) {
     return watched_.Await([&] { return answers_.size() >= count; });
   }
+  bool AwaitWritten(size_t count) {
+    return watched_.Await([&] { return written_.size() >= count; });
+  }
   bool AwaitFatal() {
     return watched_.Await([&] { return !fatal_.ok(); });
+  }
+  std::vector<Sequence> written() {
+    return watched_.Get([&] { return written_; });
   }
   std::vector<Answer> answers() {
     return watched_.Get([&] { return answers_; });
@@ -256,8 +267,9 @@ class TestChild {
  private:
   std::atomic<ParameterServer*> node_{nullptr};
   Watched watched_;
-  std::vector<Answer> answers_;  // Under watched_.
-  absl::Status fatal_;           // Under watched_.
+  std::vector<Answer> answers_;    // Under watched_.
+  std::vector<Sequence> written_;  // Under watched_.
+  absl::Status fatal_;             // Under watched_.
   std::unique_ptr<ParentLink> link_;
 };
 
