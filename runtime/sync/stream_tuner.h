@@ -20,7 +20,7 @@ inline absl::Duration TransferTimeout(absl::Duration base, int64_t bytes) {
 }
 
 // What goes over several connections is cut into pieces no smaller than this.
-inline constexpr int64_t kPieceBytesMin = 8 << 10;
+inline constexpr int64_t kPieceBytesMin = 2 << 10;
 
 class StreamTuner {
  public:

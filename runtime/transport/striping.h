@@ -25,7 +25,7 @@
 
 namespace wukong {
 
-// Size of the pieces of something of `bytes` that goes over `streams` connections: its share, but 8 to 256 KiB, and
+// Size of the pieces of something of `bytes` that goes over `streams` connections: its share, but 2 to 256 KiB, and
 // the whole where there is one connection.
 int64_t PieceBytes(int64_t bytes, int streams);
 

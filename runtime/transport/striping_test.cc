@@ -31,8 +31,8 @@ TEST(PieceBytesTest, IsAShareWithinBounds) {
   EXPECT_EQ(PieceBytes(0, 1), 1);
   EXPECT_EQ(PieceBytes(1 << 20, 8), 128 << 10);
   EXPECT_EQ(PieceBytes(1 << 20, 2), 256 << 10);
-  EXPECT_EQ(PieceBytes(1000, 8), 8 << 10);
-  EXPECT_EQ(PieceBytes(0, 8), 8 << 10);
+  EXPECT_EQ(PieceBytes(1000, 8), 2 << 10);
+  EXPECT_EQ(PieceBytes(0, 8), 2 << 10);
 }
 
 class ContributionAssemblyTest : public ::testing::Test {
