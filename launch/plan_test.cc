@@ -412,7 +412,8 @@ TEST(RemedyTest, SaysWhyNothingAloneHelps) {
 }
 
 TEST(RemedyTest, WhereNobodyWaitsTheLinksAreToKeepUp) {
-  // A region's contribution per H * 250 ms; it takes the link 0.101 s, and its answer comes 0.15 s later, to two of them.
+  // A region's contribution per H * 250 ms; it takes the link 0.101 s, and its answer comes 0.15 s later, to two of
+  // them.
   EXPECT_EQ(RemedyOf(PlanOf({}), "inner_steps").value, "1");
   // H = 16: 4 s for 1,258,400 bytes.
   EXPECT_EQ(RemedyOf(PlanOf({}), "bandwidth").value, "2600kbit");
