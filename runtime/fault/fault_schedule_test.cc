@@ -105,6 +105,7 @@ TEST(FaultScheduleTest, HealingEndsWhatLastsAndBeginsNothing) {
   FaultSchedule schedule(scenario, 1);
   (void)schedule.Take(absl::Seconds(10));
   schedule.Heal(absl::Seconds(11));
+  schedule.Trigger(1, absl::Seconds(12));
   const auto acts = schedule.Take(absl::Hours(1));
   ASSERT_EQ(acts.size(), 1u);
   EXPECT_FALSE(acts[0].begins);
