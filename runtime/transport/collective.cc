@@ -21,11 +21,11 @@
 #include "gloo/barrier.h"
 #include "gloo/broadcast.h"
 #include "gloo/math.h"
-#include "gloo/rendezvous/context.h"
 #include "gloo/rendezvous/store.h"
 #include "gloo/transport/tcp/device.h"
 #include "gloo/transport/unbound_buffer.h"
 #include "runtime/base/clock.h"
+#include "runtime/transport/abortable_gloo.h"
 
 namespace wukong {
 namespace {
@@ -131,11 +131,12 @@ class GlooCommunicator final : public Communicator {
     return Call("forming", [&] {
       gloo::transport::tcp::attr attributes(options_.local_address.c_str());
       std::shared_ptr<gloo::transport::Device> device = gloo::transport::tcp::CreateDevice(attributes);
-      auto context = std::make_shared<gloo::rendezvous::Context>(options_.rank, options_.size);
+      auto context = std::make_shared<AbortableContext>(options_.rank, options_.size);
       context->setTimeout(ToMilliseconds(options_.form_timeout));
       GlooStore gloo_store(store, options_.generation + "/", RealClock().Now() + options_.form_timeout);
       context->connectFullMesh(gloo_store, device);
       context->setTimeout(ToMilliseconds(options_.timeout));
+      context->MakeAbortable();
       context_ = std::move(context);
     });
   }
@@ -184,12 +185,13 @@ class GlooCommunicator final : public Communicator {
     if (aborted_.exchange(true)) return;
     const SigpipeBlock block;
     // Closing the connections would not wake a call that waits on this rank. A receive that nobody answers and that
-    // runs out of time does: Gloo then fails everything that is under way in the context, and closes it.
+    // runs out of time does: Gloo then fails what is under way in the context, and closes it.
     char nothing = 0;
     try {
       context_->createUnboundBuffer(&nothing, sizeof(nothing))->waitRecv(nullptr, std::chrono::milliseconds(1));
     } catch (const std::exception&) {
     }
+    context_->Abort();
   }
 
  private:
@@ -233,7 +235,7 @@ class GlooCommunicator final : public Communicator {
   }
 
   const CommunicatorOptions options_;
-  std::shared_ptr<gloo::Context> context_;  // Constant once formed.
+  std::shared_ptr<AbortableContext> context_;  // Constant once formed.
   std::atomic<bool> aborted_{false};
   uint32_t tag_ = 0;
   absl::Status failure_;

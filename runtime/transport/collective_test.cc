@@ -1,6 +1,13 @@
 #include "runtime/transport/collective.h"
 
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -11,6 +18,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/executor.h"
+#include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/transport/grpc_options.h"
 
@@ -201,6 +210,85 @@ TEST(CommunicatorFailureTest, AbortEndsTheCallUnderWayOnAllRanks) {
   });
 }
 
+// A store that two processes share: a file for each key.
+class DirectoryStore final : public RendezvousStore {
+ public:
+  explicit DirectoryStore(std::string directory) : directory_(std::move(directory)) {
+    std::filesystem::create_directories(directory_);
+  }
+  absl::Status Set(const std::string& key, const std::string& value) override {
+    return WriteFileAtomic(Path(key), value);
+  }
+  absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
+    const absl::Time deadline = absl::Now() + timeout;
+    while (!std::filesystem::exists(Path(key))) {
+      if (absl::Now() > deadline) return absl::DeadlineExceededError(key);
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return ReadFile(Path(key));
+  }
+
+ private:
+  std::string Path(std::string key) const {
+    std::replace(key.begin(), key.end(), '/', '_');
+    return directory_ + "/" + key;
+  }
+  const std::string directory_;
+};
+
+// A rank whose machine stands still in the middle of a transfer: its connections stay, and Gloo itself would wait.
+void StandStillInABroadcast(int root) {
+  constexpr size_t kValues = 48 << 20;
+  constexpr int kParent = 0, kChild = 1;
+  const std::string directory = absl::StrCat(::testing::TempDir(), "/collective_test_", ::getpid());
+  void* const mapped =
+      ::mmap(nullptr, kValues * sizeof(float), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  const absl::Span<float> of_child(static_cast<float*>(mapped), kValues);
+  DirectoryStore store(directory);
+  const auto form = [&](int rank) {
+    CommunicatorOptions options = Options(rank, 2);
+    options.timeout = absl::Seconds(60);
+    return MakeCommunicator(options, &store);
+  };
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (root == kChild) std::fill(of_child.begin(), of_child.end(), 1.0f);
+    const auto group = form(kChild);
+    if (group.ok()) (void)(*group)->Broadcast(of_child, root);
+    ::_exit(0);
+  }
+  std::vector<float> of_parent(kValues, root == kParent ? 1.0f : 0.0f);
+  const auto group = form(kParent);
+  ASSERT_TRUE(group.ok()) << group.status();
+  Notification ended;
+  absl::Status status;
+  std::thread parent([&] {
+    status = (*group)->Broadcast(absl::MakeSpan(of_parent), root);
+    ended.Notify();
+  });
+  // Another process, or Gloo's thread, writes it.
+  const volatile float* const first = root == kParent ? of_child.data() : of_parent.data();
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  while (*first == 0 && absl::Now() < deadline) std::this_thread::yield();
+  EXPECT_EQ(::kill(child, SIGSTOP), 0);
+  EXPECT_NE(*first, 0) << "the transfer has not begun";
+  const absl::Time aborted = absl::Now();
+  (*group)->Abort();
+  EXPECT_TRUE(ended.WaitFor(absl::Seconds(20))) << "waits for a rank that stands still";
+  EXPECT_LT(absl::Now() - aborted, absl::Seconds(10));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  parent.join();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+  ::munmap(mapped, kValues * sizeof(float));
+  std::filesystem::remove_all(directory);
+}
+
+TEST(CommunicatorFailureTest, AbortEndsATransferToARankThatStandsStill) { StandStillInABroadcast(0); }
+TEST(CommunicatorFailureTest, AbortEndsATransferFromARankThatStandsStill) { StandStillInABroadcast(1); }
+
 TEST(CommunicatorOptionsTest, RefusesAGroupThatCannotBe) {
   MemoryStore store;
   EXPECT_EQ(MakeCommunicator(Options(2, 2), &store).status().code(), absl::StatusCode::kInvalidArgument);
@@ -257,16 +345,19 @@ TEST(MemoryStoreTest, IsBounded) {
   EXPECT_TRUE(store.Set(owner, "c", std::string(9, 'x')).ok());
 }
 
+MemberKey Life(int64_t member, int64_t incarnation) { return {MemberId(member), Incarnation(incarnation)}; }
+
 // Each rank's name for the group that it formed, by rank.
-std::vector<std::string> Agree(MemoryStore* store, const std::vector<std::string>& identities) {
-  const int size = static_cast<int>(identities.size());
-  std::vector<std::string> generations(identities.size());
+std::vector<std::string> Agree(MemoryStore* store, const std::vector<MemberKey>& members) {
+  const int size = static_cast<int>(members.size());
+  std::vector<std::string> generations(members.size());
   std::vector<std::thread> ranks;
   for (int rank = size - 1; rank >= 0; --rank) {
     ranks.emplace_back([&, rank] {
-      const auto generation = AgreeOnGeneration(store, rank, size, identities[rank], absl::Seconds(20));
+      const auto generation = AgreeOnGeneration(store, rank, size, members[rank], absl::Seconds(20));
       ASSERT_TRUE(generation.ok()) << generation.status();
-      generations[rank] = *generation;
+      EXPECT_EQ(generation->members, members);
+      generations[rank] = generation->name;
     });
   }
   for (std::thread& rank : ranks) rank.join();
@@ -275,11 +366,11 @@ std::vector<std::string> Agree(MemoryStore* store, const std::vector<std::string
 
 TEST(AgreementTest, AllRanksGetOneNameAndEveryFormingAnother) {
   MemoryStore store;
-  const std::vector<std::string> first = Agree(&store, {"1.1", "2.1", "3.1"});
+  const std::vector<std::string> first = Agree(&store, {Life(1, 1), Life(2, 1), Life(3, 1)});
   EXPECT_THAT(first, Each(first[0]));
   EXPECT_NE(first[0], "");
   // Nothing has been forgotten of the first lives.
-  const std::vector<std::string> second = Agree(&store, {"1.2", "2.2", "3.2"});
+  const std::vector<std::string> second = Agree(&store, {Life(1, 2), Life(2, 2), Life(3, 2)});
   EXPECT_THAT(second, Each(second[0]));
   EXPECT_NE(second[0], first[0]);
 }
@@ -290,24 +381,24 @@ TEST(AgreementTest, ARankThatComesAgainTakesItsPlaceWhileTheOthersWait) {
   ASSERT_TRUE(store.Set("group/place/1", "2.1").ok());
   std::string name0;
   std::thread rank0([&] {
-    const auto generation = AgreeOnGeneration(&store, 0, 2, "1.1", absl::Seconds(20));
+    const auto generation = AgreeOnGeneration(&store, 0, 2, Life(1, 1), absl::Seconds(20));
     ASSERT_TRUE(generation.ok()) << generation.status();
-    name0 = *generation;
+    name0 = generation->name;
   });
   ASSERT_TRUE(store.Get("group/plan", absl::Seconds(20)).ok());  // Rank 0 has planned with the dead.
-  const auto generation = AgreeOnGeneration(&store, 1, 2, "2.2", absl::Seconds(20));
+  const auto generation = AgreeOnGeneration(&store, 1, 2, Life(2, 2), absl::Seconds(20));
   rank0.join();
   ASSERT_TRUE(generation.ok()) << generation.status();
-  EXPECT_EQ(*generation, name0);
+  EXPECT_EQ(generation->name, name0);
 }
 
 TEST(AgreementTest, SaysWhichRanksDidNotCome) {
   MemoryStore store;
   ASSERT_TRUE(store.Set("group/place/2", "3.1").ok());
-  const auto leader = AgreeOnGeneration(&store, 0, 4, "1.1", absl::Milliseconds(50));
+  const auto leader = AgreeOnGeneration(&store, 0, 4, Life(1, 1), absl::Milliseconds(50));
   EXPECT_EQ(leader.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(leader.status().message()), HasSubstr("rank 1, 3 of 4 did not come"));
-  const auto other = AgreeOnGeneration(&store, 1, 4, "2.1", absl::Milliseconds(50));
+  const auto other = AgreeOnGeneration(&store, 1, 4, Life(2, 1), absl::Milliseconds(50));
   EXPECT_EQ(other.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(other.status().message()), HasSubstr("rank 0 of 4 did not come"));
 }
