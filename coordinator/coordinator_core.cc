@@ -95,6 +95,14 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       reply.set_parent_incarnation(parent->key.incarnation.value());
     }
     reply.set_assert_holdings(member.must_assert);
+    if (regions_[member.region].collective() == COLLECTIVE_GLOO) {
+      for (const Member* other : by_region_[member.region].workers) {
+        if (other->state != State::kLive) continue;
+        Life* life = reply.add_group();
+        life->set_member(other->key.member.value());
+        life->set_incarnation(other->key.incarnation.value());
+      }
+    }
     if (request.steps_size() > 0) {
       for (const StepRecord& step : request.steps()) {
         recent_losses_.push_back(step.loss());

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -318,6 +319,35 @@ TEST(CoordinatorStartTest, TheFollowersOfACollectiveNeedNoDataOfTheirOwn) {
   c.b1 = c.Join(ROLE_WORKER, "beijing", "b1");
   c.Want(&c.b0, 4);
   EXPECT_EQ(c.core.phase(), Phase::kTraining);
+}
+
+// The lives of its group, as `process` hears of them.
+std::set<MemberKey> GroupOf(const HeartbeatReply& reply) {
+  std::set<MemberKey> lives;
+  for (const Life& life : reply.group()) lives.insert({MemberId(life.member()), Incarnation(life.incarnation())});
+  return lives;
+}
+
+TEST(CoordinatorHeartbeatTest, WhoActsAsOneWithOthersHearsWhichOfThemLive) {
+  Job job = MakeJob();
+  job.mutable_regions(0)->set_collective(COLLECTIVE_GLOO);
+  Cluster c(job);
+  c.Start();
+  EXPECT_EQ(GroupOf(c.Beat(&c.b0)), (std::set<MemberKey>{c.b0.key, c.b1.key}));
+  EXPECT_EQ(c.Beat(&c.s0).group_size(), 0) << "shenzhen's workers act for themselves";
+
+  // One is silent for longer than the lease.
+  for (int i = 0; i < 4; ++i) {
+    c.now += absl::Nanoseconds(job.limits().lease_ns()) * 3 / 10;
+    c.core.Tick(c.now);
+    c.BeatAllBut(&c.b1);
+  }
+  EXPECT_EQ(GroupOf(c.Beat(&c.b0)), (std::set<MemberKey>{c.b0.key}));
+
+  // It comes again.
+  const Process next = c.Join(ROLE_WORKER, "beijing", "b1");
+  EXPECT_EQ(next.key.member, c.b1.key.member);
+  EXPECT_EQ(GroupOf(c.Beat(&c.b0)), (std::set<MemberKey>{c.b0.key, next.key}));
 }
 
 TEST(CoordinatorHeartbeatTest, ARepeatedBeatGetsTheSameReplyAndNoMoreData) {

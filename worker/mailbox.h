@@ -3,6 +3,7 @@
 #define WUKONG_WORKER_MAILBOX_H_
 
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,6 +55,9 @@ struct Mailbox {
   std::optional<int64_t> asserted_term
       ABSL_GUARDED_BY(mutex);  // The heartbeat under way says what we hold, to this term.
   std::optional<MemberKey> last_parent ABSL_GUARDED_BY(mutex);  // As the last reply named it.
+  // Of the group, as of the last heartbeat that left after AskWhoLives.
+  bool asked_who_lives ABSL_GUARDED_BY(mutex) = false;
+  std::optional<std::set<MemberKey>> lives ABSL_GUARDED_BY(mutex);
 
   // The run is over for this worker; the first outcome counts.
   void End(const absl::Status& status) {
@@ -90,6 +94,7 @@ struct Mailbox {
     released.clear();
     for (StepRecord& step : steps) *request->add_steps() = std::move(step);
     steps.clear();
+    asked_who_lives = true;
     asserted_term.reset();
     if (holdings.has_value()) {
       asserted_term = holdings->term();
@@ -107,6 +112,10 @@ struct Mailbox {
     MutexLock lock(mutex);
     if (reply.granted_size() > 0) want_samples = 0;
     last_parent = MemberKey{MemberId(reply.parent_member()), Incarnation(reply.parent_incarnation())};
+    if (asked_who_lives) {
+      lives.emplace();
+      for (const Life& life : reply.group()) lives->insert({MemberId(life.member()), Incarnation(life.incarnation())});
+    }
     // A coordinator that asks (again) has not taken what was said, and one of another term has not understood it.
     const bool answers_holdings = asserted_term == reply.term() && !reply.assert_holdings();
     asserted_term.reset();
@@ -118,6 +127,24 @@ struct Mailbox {
   bool ParentIsGone(MemberKey parent) {
     MutexLock lock(mutex);
     return last_parent.has_value() && !(*last_parent == parent);
+  }
+
+  // What the coordinator said of the group so far may be older than the group is.
+  void AskWhoLives() {
+    MutexLock lock(mutex);
+    asked_who_lives = false;
+    lives.reset();
+  }
+
+  // The first of `ranks` that the coordinator takes for gone, or that has another life by now; none before it was
+  // asked.
+  std::optional<int> LostRank(const std::vector<MemberKey>& ranks) {
+    MutexLock lock(mutex);
+    if (!lives.has_value()) return std::nullopt;
+    for (size_t rank = 0; rank < ranks.size(); ++rank) {
+      if (lives->count(ranks[rank]) == 0) return static_cast<int>(rank);
+    }
+    return std::nullopt;
   }
 };
 

@@ -1,7 +1,9 @@
 #include "worker/region_group.h"
 
 #include <array>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -21,11 +23,14 @@ constexpr absl::Duration kLeavePatience = absl::Seconds(11);
 class Patience {
  public:
   Patience(Mailbox* mail, const StopSignal* stop) : mail_(mail), stop_(stop) {}
-  bool AtEnd() {
+  // Why; empty: it has not.
+  std::string Ended() {
     const absl::Time now = clock_.Now();
     if (!mail_->IsOver()) over_since_ = now;
     if (stop_->received() == 0) stopped_since_ = now;
-    return now - over_since_ > kOverPatience || now - stopped_since_ > kLeavePatience;
+    if (now - over_since_ > kOverPatience) return "the run is over";
+    if (now - stopped_since_ > kLeavePatience) return "this worker was told to leave";
+    return "";
   }
 
  private:
@@ -65,7 +70,12 @@ void RegionGroup::Watch() {
       if (!stopping_) changed_.WaitFor(mutex_, kWatchPeriod);
       if (stopping_) return;
     }
-    if (!callbacks_.give_up()) continue;
+    const std::string why = callbacks_.give_up();
+    if (why.empty()) continue;
+    {
+      MutexLock lock(mutex_);
+      given_up_ = why;
+    }
     communicator_->Abort();
     return;
   }
@@ -74,8 +84,10 @@ void RegionGroup::Watch() {
 absl::Status RegionGroup::Check(const absl::Status& status) {
   if (status.ok()) return status;
   broken_ = true;
-  return RestartSafe(absl::AbortedError(absl::StrFormat(
-      "the group of region %s has lost a rank, and all its workers leave: %s", region_, status.message())));
+  MutexLock lock(mutex_);
+  return RestartSafe(
+      absl::AbortedError(absl::StrFormat("the group of region %s has lost a rank, and all its workers leave: %s",
+                                         region_, given_up_.empty() ? status.message() : given_up_)));
 }
 
 absl::Status RegionGroup::Announce(const GroupOrder& order) {
@@ -136,30 +148,46 @@ absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, con
   const auto leaving = [stop] { return stop->received() != 0; };
   const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
   const MemberKey parent{MemberId(joined.parent_member()), Incarnation(joined.parent_incarnation())};
-  RpcStore store(joined.parent_address(), self, options.form_timeout,
-                 [mail, leaving, parent] { return leaving() || mail->IsOver() || mail->ParentIsGone(parent); });
-  // What the ranks have told one another so far is gone with the aggregator; they begin anew at the next one.
+  std::vector<MemberKey> ranks;  // Once they have agreed.
+  RpcStore store(joined.parent_address(), self, options.form_timeout, [&] {
+    return leaving() || mail->IsOver() || mail->ParentIsGone(parent) || mail->LostRank(ranks).has_value();
+  });
   const auto explain = [&](const absl::Status& status) {
-    if (leaving() || mail->IsOver() || !mail->ParentIsGone(parent)) return status;
+    if (leaving() || mail->IsOver()) return status;
+    std::string gone;
+    if (const std::optional<int> lost = mail->LostRank(ranks); lost.has_value()) {
+      gone = absl::StrCat("rank ", *lost);
+    } else if (mail->ParentIsGone(parent)) {
+      // With it is what the ranks have told one another so far; they begin anew at the next one.
+      gone = "the aggregator";
+    } else {
+      return status;
+    }
     return RestartSafe(absl::AbortedError(
-        absl::StrFormat("the aggregator of %s went away while its workers were forming their group", region.name())));
+        absl::StrFormat("%s of %s went away while its workers were forming their group", gone, region.name())));
   };
-  absl::StatusOr<std::string> generation =
-      AgreeOnGeneration(&store, options.rank, options.size,
-                        absl::StrFormat("%d.%d", joined.member(), joined.incarnation()), options.form_timeout);
+  absl::StatusOr<Generation> generation =
+      AgreeOnGeneration(&store, options.rank, options.size, self, options.form_timeout);
   if (!generation.ok()) {
     return explain(absl::Status(generation.status().code(),
                                 absl::StrFormat("%s, rank %d of %d, forming the group: %s", options.group, options.rank,
                                                 options.size, generation.status().message())));
   }
-  options.generation = absl::StrCat("group/", *generation);
+  options.generation = absl::StrCat("group/", generation->name);
+  mail->AskWhoLives();
+  ranks = generation->members;
   absl::StatusOr<std::unique_ptr<Communicator>> communicator = MakeCommunicator(options, &store);
   if (!communicator.ok()) return explain(communicator.status());
   LOG(INFO) << "rank " << options.rank << " of the " << options.size << " workers of " << region.name()
             << " that act as one (" << options.generation << ")";
   RegionGroup::Callbacks callbacks;
   callbacks.leaving = leaving;
-  callbacks.give_up = [patience = std::make_shared<Patience>(mail, stop)] { return patience->AtEnd(); };
+  callbacks.give_up = [mail, ranks, patience = std::make_shared<Patience>(mail, stop)] {
+    if (const std::optional<int> lost = mail->LostRank(ranks); lost.has_value()) {
+      return absl::StrFormat("the coordinator takes rank %d for gone, or has another life of it", *lost);
+    }
+    return patience->Ended();
+  };
   return std::make_unique<RegionGroup>(region.name(), *std::move(communicator), std::move(callbacks));
 }
 

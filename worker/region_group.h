@@ -7,7 +7,8 @@
 //                                       wait        who wants to leave?
 //                                       finish
 //
-// A group that has lost a rank cannot go on: all its workers leave.
+// A group that has lost a rank cannot go on: all its workers leave. They hear of it by the connection that ends, or
+// from the coordinator, which takes who is silent for gone: a machine without power ends no connection.
 #ifndef WUKONG_WORKER_REGION_GROUP_H_
 #define WUKONG_WORKER_REGION_GROUP_H_
 
@@ -39,8 +40,9 @@ class RegionGroup {
   struct Callbacks {
     // This worker has been asked to leave; the others are told.
     std::function<bool()> leaving;
-    // This worker leaves now whatever the group does: calls under way are ended. From a thread of the group's own.
-    std::function<bool()> give_up;
+    // Why this worker leaves now whatever the group does, and calls under way are ended; empty: it does not. From a
+    // thread of the group's own.
+    std::function<std::string()> give_up;
   };
   RegionGroup(std::string region, std::unique_ptr<Communicator> communicator, Callbacks callbacks);
   ~RegionGroup();
@@ -83,6 +85,7 @@ class RegionGroup {
   Mutex mutex_;
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::string given_up_ ABSL_GUARDED_BY(mutex_);
   std::thread watch_;
 };
 

@@ -19,6 +19,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
+#include "runtime/base/restart.h"
 #include "runtime/data/token_dataset.h"
 #include "worker/training_step.h"
 
@@ -121,7 +122,7 @@ class RegionGroupTest : public ::testing::Test {
         ASSERT_TRUE(communicator.ok()) << communicator.status();
         RegionGroup::Callbacks callbacks;
         callbacks.leaving = [&, rank] { return leaving(rank); };
-        callbacks.give_up = [] { return false; };
+        callbacks.give_up = [] { return ""; };
         RegionGroup group("guizhou", *std::move(communicator), std::move(callbacks));
         rank_main(&group);
       });
@@ -302,6 +303,7 @@ TEST_F(RegionGroupTest, ALostRankEndsTheGroupWithAMessageThatNamesRegionAndRank)
 TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
   MemoryStore store;
   std::atomic<bool> give_up{false};
+  constexpr char kWhy[] = "the coordinator has another life of rank 0";
   std::vector<std::thread> threads;
   for (int rank = 0; rank < 2; ++rank) {
     threads.emplace_back([&, rank] {
@@ -314,7 +316,7 @@ TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
       ASSERT_TRUE(communicator.ok()) << communicator.status();
       RegionGroup::Callbacks callbacks;
       callbacks.leaving = [] { return false; };
-      callbacks.give_up = [&give_up, rank] { return rank == 1 && give_up; };
+      callbacks.give_up = [&, rank] { return rank == 1 && give_up ? kWhy : ""; };
       RegionGroup group("guizhou", *std::move(communicator), std::move(callbacks));
       if (rank == 0) {
         ASSERT_TRUE(group.AskWhoLeaves().ok());
@@ -322,7 +324,9 @@ TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
         EXPECT_EQ(group.AskWhoLeaves().ok(), false);  // Rank 1 never comes.
       } else {
         ASSERT_TRUE(group.AskWhoLeaves().ok());
-        EXPECT_FALSE(group.NextOrder().ok());  // Rank 0 never orders.
+        const absl::Status status = group.NextOrder().status();  // Rank 0 never orders.
+        EXPECT_TRUE(IsRestartSafe(status)) << status;
+        EXPECT_THAT(std::string(status.message()), HasSubstr(kWhy));
       }
     });
   }

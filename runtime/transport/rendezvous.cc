@@ -4,10 +4,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/types/span.h"
 #include "runtime/base/clock.h"
 #include "runtime/transport/grpc_options.h"
 
@@ -30,9 +32,28 @@ std::string BeginKey(absl::string_view generation) { return absl::StrCat("group/
 
 bool NotThere(const absl::Status& status) { return status.code() == absl::StatusCode::kDeadlineExceeded; }
 
+// A member as the store has it: "member.incarnation".
+std::string IdentityOf(MemberKey key) { return absl::StrCat(key.member.value(), ".", key.incarnation.value()); }
+
+absl::StatusOr<Generation> MakeGeneration(const std::string& name, absl::Span<const std::string> identities) {
+  Generation generation;
+  generation.name = name;
+  for (const std::string& identity : identities) {
+    const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(identity, absl::MaxSplits('.', 1));
+    int64_t member = 0;
+    int64_t incarnation = 0;
+    if (!absl::SimpleAtoi(parts.first, &member) || !absl::SimpleAtoi(parts.second, &incarnation)) {
+      return absl::InternalError(
+          absl::StrFormat("the plan of group %s names \"%s\", which is no member", name, identity));
+    }
+    generation.members.push_back({MemberId(member), Incarnation(incarnation)});
+  }
+  return generation;
+}
+
 // Rank 0's part. A plan is the generation's name and the identities in the order of their ranks.
-absl::StatusOr<std::string> LeadAgreement(RendezvousStore* store, int size, const std::string& identity,
-                                          absl::Duration timeout) {
+absl::StatusOr<Generation> LeadAgreement(RendezvousStore* store, int size, const std::string& identity,
+                                         absl::Duration timeout) {
   const RealClock clock;
   const absl::Time deadline = clock.Now() + timeout;
   std::vector<std::string> planned;
@@ -63,7 +84,7 @@ absl::StatusOr<std::string> LeadAgreement(RendezvousStore* store, int size, cons
       if (missing.empty()) {
         absl::Status status = store->Set(BeginKey(generation), "");
         if (!status.ok()) return status;
-        return generation;
+        return MakeGeneration(generation, planned);
       }
     }
     if (clock.Now() >= deadline) {
@@ -126,8 +147,9 @@ void MemoryStore::Forget(MemberKey owner) {
   }
 }
 
-absl::StatusOr<std::string> AgreeOnGeneration(RendezvousStore* store, int rank, int size, const std::string& identity,
-                                              absl::Duration timeout) {
+absl::StatusOr<Generation> AgreeOnGeneration(RendezvousStore* store, int rank, int size, MemberKey self,
+                                             absl::Duration timeout) {
+  const std::string identity = IdentityOf(self);
   if (rank == 0) return LeadAgreement(store, size, identity, timeout);
   const RealClock clock;
   const absl::Time deadline = clock.Now() + timeout;
@@ -145,7 +167,7 @@ absl::StatusOr<std::string> AgreeOnGeneration(RendezvousStore* store, int rank, 
           answered = words[0];
         }
         const auto begin = store->Get(BeginKey(answered), kLookAgain);
-        if (begin.ok()) return answered;
+        if (begin.ok()) return MakeGeneration(answered, absl::MakeSpan(words).subspan(1));
         if (!NotThere(begin.status())) return begin.status();
       } else {
         // Rank 0 of another life, or another life of this rank: it will plan anew.

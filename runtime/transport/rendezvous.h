@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -59,13 +60,18 @@ class MemoryStore final : public RendezvousStore {
   size_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// What the ranks of a group do before they connect: they agree on a name for this forming of the group that no other
-// has, also where the store still holds what dead processes have set. Rank 0 plans with whoever stands in each place,
-// and is satisfied when all of them have answered to the plan; who takes a place anew makes it plan anew. Returns the
-// name. `identity` tells this process from all that have this place before and after it, and has no space in it.
-// DEADLINE_EXCEEDED: some rank did not come; the message says which.
-absl::StatusOr<std::string> AgreeOnGeneration(RendezvousStore* store, int rank, int size, const std::string& identity,
-                                              absl::Duration timeout);
+// One forming of a group.
+struct Generation {
+  std::string name;                // That no other forming has.
+  std::vector<MemberKey> members;  // By rank.
+};
+
+// What the ranks of a group do before they connect: they agree on a generation, also where the store still holds what
+// dead processes have set. Rank 0 plans with whoever stands in each place, and is satisfied when all of them have
+// answered to the plan; who takes a place anew makes it plan anew. DEADLINE_EXCEEDED: some rank did not come; the
+// message says which.
+absl::StatusOr<Generation> AgreeOnGeneration(RendezvousStore* store, int rank, int size, MemberKey self,
+                                             absl::Duration timeout);
 
 // The calls StoreSet and StoreGet of an aggregator, by its store.
 grpc::Status ServeStoreSet(MemoryStore* store, const StoreSetRequest& request);

@@ -123,12 +123,11 @@ int64_t MergedOf(const RunRecord& record, const std::string& region) {
   return count;
 }
 
-// The group cannot go on without a rank: all of its workers leave, are started again, and form it anew. A rank that
-// does not hear of the other's death finds out when an operation takes longer than limits.rpc.
+// The group cannot go on without a rank: all of its workers leave, are started again, and form it anew.
 void KillARankOfAGroup(const std::string& name) {
   const Workspace workspace;
   const TinyJob job = TwoRegions(120000);
-  const auto up = StartUp(workspace, job, {"--set", "regions.beijing.collective=gloo", "--set", "limits.rpc=5s"});
+  const auto up = StartUp(workspace, job, {"--set", "regions.beijing.collective=gloo"});
   const RunRecord record(workspace.Path("run"));
   ASSERT_TRUE(Await([&] { return MergedOf(record, "beijing") >= 1 || up->ended(); }));
   const pid_t victim = record.PidOf("beijing", name);
@@ -148,6 +147,34 @@ void KillARankOfAGroup(const std::string& name) {
 
 TEST(RecoveryTest, AGroupFormsAnewWhenItsFirstRankIsKilled) { KillARankOfAGroup("worker-0"); }
 TEST(RecoveryTest, AGroupFormsAnewWhenAnotherRankIsKilled) { KillARankOfAGroup("worker-1"); }
+
+// Its connections stay, so that only the coordinator can say that it is gone; limits.rpc is a minute.
+void StopARankOfAGroup(const std::string& name, const std::string& other) {
+  const Workspace workspace;
+  TinyJob job = TwoRegions(120000);
+  job.lease = "1s";
+  const auto up = StartUp(workspace, job, {"--set", "regions.beijing.collective=gloo"});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return MergedOf(record, "beijing") >= 1 || up->ended(); }));
+  const pid_t victim = record.PidOf("beijing", name);
+  const pid_t waiting = record.PidOf("beijing", other);
+  ASSERT_GT(victim, 0) << up->err();
+  ASSERT_EQ(::kill(victim, SIGSTOP), 0);
+  EXPECT_TRUE(Await([&] { return !IsRunning(waiting) || up->ended(); }, absl::Seconds(20))) << up->err();
+  EXPECT_TRUE(record.EventAbout("lost", name).is_object()) << up->err();
+  ASSERT_EQ(::kill(victim, SIGCONT), 0) << up->err();
+
+  ASSERT_EQ(up->Wait(), 0) << up->err();
+  const Json report = record.Report();
+  ExpectBudgetCommittedOnce(report, Budget(job));
+  for (const std::string& worker : {name, other}) {
+    EXPECT_EQ(Restarts(report, absl::StrCat(worker, " of beijing")), 1) << up->err();
+  }
+  ExpectVerified(workspace);
+}
+
+TEST(RecoveryTest, AGroupHearsOfAFirstRankThatStandsStill) { StopARankOfAGroup("worker-0", "worker-1"); }
+TEST(RecoveryTest, AGroupHearsOfAnotherRankThatStandsStill) { StopARankOfAGroup("worker-1", "worker-0"); }
 
 // It comes back to find that it was taken for dead: what it still sends must not count, and it must not be lost either.
 TEST(RecoveryTest, AWorkerThatWasStoppedPastItsLeaseIsFencedAndStartedAgain) {
