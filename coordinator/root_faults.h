@@ -62,7 +62,7 @@ class RootFaults {
   void PassPoint(absl::string_view point);
   void BeginSync();
   int64_t Failed(const FaultOrder& order) const;
-  void Record(const char* event, const FaultOrder& order, const nlohmann::ordered_json& more) const;
+  void Record(const char* event_name, const FaultOrder& order, const nlohmann::ordered_json& more) const;
   void Strike(const FaultOrder& order);
 
   FaultyDisk* const disk_;

@@ -135,6 +135,17 @@ LocalRun::Options Experiment::RunOptions() {
   return options;
 }
 
+// The longest time without a merge in [from, until]; zero when that is empty.
+absl::Duration LongestPause(const std::vector<EventLine>& events, absl::Time from, absl::Time until) {
+  absl::Duration longest;
+  for (const EventLine& event : events) {
+    if (event.event != "merged" || event.time <= from || event.time > until) continue;
+    longest = std::max(longest, event.time - from);
+    from = event.time;
+  }
+  return std::max(longest, until - from);
+}
+
 double Experiment::Goodput(double seconds) const {
   double samples_per_second = 0;
   for (const Region& region : scenario_.regions()) {
@@ -289,24 +300,19 @@ void Experiment::Judge(const LocalRun::Result& run) {
   faults_.ReadStruck();
   const std::vector<EventLine> events = ReadEvents(run_dir_ + "/events.jsonl");
   JudgeEvents(events, &verdicts);
-  absl::Time last_merge = absl::InfiniteFuture(), last_when_quiet = absl::InfiniteFuture();
-  absl::Duration longest_pause;
+  absl::Time started = absl::InfiniteFuture(), first_merge = absl::InfiniteFuture(), last_merge = absl::InfinitePast();
   for (const EventLine& event : events) {
-    if (event.event == "training_started") began_ = std::min(began_, event.time);
-    if (event.event == "training_started" && faults_.quiet_since().has_value()) {
-      last_when_quiet = event.time + *faults_.quiet_since();
-    }
+    if (event.event == "training_started") started = event.time;
     if (event.event == "budget_committed") ended_ = event.time;
     if (event.event != "merged") continue;
-    if (last_when_quiet < event.time) {
-      longest_pause_at_the_end_ = std::max(longest_pause_at_the_end_, event.time - last_when_quiet);
-      last_when_quiet = event.time;
-    }
-    if (last_merge < event.time) longest_pause = std::max(longest_pause, event.time - last_merge);
+    first_merge = std::min(first_merge, event.time);
     last_merge = event.time;
   }
-  // A run without an end stops at some time.
-  longest_pause_at_the_end_ = std::max(longest_pause_at_the_end_, ended_ - last_when_quiet);
+  began_ = std::min(began_, started);
+  if (faults_.quiet_since().has_value()) {
+    // A run without an end stops at some time.
+    longest_pause_at_the_end_ = LongestPause(events, started + *faults_.quiet_since(), ended_);
+  }
   if (job_.model().synthetic() == SYNTHETIC_KIND_UNSPECIFIED && run.report.contains("validation_loss_final")) {
     report_.result["loss"] = run.report["validation_loss_final"];
   }
@@ -318,7 +324,7 @@ void Experiment::Judge(const LocalRun::Result& run) {
     report_.progress.push_back({seconds, committed, report_.progress.back().loss});
   }
   if (job_.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) report_.result["goodput"] = Goodput(seconds);
-  report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(longest_pause);
+  report_.result["longest_pause_seconds"] = absl::ToDoubleSeconds(LongestPause(events, first_merge, last_merge));
   for (const char* key : {"compute_share", "staleness", "restarts", "contributions", "ledger"}) {
     if (run.report.contains(key)) report_.result[key] = run.report[key];
   }
