@@ -95,7 +95,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       reply.set_parent_incarnation(parent->key.incarnation.value());
     }
     reply.set_assert_holdings(member.must_assert);
-    if (regions_[member.region].collective() == COLLECTIVE_GLOO) {
+    if (regions_[member.region].collective() == COLLECTIVE_GLOO) {  // Of a few, since each is connected to each.
       for (const Member* other : by_region_[member.region].workers) {
         if (other->state != State::kLive) continue;
         Life* life = reply.add_group();

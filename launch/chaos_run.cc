@@ -302,13 +302,15 @@ void Experiment::Judge(const LocalRun::Result& run) {
   JudgeEvents(events, &verdicts);
   absl::Time started = absl::InfiniteFuture(), first_merge = absl::InfiniteFuture(), last_merge = absl::InfinitePast();
   for (const EventLine& event : events) {
-    if (event.event == "training_started") started = event.time;
+    if (event.event == "training_started") {
+      started = event.time;
+      began_ = std::min(began_, started);
+    }
     if (event.event == "budget_committed") ended_ = event.time;
     if (event.event != "merged") continue;
     first_merge = std::min(first_merge, event.time);
     last_merge = event.time;
   }
-  began_ = std::min(began_, started);
   if (faults_.quiet_since().has_value()) {
     // A run without an end stops at some time.
     longest_pause_at_the_end_ = LongestPause(events, started + *faults_.quiet_since(), ended_);

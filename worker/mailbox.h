@@ -112,7 +112,7 @@ struct Mailbox {
     MutexLock lock(mutex);
     if (reply.granted_size() > 0) want_samples = 0;
     last_parent = MemberKey{MemberId(reply.parent_member()), Incarnation(reply.parent_incarnation())};
-    if (asked_who_lives) {
+    if (asked_who_lives && reply.group_size() > 0) {
       lives.emplace();
       for (const Life& life : reply.group()) lives->insert({MemberId(life.member()), Incarnation(life.incarnation())});
     }

@@ -85,9 +85,9 @@ absl::Status RegionGroup::Check(const absl::Status& status) {
   if (status.ok()) return status;
   broken_ = true;
   MutexLock lock(mutex_);
+  const std::string why = given_up_.empty() ? absl::StrCat("it has lost a rank: ", status.message()) : given_up_;
   return RestartSafe(
-      absl::AbortedError(absl::StrFormat("the group of region %s has lost a rank, and all its workers leave: %s",
-                                         region_, given_up_.empty() ? status.message() : given_up_)));
+      absl::AbortedError(absl::StrFormat("the group of region %s ends, and all its workers leave: %s", region_, why)));
 }
 
 absl::Status RegionGroup::Announce(const GroupOrder& order) {
@@ -177,7 +177,11 @@ absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, con
   mail->AskWhoLives();
   ranks = generation->members;
   absl::StatusOr<std::unique_ptr<Communicator>> communicator = MakeCommunicator(options, &store);
-  if (!communicator.ok()) return explain(communicator.status());
+  if (!communicator.ok()) {
+    // All ranks were there a moment ago: who is gone will be started again, and the others with it.
+    const absl::Status status = explain(communicator.status());
+    return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ? RestartSafe(status) : status;
+  }
   LOG(INFO) << "rank " << options.rank << " of the " << options.size << " workers of " << region.name()
             << " that act as one (" << options.generation << ")";
   RegionGroup::Callbacks callbacks;

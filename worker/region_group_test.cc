@@ -294,7 +294,8 @@ TEST_F(RegionGroupTest, ALostRankEndsTheGroupWithAMessageThatNamesRegionAndRank)
     if (group->rank() == 1) return;
     const absl::Status status = group->AskWhoLeaves();
     EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("the group of region guizhou has lost a rank"));
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("the group of region guizhou ends, and all its workers leave: it has lost a rank"));
     EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0 of 2"));
     EXPECT_TRUE(group->broken());
   });

@@ -31,6 +31,8 @@ namespace wukong {
 namespace {
 
 constexpr uint64_t kBroadcastBytesMax = 64 << 20;
+// Gloo waits so many times the timeout of its context for a connection (gloo/transport/tcp/pair.cc, waitUntil).
+constexpr int kConnectTimeouts = 5;
 
 // Writing to a rank that is gone must be an error and not the end of the process: Gloo writes to its sockets without
 // MSG_NOSIGNAL. Threads that are started meanwhile keep the signal blocked.
@@ -132,7 +134,7 @@ class GlooCommunicator final : public Communicator {
       gloo::transport::tcp::attr attributes(options_.local_address.c_str());
       std::shared_ptr<gloo::transport::Device> device = gloo::transport::tcp::CreateDevice(attributes);
       auto context = std::make_shared<AbortableContext>(options_.rank, options_.size);
-      context->setTimeout(ToMilliseconds(options_.form_timeout));
+      context->setTimeout(ToMilliseconds(options_.form_timeout / kConnectTimeouts));
       GlooStore gloo_store(store, options_.generation + "/", RealClock().Now() + options_.form_timeout);
       context->connectFullMesh(gloo_store, device);
       context->setTimeout(ToMilliseconds(options_.timeout));
