@@ -184,6 +184,26 @@ TEST(FaultsTest, ATerminatedWorkerContributesAndGivesBack) {
   for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 0) << member->err();
 }
 
+TEST(FaultsTest, ATerminatedWorkerThatCannotContributeWasPreempted) {
+  const Workspace workspace;
+  TinyJob job = OneRegion(2, 60000, 0.3);
+  job.lease = "20s";  // The aggregator stands still for ten, and is nobody's loss.
+  Cluster cluster(workspace, job);
+  cluster.StartAll();
+  const RunRecord& record = cluster.record();
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || cluster.coordinator().ended(); }));
+  const pid_t aggregator = record.PidOf("beijing", "aggregator");
+  ASSERT_GT(aggregator, 0);
+  ASSERT_EQ(::kill(aggregator, SIGSTOP), 0);
+  Process& leaver = *cluster.members().back();
+  leaver.Signal(SIGTERM);
+  EXPECT_EQ(leaver.Wait(), 75) << leaver.err();
+  EXPECT_TRUE(absl::StrContains(leaver.err(), "preempted: what was trained could not be contributed")) << leaver.err();
+  ASSERT_EQ(::kill(aggregator, SIGCONT), 0);
+  ASSERT_EQ(cluster.coordinator().Wait(), 0) << cluster.coordinator().err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+}
+
 TEST(FaultsTest, CtrlCEndsEveryProcess) {
   const Workspace workspace;
   const TinyJob job = TwoRegions(50'000'000, 0.3);
