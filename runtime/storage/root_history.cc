@@ -29,7 +29,10 @@ void PushBounded(double value, Field* field) {
 }  // namespace
 
 RootHistory::RootHistory(const RootState& state) : state_(state) {
-  for (const RootMember& member : state.members()) members_[member.member()] = member;
+  for (const RootMember& member : state.members()) {
+    members_[member.member()] = member;
+    if (member.told() != member.included()) untold_.insert(member.member());
+  }
   for (const SampleRange& range : state.committed()) Commit(range.begin(), range.end());
   state_.clear_members();
   state_.clear_committed();
@@ -236,7 +239,10 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
     for (int i = 0; i < merged.parts_size(); ++i) {
       const ContributionHeader& header = state_.unmerged(i).header();
       RootMember* member = Member(header.member());
-      if (member->incarnation() == header.incarnation()) member->set_included(header.sequence());
+      if (member->incarnation() == header.incarnation()) {
+        member->set_included(header.sequence());
+        untold_.insert(header.member());
+      }
       state_.set_tokens_merged(state_.tokens_merged() + header.tokens());
       PushBounded(merged.parts(i).raw_weight(), state_.mutable_recent_weights());
       ++(*state_.mutable_staleness())[merged.parts(i).staleness()];
@@ -248,7 +254,8 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
   } else if (record.has_published()) {
     state_.set_version(record.published().version());
     state_.set_told(true);
-    for (auto& [id, member] : members_) member.set_told(member.included());
+    for (const int64_t id : untold_) Member(id)->set_told(Member(id)->included());
+    untold_.clear();
   } else if (record.has_lease_ceiling()) {
     state_.set_lease_ceiling(std::max(state_.lease_ceiling(), record.lease_ceiling().sample()));
   } else if (record.has_run_started()) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ class RootHistory {
 
   RootState state_;                        // Without members and committed.
   std::map<int64_t, RootMember> members_;  // By member.
+  std::set<int64_t> untold_;               // Members of whom something was merged since the last version.
   std::map<int64_t, int64_t> committed_;   // begin -> end; disjoint, not touching.
   int64_t samples_committed_ = 0;
 };

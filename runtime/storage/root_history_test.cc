@@ -130,6 +130,9 @@ TEST(RootHistoryTest, KnowsWhatTheNewestVersionHoldsAndWhatWasMergedSince) {
   EXPECT_FALSE(h.history.state().told());
   EXPECT_EQ(h.history.state().members(0).told(), 1);
   EXPECT_EQ(h.history.state().members(0).included(), 2);
+  RootHistory restored(h.history.state());
+  ASSERT_TRUE(restored.Add(h.history.state().index() + 1, PublishedAs(3)).ok());
+  EXPECT_EQ(restored.state().members(0).told(), 2) << "it was merged before the snapshot";
   ASSERT_TRUE(h.Add(Joined(1, 2)).ok());
   EXPECT_EQ(h.history.state().members(0).told(), 0) << "a new life has sent nothing";
 }
