@@ -77,12 +77,14 @@ class AcknowledgedWorkIsKept final : public Checker {
         // A region that is lost may not know it yet, and what it still takes does not count.
         if (const auto held = held_.find(event.who); held != held_.end()) {
           held->second.Add(event.values[0], event.values[1]);
+          ever_held_.Add(event.values[0], event.values[1]);
         }
         break;
       case TapeEvent::kLeased:
         if (!tokens_.insert(event.values[2]).second) break;  // The answer to a repeated request.
         if (!event.text.empty()) not_kept_.Add(event.values[0], event.values[1]);
         if (not_kept_.Overlaps(event.values[0], event.values[1])) break;
+        if (!ever_held_.Overlaps(event.values[0], event.values[1])) break;  // There may be many regions to look at.
         for (const auto& [region, samples] : held_) {
           if (!samples.Overlaps(event.values[0], event.values[1])) continue;
           Violated(event, absl::StrFormat("samples %d to %d are leased again, although %s has acknowledged them",
@@ -108,6 +110,7 @@ class AcknowledgedWorkIsKept final : public Checker {
   }
 
   std::map<std::string, SampleSet> held_;  // By region, while the root knows it.
+  SampleSet ever_held_;
   std::map<int64_t, std::string> region_of_;
   std::set<int64_t> tokens_;
   // Leased while the disk failed: a loss of power may take the lease, and with it the work. Rather that than a member
