@@ -49,6 +49,11 @@ class NodeGate final : public ParameterNode::Service {
     ParameterServer* node = node_;
     return node == nullptr ? NotYet() : node->FollowPart(context, request, writer);
   }
+  grpc::Status FollowMore(grpc::ServerContext* context, const FollowMoreRequest* request,
+                          FollowMoreReply* reply) override {
+    ParameterServer* node = node_;
+    return node == nullptr ? NotYet() : node->FollowMore(context, request, reply);
+  }
   grpc::Status StoreSet(grpc::ServerContext*, const StoreSetRequest* request, StoreSetReply*) override {
     return ServeStoreSet(&store_, *request);
   }
@@ -141,6 +146,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   link_options.rpc_timeout = absl::Nanoseconds(job.limits().rpc_ns());
   link_options.streams_max = job.limits().streams_max();
   link_options.in_flight_max = job.strategy().in_flight_max();
+  link_options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, fragments);
   link_options.round_trip = session.round_trip();
   link_options.seed = DeriveSeed(job.seed(), options.region);
   ParentLink::Callbacks link_callbacks;

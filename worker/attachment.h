@@ -45,6 +45,10 @@ class Attachment {
       return true;
     });
   }
+  // snapshot() was looked at.
+  void VersionSeen() {
+    if (attached()) link_->VersionSeen();
+  }
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
     link_->Send(manifest, std::move(payload));
   }

@@ -51,6 +51,7 @@ ParentLink::Options Leaf::LinkOptions(const JoinReply& joined) const {
   options.self = {MemberId(joined.member()), Incarnation(joined.incarnation())};
   options.schema_digest = trainer_->layout().schema_digest();
   options.fragments = Fragments();
+  options.versions_ahead = VersionsAhead(/*parent_is_root=*/false, options.fragments);
   options.rpc_timeout = absl::Nanoseconds(job_.limits().rpc_ns());
   options.seed = DeriveSeed(job_.seed(), "worker", static_cast<uint64_t>(joined.member()));
   return options;
@@ -243,12 +244,14 @@ absl::Status Leaf::TrainUntilOver() {
           "it again",
           absl::FormatDuration(kLeaveTimeout))));
     }
+    const bool rebases = std::holds_alternative<LeafSchedule::Rebase>(action);
+    if (!rebases) waits_for_data_ = wait != nullptr && wait->for_data();
     AccountWait(wait != nullptr ? std::optional(wait->reason) : std::nullopt);
     if (const auto* train = std::get_if<LeafSchedule::Train>(&action)) {
       outcome = Train(*train);
     } else if (const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action)) {
       outcome = Contribute(*contribute);
-    } else if (std::holds_alternative<LeafSchedule::Rebase>(action)) {
+    } else if (rebases) {
       outcome = Rebase();
     } else {
       outcome = KeepGroup();

@@ -92,6 +92,7 @@ class Leaf {
   int64_t steps_ = 0;
   int64_t tokens_ = 0;
   double compute_seconds_ = 0;
+  bool waits_for_data_ = false;
   WaitAccount waits_;        // Since the first data came.
   int64_t rate_tokens_ = 0;  // The learning-rate schedule's clock; only rises.
   int64_t own_tokens_ = 0;   // Trained since the clock last heard from the root.

@@ -37,6 +37,8 @@ bool Leaf::TakeMail(absl::Duration wait) {
       schedule_.VersionArrived({snapshot.version, snapshot.included, snapshot.root_version});
     }
   }
+  // Who waits for data has no use for each of the versions that the others make meanwhile.
+  if (!waits_for_data_ || !replies.empty()) parent_.VersionSeen();
   for (const Mailbox::Answer& answer : answers) {
     // What an aggregator that is gone had answered, and was not read in time, counts as not answered.
     if (answer.link == parent_.link_number()) TakeAnswer(answer.sequence, answer.verdict);

@@ -60,6 +60,7 @@ constexpr Mutation kMutations[] = {
     {"parent.version_is_not_raised", "the next version has the number of the last"},
     {"parent.waits_for_the_idle", "a quorum waits for children that have nothing to do"},
     {"parent.wrong_weight", "contributions weigh by the share of their quorum once too often"},
+    {"public.forgets_who_has_room", "who has said that there is room for more is not sent more"},
     {"public.resumes_one_version_late", "a stream that goes on leaves out a version of each fragment"},
     {"public.skips_the_digest", "a child does not check a version's digest"},
     {"recovery.ends_before_all_have_spoken", "leases are given out before their holders have spoken"},

@@ -65,6 +65,7 @@ void SimAggregator::Joined(const JoinReply& reply) {
   options.fragments = FragmentsOf(world_->job, layout_.size());
   options.schema_digest = layout_.schema_digest();
   options.in_flight_max = world_->job.strategy().in_flight_max();
+  options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, options.fragments);
   SimUplink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };
   callbacks.on_written = [life](Sequence sequence) {
@@ -111,6 +112,7 @@ void SimAggregator::OnVersion() {
     life->node->SetEngine(life->engine.get());
   }
   life->engine->Handle(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});
+  life->uplink->VersionSeen();
   life->node->Pump();
 }
 

@@ -18,6 +18,9 @@ std::shared_ptr<const EncodedVector> Damaged(const EncodedVector& payload, uint6
   return damaged;
 }
 
+// Of a FollowMore.
+constexpr int64_t kFollowMoreBytes = 32;
+
 // A region's link to the root, or a line inside a region, as in worker/aggregator.cc and worker/leaf.cc.
 StreamTuner TunerBetween(SimWorld* world, const SimProcess* from, const SimProcess* to) {
   if (from->site() == to->site()) return StreamTuner(1, absl::ZeroDuration());
@@ -25,6 +28,13 @@ StreamTuner TunerBetween(SimWorld* world, const SimProcess* from, const SimProce
 }
 
 }  // namespace
+
+struct SimNode::Following {
+  Follower follower;
+  PublicParameters::Cursor cursor;
+  bool busy = false;
+  bool waiting = false;  // Among those who wait for the next version.
+};
 
 void SimNode::SetEngine(NodeEngine* engine) {
   engine_ = engine;
@@ -76,8 +86,8 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
   Pump();
 }
 
-bool SimNode::Follow(Follower follower) {
-  if (engine_ == nullptr) return false;
+std::shared_ptr<SimNode::Following> SimNode::Follow(Follower follower) {
+  if (engine_ == nullptr) return nullptr;
   const FollowRequest& request = follower.request;
   auto following = std::make_shared<Following>();
   PublicParameters::Position have;
@@ -86,13 +96,19 @@ bool SimNode::Follow(Follower follower) {
   engine_->Handle(ParentNode::ChildAttached{{MemberId(request.member()), Incarnation(request.incarnation())},
                                             Sequence(std::max<int64_t>(1, request.next_sequence()))});
   following->cursor = engine_->public_parameters().CursorAt(std::move(have));
+  engine_->public_parameters().Allow(&following->cursor, request.versions());
   following->follower = std::move(follower);
   following->follower.connection->CountIn(closed_);
   engine_->public_parameters().AddFollower();
-  pumped_ = Version();
-  followers_.push_back(std::move(following));
-  Pump();
-  return true;
+  followers_.push_back(following);
+  PumpOne(following);
+  return following;
+}
+
+void SimNode::FollowMore(const std::shared_ptr<Following>& following, int64_t versions) {
+  if (!following->follower.connection->open()) return;
+  engine_->public_parameters().Allow(&following->cursor, versions);
+  PumpOne(following);
 }
 
 void SimNode::NotePublished() {
@@ -106,18 +122,25 @@ void SimNode::NotePublished() {
 void SimNode::Pump() {
   if (engine_ == nullptr) return;
   NotePublished();
-  // Whoever is not up to date is being sent something, and goes on after that.
+  if (*closed_ > 0) {
+    *closed_ = 0;
+    const auto gone = [](const std::shared_ptr<Following>& following) {
+      return !following->follower.connection->open();
+    };
+    waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), gone), waiting_.end());
+    const auto left = std::remove_if(followers_.begin(), followers_.end(), gone);
+    for (auto follower = left; follower != followers_.end(); ++follower) engine_->public_parameters().RemoveFollower();
+    followers_.erase(left, followers_.end());
+  }
   const Version version = engine_->public_parameters().version();
-  if (*closed_ == 0 && version == pumped_) return;
-  *closed_ = 0;
+  if (version == pumped_) return;
   pumped_ = version;
-  for (size_t i = 0; i < followers_.size();) {
-    if (!followers_[i]->follower.connection->open()) {
-      followers_.erase(followers_.begin() + static_cast<std::ptrdiff_t>(i));
-      engine_->public_parameters().RemoveFollower();
-      continue;
-    }
-    PumpOne(followers_[i++]);
+  // The others are being sent something and go on after that, or have room for nothing.
+  std::vector<std::shared_ptr<Following>> waiting;
+  waiting.swap(waiting_);
+  for (const std::shared_ptr<Following>& following : waiting) {
+    following->waiting = false;
+    PumpOne(following);
   }
 }
 
@@ -128,7 +151,13 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
   const MemberKey child{MemberId(request.member()), Incarnation(request.incarnation())};
   std::optional<FollowMessage> message =
       engine_->public_parameters().Next(&following->cursor, child, absl::ZeroDuration());
-  if (!message.has_value()) return;
+  if (!message.has_value()) {
+    if (!following->waiting && engine_->public_parameters().HasRoom(following->cursor)) {
+      following->waiting = true;
+      waiting_.push_back(following);
+    }
+    return;
+  }
   following->busy = true;
   const auto bytes = static_cast<int64_t>(message->ByteSizeLong());
   if (message->has_fragment() &&
@@ -180,7 +209,10 @@ void SimUplink::ConnectLater() {
 void SimUplink::Connect() {
   connection_->Close();
   connection_ = std::make_shared<SimConnection>();
+  versions_arrived_ = versions_seen_ = 0;
+  follow_more_ = nullptr;
   FollowRequest request;
+  request.set_versions(options_.versions_ahead);
   request.set_member(options_.self.member.value());
   request.set_incarnation(options_.self.incarnation.value());
   const PublicParameters::Position have = parameters_.Resume();
@@ -208,10 +240,16 @@ void SimUplink::Connect() {
         follower.take = [this, connection, connections](FollowMessage message) {
           if (connection->open()) Take(std::move(message), connections);
         };
-        const bool taken = node != nullptr && node->Follow(std::move(follower));
-        *served = taken;
-        respond(16, [this, connection, taken] {
-          if (connection->open() && !taken) ConnectLater();
+        const std::shared_ptr<SimNode::Following> following =
+            node == nullptr ? nullptr : node->Follow(std::move(follower));
+        *served = following != nullptr;
+        respond(16, [this, connection, following] {
+          if (!connection->open()) return;
+          if (following == nullptr) {
+            ConnectLater();
+            return;
+          }
+          Followed(following);
         });
       },
       [this, connection = connection_](const absl::Status&) {
@@ -230,6 +268,24 @@ void SimUplink::Connect() {
   });
 }
 
+void SimUplink::Followed(const std::shared_ptr<SimNode::Following>& following) {
+  // Only a parent that is the same hears it: it resets the connection when it dies.
+  follow_more_ = [this, following, way = world_->network.OpenStream(self_, process_)](int64_t versions) {
+    way->Send(kFollowMoreBytes, nullptr, [this, following, versions, connection = connection_] {
+      // Runs at the parent.
+      SimNode* node = connection->open() ? parent_() : nullptr;
+      if (node != nullptr) node->FollowMore(following, versions);
+    });
+  };
+  if (versions_seen_ > 0) follow_more_(versions_seen_ + options_.versions_ahead);
+}
+
+void SimUplink::VersionSeen() {
+  if (versions_seen_ == versions_arrived_) return;
+  versions_seen_ = versions_arrived_;
+  if (follow_more_) follow_more_(versions_seen_ + options_.versions_ahead);
+}
+
 void SimUplink::Take(FollowMessage message, int connections) {
   if (version_bytes_ == 0) version_began_ = world_->queue.Now();
   version_bytes_ += static_cast<int64_t>(message.fragment().payload().size());
@@ -243,6 +299,7 @@ void SimUplink::Take(FollowMessage message, int connections) {
   if (!*completed) return;
   follow_streams_.Observe(connections, version_bytes_, world_->queue.Now() - version_began_);
   version_bytes_ = 0;
+  ++versions_arrived_;
   callbacks_.on_version();
 }
 

@@ -72,16 +72,14 @@ class SimNode {
     std::shared_ptr<SimConnection> connection;
     std::function<void(FollowMessage)> take;
   };
-  bool Follow(Follower follower);
+  // False when there is nothing to follow yet. Otherwise the child gives what is returned with what it has room for.
+  struct Following;
+  std::shared_ptr<Following> Follow(Follower follower);
+  void FollowMore(const std::shared_ptr<Following>& following, int64_t versions);
   // Sends what there is to send. After everything that may have made a version.
   void Pump();
 
  private:
-  struct Following {
-    Follower follower;
-    PublicParameters::Cursor cursor;
-    bool busy = false;
-  };
   void PumpOne(const std::shared_ptr<Following>& following);
   // Region: what it published since.
   void NotePublished();
@@ -92,7 +90,8 @@ class SimNode {
   NodeEngine* engine_ = nullptr;
   Version published_;
   std::vector<std::shared_ptr<Following>> followers_;
-  // Since the last time that all followers were looked at: connections that were closed, and the version then.
+  std::vector<std::shared_ptr<Following>> waiting_;  // For the next version.
+  // Since the last Pump: connections that were closed, and the version then.
   std::shared_ptr<int64_t> closed_ = std::make_shared<int64_t>(0);
   Version pumped_;
 };
@@ -106,6 +105,7 @@ class SimUplink final : public ParentPort {
     std::string schema_digest;
     Sequence first_sequence{1};
     int in_flight_max = 1;
+    int versions_ahead = 1;
   };
   struct Callbacks {
     std::function<void()> on_version;
@@ -121,6 +121,7 @@ class SimUplink final : public ParentPort {
   }
 
   const FollowedParameters& parameters() const override { return parameters_; }
+  void VersionSeen() override;
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
 
  private:
@@ -139,6 +140,7 @@ class SimUplink final : public ParentPort {
   void Answered(Sequence sequence, const absl::StatusOr<ContributeReply>& reply);
   void Connect();
   void ConnectLater();
+  void Followed(const std::shared_ptr<SimNode::Following>& following);
   void Take(FollowMessage message, int connections);
   void SendNext();
   void SendOnce(Sequence sequence);
@@ -162,7 +164,11 @@ class SimUplink final : public ParentPort {
   StreamTuner send_streams_;
   int64_t version_bytes_ = 0;  // Of the version that is coming in.
   absl::Time version_began_;
-  std::map<Sequence, Outgoing> outgoing_;  // What is not answered.
+  // By the connection that is open.
+  int64_t versions_arrived_ = 0;
+  int64_t versions_seen_ = 0;
+  std::function<void(int64_t versions)> follow_more_;  // Null until the parent lets this one follow.
+  std::map<Sequence, Outgoing> outgoing_;              // What is not answered.
   std::optional<Sequence> writing_;
   Sequence next_sequence_;  // After the last that came to be sent.
   std::shared_ptr<SimConnection> connection_ =

@@ -56,6 +56,7 @@ struct SimWorker::Life {
   std::optional<absl::Duration> first_step;
   bool training = false;
   bool turn_planned = false;
+  bool waits_for_data = false;
   // What came while a step was under way, in the order in which the training thread would find it.
   bool version = false;
   std::vector<std::pair<Sequence, Verdict>> answers;
@@ -151,6 +152,7 @@ void SimWorker::FollowParent(MemberKey parent) {
   options.fragments = life->fragments;
   options.schema_digest = layout_.schema_digest();
   options.first_sequence = life->schedule.next_sequence();
+  options.versions_ahead = VersionsAhead(/*parent_is_root=*/false, life->fragments);
   SimUplink::Callbacks callbacks;
   callbacks.on_version = [this, life] {
     life->version = true;
@@ -254,6 +256,7 @@ void SimWorker::TakeAnswers() {
     }
   }
   life->version = false;
+  if (life->uplink != nullptr && (!life->waits_for_data || !life->replies.empty())) life->uplink->VersionSeen();
   std::vector<std::pair<Sequence, Verdict>> answers;
   answers.swap(life->answers);
   for (const auto& [sequence, verdict] : answers) {
@@ -314,6 +317,8 @@ void SimWorker::Turn() {
     if (!life->ready) return;
     const LeafSchedule::Action action = life->schedule.Next();
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    const bool rebases = std::holds_alternative<LeafSchedule::Rebase>(action);
+    if (!rebases) life->waits_for_data = wait != nullptr && wait->for_data();
     if (wait == nullptr) {
       waits_.Works(world_->queue.Now());
     } else if (life->first_step.has_value()) {
@@ -323,7 +328,7 @@ void SimWorker::Turn() {
       Train(*train);
     } else if (const auto* contribute = std::get_if<LeafSchedule::Contribute>(&action)) {
       Contribute(*contribute);
-    } else if (std::holds_alternative<LeafSchedule::Rebase>(action)) {
+    } else if (rebases) {
       Rebase();
     }
     TellHeartbeat(wait != nullptr && wait->idle && life->schedule.untrained_samples() == 0);

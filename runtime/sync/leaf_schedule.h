@@ -63,6 +63,8 @@ class LeafSchedule {
   struct Wait {      // Until some event.
     WaitReason reason;
     bool idle = false;  // No data, and nothing in flight: the coordinator may count on it.
+    // Whatever the parent has to say does not end it.
+    bool for_data() const { return idle || reason == WaitReason::kData; }
   };
   using Action = std::variant<Train, Contribute, Rebase, Wait>;
 

@@ -48,6 +48,11 @@ struct Leaf {
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
     return wait != nullptr && wait->reason == reason;
   }
+  bool WaitsForData() {
+    const LeafSchedule::Action action = schedule.Next();
+    const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
+    return wait != nullptr && wait->for_data();
+  }
   bool IsIdle() {
     const LeafSchedule::Action action = schedule.Next();
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
@@ -125,6 +130,7 @@ TEST(LeafScheduleTest, AWaitingWorkerGoesOnOnlyWithAVersionThatIncludesItsContri
   EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   EXPECT_THAT(leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED), IsEmpty());
   EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer)) << "accepted is not included";
+  EXPECT_FALSE(leaf.WaitsForData()) << "a version ends this wait";
   leaf.Take(2, /*included=*/0, 1);
   EXPECT_TRUE(leaf.Waits(WaitReason::kAnswer));
   leaf.Take(3, /*included=*/1, 2);
@@ -197,6 +203,7 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
   leaf.Lease(0, 6);
   leaf.Train();
   EXPECT_TRUE(leaf.Waits(WaitReason::kData)) << "there may be more data, and a step wants all of its samples";
+  EXPECT_TRUE(leaf.WaitsForData());
   leaf.schedule.Leased({}, /*exhausted=*/true);
   EXPECT_THAT(leaf.Train(), ElementsAre(LeasedRange{4, 6, 1}));
   const Manifest manifest = leaf.Contribute();

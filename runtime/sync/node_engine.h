@@ -31,6 +31,8 @@ class ParentPort {
  public:
   virtual ~ParentPort() = default;
   virtual const FollowedParameters& parameters() const = 0;
+  // The newest version that came was looked at: there is room for others.
+  virtual void VersionSeen() = 0;
   // Takes a contribution along; each is answered sometime.
   virtual void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) = 0;
 };

@@ -61,6 +61,14 @@ LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Du
   return options;
 }
 
+int VersionsAhead(bool parent_is_root, absl::Span<const FragmentSpan> fragments) {
+  constexpr int64_t kLeast = 2, kMost = 8;
+  constexpr int64_t kBytes = int64_t{64} << 20;
+  if (!parent_is_root) return kLeast;
+  const auto model_bytes = fragments.back().end * static_cast<int64_t>(sizeof(float));
+  return static_cast<int>(std::clamp(kBytes / model_bytes, kLeast, kMost));
+}
+
 LeafSchedule::ParentState ParentStateOf(const FollowedParameters::Snapshot& snapshot) {
   return {snapshot.version, snapshot.included, snapshot.root_version, snapshot.lead};
 }

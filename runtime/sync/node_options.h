@@ -20,6 +20,11 @@ Replica::Options ReplicaOptionsOf(const Job& job, bool parent_is_root, int64_t s
 // Of a leaf of `group_size` workers. `prefetch`: data in hand is enough for so long at the leaf's own speed.
 LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Duration prefetch);
 
+// Versions that a child (ReplicaOptionsOf) has room for beyond the last one that it looked at. A leaf, which looks once
+// per step, gets by with one to take and one to come. A region hears from the root after a round trip: it has more on
+// their way, while they are small.
+int VersionsAhead(bool parent_is_root, absl::Span<const FragmentSpan> fragments);
+
 // What a version of the parent says to a leaf's schedule.
 LeafSchedule::ParentState ParentStateOf(const FollowedParameters::Snapshot& snapshot);
 

@@ -17,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/time/time.h"
 #include "proto/job.pb.h"
 #include "proto/log.pb.h"
@@ -225,7 +226,7 @@ class ParentNode {
   Version version_{1};
   std::map<MemberId, Child> children_;              // Live ones.
   std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
-  std::map<MemberKey, Sequence> included_;          // Of the newest life of each child.
+  absl::btree_map<MemberKey, Sequence> included_;   // Of the newest life of each child.
   std::set<MemberId> idle_;
   std::map<Handle, Staged> staged_;  // Being checked.
   std::vector<Ready> ready_;

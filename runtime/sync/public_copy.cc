@@ -96,7 +96,9 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
     }
   }
   newest_ = std::make_shared<Edition>(Edition{delta->version, ChecksumOf(values_), std::move(notes)});
-  changed_.NotifyAll();
+  for (const auto& [cursor, woken] : waiting_) {
+    if (!Rests(*cursor)) woken->NotifyAll();
+  }
   return absl::OkStatus();
 }
 
@@ -120,6 +122,20 @@ PublicParameters::Cursor PublicParameters::CursorAt(Position have) const {
   return cursor;
 }
 
+void PublicParameters::Allow(Cursor* cursor, int64_t versions) {
+  MutexLock lock(mutex_);
+  const bool limited = cursor->allowed_ != std::numeric_limits<int64_t>::max();
+  if (limited && (versions <= cursor->allowed_ || Mutated("public.forgets_who_has_room"))) return;
+  cursor->allowed_ = versions;
+  const auto waiting = waiting_.find(cursor);
+  if (waiting != waiting_.end()) waiting->second->NotifyAll();
+}
+
+bool PublicParameters::HasRoom(const Cursor& cursor) const {
+  MutexLock lock(mutex_);
+  return cursor.completed_ < cursor.allowed_;
+}
+
 std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberKey child, absl::Duration timeout) {
   bool taken = false;
   std::optional<FollowMessage> message = NextLocked(cursor, child, timeout, &taken);
@@ -130,8 +146,16 @@ std::optional<FollowMessage> PublicParameters::Next(Cursor* cursor, MemberKey ch
 std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout,
                                                           bool* taken) {
   MutexLock lock(mutex_);
-  if (UpToDate(*cursor) && !stopping_ && timeout > absl::ZeroDuration()) changed_.WaitFor(mutex_, timeout);
-  if (UpToDate(*cursor) || stopping_) return std::nullopt;
+  *taken = IsFirstReady(*cursor);
+  if (*taken) return std::nullopt;
+  if (Rests(*cursor) && !stopping_ && timeout > absl::ZeroDuration()) {
+    CondVar woken;
+    waiting_[cursor] = &woken;
+    woken.WaitFor(mutex_, timeout);
+    waiting_.erase(cursor);
+    *taken = IsFirstReady(*cursor);
+  }
+  if (Rests(*cursor) || stopping_) return std::nullopt;
   FollowMessage message;
   while (true) {
     if (cursor->target_ == nullptr) Aim(cursor);
@@ -140,8 +164,7 @@ std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, Member
     const auto next = std::find_if(have.begin(), have.end(), [&](Version version) { return version != target; });
     if (next == have.end()) {
       *message.mutable_complete() = Complete(cursor, child);
-      *taken = target == newest_->version && taken_ < target;
-      if (*taken) taken_ = target;
+      *taken = IsFirstReady(*cursor);
       return message;
     }
     std::optional<FragmentUpdate> update = Update(*cursor, next - have.begin());
@@ -154,8 +177,15 @@ std::optional<FollowMessage> PublicParameters::NextLocked(Cursor* cursor, Member
   }
 }
 
-bool PublicParameters::UpToDate(const Cursor& cursor) const {
-  return cursor.target_ == nullptr && cursor.at_.complete == newest_->version;
+bool PublicParameters::Rests(const Cursor& cursor) const {
+  return cursor.target_ == nullptr && (cursor.at_.complete == newest_->version || cursor.completed_ >= cursor.allowed_);
+}
+
+bool PublicParameters::IsFirstReady(const Cursor& cursor) {
+  const bool ready = cursor.target_ == nullptr && cursor.at_.complete == newest_->version &&
+                     cursor.completed_ < cursor.allowed_ && taken_ < newest_->version;
+  if (ready) taken_ = newest_->version;
+  return ready;
 }
 
 bool PublicParameters::Unchanged(size_t f, Version have) const { return have.value() > 0 && have >= last_change_[f]; }
@@ -224,6 +254,7 @@ VersionComplete PublicParameters::Complete(Cursor* cursor, MemberKey child) {
   const std::shared_ptr<const Edition> edition = std::exchange(cursor->target_, nullptr);
   cursor->at_.complete = edition->version;
   cursor->frozen_.reset();
+  ++cursor->completed_;
   VersionComplete complete;
   complete.set_version(edition->version.value());
   complete.set_checksum(edition->checksum);
@@ -239,7 +270,7 @@ VersionComplete PublicParameters::Complete(Cursor* cursor, MemberKey child) {
 void PublicParameters::Shutdown() {
   MutexLock lock(mutex_);
   stopping_ = true;
-  changed_.NotifyAll();
+  for (const auto& [cursor, woken] : waiting_) woken->NotifyAll();
 }
 
 Version PublicParameters::version() const {

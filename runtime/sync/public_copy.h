@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -27,8 +29,8 @@ namespace wukong {
 struct VersionNotes {
   // Per life of a child, its last contribution in it. Each life numbers its own: to a later one the number would mean
   // another contribution.
-  std::map<MemberKey, Sequence> included;
-  std::map<MemberKey, int64_t> lead;  // Contributions ahead of the slowest, where children are to know.
+  absl::btree_map<MemberKey, Sequence> included;
+  absl::btree_map<MemberKey, int64_t> lead;  // Contributions ahead of the slowest, where children are to know.
   Version root_version;
   int64_t tokens_committed = 0;
 };
@@ -44,7 +46,10 @@ struct VersionNotes {
 //   when the version that it replaces is going to some child by whole fragments; it goes with the last such child.
 // So a child gets at most the bytes of two models and a fragment from one whole version to the next, however fast
 // versions come. Where two copies are under way already and neither is newer than what a further child has, that one
-// takes the newest version, and begins again when it is replaced. Thread-safe.
+// takes the newest version, and begins again when it is replaced.
+//
+// A child says how many versions it has room for (Allow). Without that, many children who look at one version a second
+// would each be brought the contributions of all the others one by one. Thread-safe.
 class PublicParameters {
  private:
   // What a version is told with.
@@ -74,6 +79,8 @@ class PublicParameters {
     Version oldest_;
     std::shared_ptr<const Edition> target_;  // Null between two.
     std::shared_ptr<const Frozen> frozen_;   // Keeps the target when it is replaced; null for none.
+    int64_t completed_ = 0;                  // Whole versions that it was sent.
+    int64_t allowed_ = std::numeric_limits<int64_t>::max();
   };
 
   // Begins as `values`, which were `version`; version 1 of a new run is theta, broadcast to nobody.
@@ -84,19 +91,25 @@ class PublicParameters {
   absl::Status Publish(absl::Span<const float> theta, VersionNotes notes);
 
   // For a child that says where it stands; no `have.fragments` stands for `have.complete` of all. What this node cannot
-  // have said (a later version, another number of fragments) counts as nothing, and is sent anew.
+  // have said (a later version, another number of fragments) counts as nothing, and is sent anew. As many versions may
+  // be sent as there are, until Allow says otherwise.
   Cursor CursorAt(Position have) const;
 
-  // The next message for this cursor; moves it. Empty when the child is up to date. Waits up to `timeout` for a newer
-  // version.
+  // The child has room for `versions` whole ones in all since its cursor was made; fewer than before changes nothing.
+  void Allow(Cursor* cursor, int64_t versions);
+  // For more than it was sent.
+  bool HasRoom(const Cursor& cursor) const;
+
+  // The next message for this cursor; moves it. Empty when the child is up to date, or has room for nothing. Waits up
+  // to `timeout` for a newer version, and for room.
   std::optional<FollowMessage> Next(Cursor* cursor, MemberKey child, absl::Duration timeout);
 
   // Wakes every waiting Next.
   void Shutdown();
 
   Version version() const;
-  // Called, from any thread and with no lock held, when the first follower got all of the newest version or the last
-  // follower left: a next version is worth making. Set once, before the first follower.
+  // Called, from any thread and with no lock held, when the first follower got all of the newest version and has room
+  // for another one, or the last follower left: a next version is worth making. Set once, before the first follower.
   void OnTaken(std::function<void()> callback) { on_taken_ = std::move(callback); }
   void AddFollower();
   void RemoveFollower();
@@ -113,7 +126,10 @@ class PublicParameters {
     std::vector<std::string> fragments;  // Empty where nothing changed.
     int64_t bytes = 0;
   };
-  bool UpToDate(const Cursor& cursor) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // There is nothing to send.
+  bool Rests(const Cursor& cursor) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Its child is the first that would take a next version.
+  bool IsFirstReady(const Cursor& cursor) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The newest version has the same values of this fragment as `have`.
   bool Unchanged(size_t f, Version have) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The retained differences lead from `have` to every later version.
@@ -123,20 +139,20 @@ class PublicParameters {
   // Empty when the target is beyond reach: it was replaced, and neither differences nor frozen values are left.
   std::optional<FragmentUpdate> Update(const Cursor& cursor, size_t f) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   VersionComplete Complete(Cursor* cursor, MemberKey child) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // `taken`: the message completes the newest version, for the first time.
+  // `taken`: the cursor is the first that is ready for a next version.
   std::optional<FollowMessage> NextLocked(Cursor* cursor, MemberKey child, absl::Duration timeout, bool* taken);
 
   const std::vector<FragmentSpan> fragments_;
   const CodecKind codec_;
   mutable Mutex mutex_;
-  CondVar changed_;
+  std::map<const Cursor*, CondVar*> waiting_ ABSL_GUARDED_BY(mutex_);  // In Next.
   std::vector<float> values_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Edition> newest_ ABSL_GUARDED_BY(mutex_);            // What values_ are.
   std::vector<Version> last_change_ ABSL_GUARDED_BY(mutex_);                 // Of each fragment, as far as is known.
   std::deque<std::shared_ptr<const Delta>> deltas_ ABSL_GUARDED_BY(mutex_);  // Rising; at most one model's bytes.
   int64_t delta_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::weak_ptr<Frozen>> frozen_ ABSL_GUARDED_BY(mutex_);  // Rising; at most two.
-  Version taken_ ABSL_GUARDED_BY(mutex_);                              // The newest that a follower got all of.
+  Version taken_ ABSL_GUARDED_BY(mutex_);                              // The newest of which on_taken_ was told.
   int followers_ ABSL_GUARDED_BY(mutex_) = 0;
   std::function<void()> on_taken_;  // Constant once there are followers.
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

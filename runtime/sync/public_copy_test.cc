@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/random.h"
@@ -693,6 +694,62 @@ TEST(PublicParametersTest, SaysWhenSomebodyHasTheNewestVersionOrTheLastFollowerL
   parent.RemoveFollower();
   EXPECT_EQ(taken, 3);
   EXPECT_EQ(parent.followers(), 0);
+}
+
+TEST(PublicParametersTest, AChildIsSentWhatItHasRoomFor) {
+  std::vector<float> theta(kCopySize);
+  PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
+  int taken = 0;
+  parent.OnTaken([&] { ++taken; });
+  Follower follower, other;
+  follower.Connect(parent);
+  parent.Allow(&follower.cursor, 2);
+  const auto publish = [&] {
+    theta[0] += 1;
+    ASSERT_TRUE(parent.Publish(theta, {}).ok());
+  };
+  const auto catch_up = [&](Follower* child) {
+    EXPECT_TRUE(CatchUp(&parent, child).ok());
+    return child->followed.snapshot().version;
+  };
+  EXPECT_EQ(catch_up(&follower), Version(1));
+  EXPECT_EQ(taken, 1) << "it has room for another one";
+  publish();
+  EXPECT_EQ(catch_up(&follower), Version(2));
+  EXPECT_EQ(taken, 1) << "it has the newest version, and room for nothing";
+  publish();
+  publish();
+  EXPECT_EQ(catch_up(&follower), Version(2));
+  parent.Allow(&follower.cursor, 1);
+  EXPECT_EQ(catch_up(&follower), Version(2)) << "what was said first came last";
+  parent.Allow(&follower.cursor, 3);
+  EXPECT_EQ(catch_up(&follower), Version(4)) << "the newest, and nothing in between";
+  EXPECT_EQ(taken, 1);
+  parent.Allow(&follower.cursor, 4);
+  EXPECT_EQ(catch_up(&follower), Version(4));
+  EXPECT_EQ(taken, 2) << "room is news where nobody had any";
+
+  other.Connect(parent);
+  EXPECT_EQ(catch_up(&other), Version(4));
+  EXPECT_EQ(taken, 2) << "that is known";
+  publish();
+  EXPECT_EQ(catch_up(&follower), Version(5));
+  EXPECT_EQ(taken, 2);
+  EXPECT_EQ(catch_up(&other), Version(5));
+  EXPECT_EQ(taken, 3) << "who follows without a bound has room";
+}
+
+TEST(PublicParametersTest, RoomEndsTheWaitForIt) {
+  std::vector<float> theta(kCopySize);
+  PublicParameters parent(theta, Fragments(), CODEC_KIND_FP32, {});
+  Follower follower;
+  follower.Connect(parent);
+  parent.Allow(&follower.cursor, 1);
+  ASSERT_TRUE(CatchUp(&parent, &follower).ok());
+  ASSERT_TRUE(parent.Publish(theta, {}).ok());
+  std::thread child([&] { parent.Allow(&follower.cursor, 2); });
+  EXPECT_TRUE(parent.Next(&follower.cursor, kChild, absl::InfiniteDuration()).has_value());
+  child.join();
 }
 
 TEST(PublicParametersTest, ShutdownEndsTheStream) {

@@ -36,6 +36,12 @@ struct ParameterServer::Offer {
   std::string detail;
 };
 
+// One Follow with its parts.
+struct ParameterServer::Following {
+  PublicParameters::Cursor cursor;
+  FollowSpread spread;
+};
+
 ParameterServer::ParameterServer(const Options& options, Hooks hooks, absl::Span<float> theta,
                                  const VersionNotes& notes, ParentLink* up, const Clock* clock,
                                  const Restored* restored)
@@ -73,7 +79,10 @@ void ParameterServer::Post(const ParentNode::Event& event) {
 void ParameterServer::OnParentVersion() {
   const FollowedParameters::Snapshot snapshot = up_->parameters().snapshot();
   if (snapshot.version.value() == 0) return;
-  Post(ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead});
+  PostWork([this, moved = ParentNode::ParentMoved{snapshot.root_version, snapshot.tokens_committed, snapshot.lead}] {
+    engine_.Handle(moved);
+    up_->VersionSeen();
+  });
 }
 void ParameterServer::OnParentWritten(Sequence sequence) { Post(ParentNode::Written{sequence}); }
 void ParameterServer::OnParentAnswer(Sequence sequence, Verdict verdict) {
@@ -285,10 +294,12 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   PublicParameters::Position have;
   have.complete = Version(request->have_version());
   for (const int64_t version : request->fragment_versions()) have.fragments.emplace_back(version);
-  PublicParameters::Cursor cursor = public_.CursorAt(std::move(have));
-  const auto spread = std::make_shared<FollowSpread>();
+  const auto following = std::make_shared<Following>();
+  following->cursor = public_.CursorAt(std::move(have));
+  if (request->versions() > 0) public_.Allow(&following->cursor, request->versions());
+  FollowSpread* const spread = &following->spread;
   const TransferKey key(child.member, child.incarnation, request->transfer());
-  if (request->transfer() != 0) Open(&ParameterServer::spreads_, key, spread);
+  if (request->transfer() != 0) Open(&ParameterServer::followings_, key, following);
   for (absl::Duration waited; waited < kPartsWait && !context->IsCancelled(); waited += kPoll) {
     if (spread->AwaitParts(request->parts(), kPoll) >= request->parts()) break;
   }
@@ -299,7 +310,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
       MutexLock lock(mutex_);
       if (stopping_) break;
     }
-    std::optional<FollowMessage> message = public_.Next(&cursor, child, kFollowPoll);
+    std::optional<FollowMessage> message = public_.Next(&following->cursor, child, kFollowPoll);
     if (!message.has_value()) continue;
     if (!message->fragment().payload().empty() && spread->AwaitParts(0, absl::ZeroDuration()) > 0) {
       writable = spread->Put(*std::move(message));
@@ -310,7 +321,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   }
   public_.RemoveFollower();
   spread->Break();
-  if (request->transfer() != 0) Close(&ParameterServer::spreads_, key);
+  if (request->transfer() != 0) Close(&ParameterServer::followings_, key);
   {
     MutexLock lock(mutex_);
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
@@ -320,15 +331,24 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
 
 grpc::Status ParameterServer::FollowPart(grpc::ServerContext* context, const FollowPartRequest* request,
                                          grpc::ServerWriter<FollowMessage>* writer) {
-  const auto spread = Await(context, &ParameterServer::spreads_, KeyOf(request->part_of()), kPartsWait);
-  if (!spread.ok()) return ToGrpc(spread.status());
-  const int part = (*spread)->Attach();
-  while (!(*spread)->broken() && !context->IsCancelled()) {
-    const std::optional<FollowMessage> message = (*spread)->Take(part, kPartPoll);
+  const auto following = Await(context, &ParameterServer::followings_, KeyOf(request->part_of()), kPartsWait);
+  if (!following.ok()) return ToGrpc(following.status());
+  FollowSpread* const spread = &(*following)->spread;
+  const int part = spread->Attach();
+  while (!spread->broken() && !context->IsCancelled()) {
+    const std::optional<FollowMessage> message = spread->Take(part, kPartPoll);
     if (message.has_value() && !writer->Write(*message)) break;
   }
-  (*spread)->Break();
+  spread->Break();
   return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the stream has ended");
+}
+
+grpc::Status ParameterServer::FollowMore(grpc::ServerContext* context, const FollowMoreRequest* request,
+                                         FollowMoreReply* /*reply*/) {
+  const auto following = Await(context, &ParameterServer::followings_, KeyOf(request->part_of()), absl::ZeroDuration());
+  if (!following.ok()) return ToGrpc(following.status());
+  public_.Allow(&(*following)->cursor, request->versions());
+  return grpc::Status::OK;
 }
 
 }  // namespace wukong

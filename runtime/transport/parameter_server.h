@@ -57,6 +57,8 @@ class ParameterServer final : public ParameterNode::Service {
                       grpc::ServerWriter<FollowMessage>* writer) override;
   grpc::Status FollowPart(grpc::ServerContext* context, const FollowPartRequest* request,
                           grpc::ServerWriter<FollowMessage>* writer) override;
+  grpc::Status FollowMore(grpc::ServerContext* context, const FollowMoreRequest* request,
+                          FollowMoreReply* reply) override;
 
   // Any thread.
   void OnParentVersion();
@@ -85,6 +87,7 @@ class ParameterServer final : public ParameterNode::Service {
 
  private:
   struct Offer;
+  struct Following;
   void Post(const ParentNode::Event& event);
   // Everything that runs on the executor.
   bool PostWork(std::function<void()> work);
@@ -114,7 +117,7 @@ class ParameterServer final : public ParameterNode::Service {
   CondVar budget_changed_;
   CondVar transfer_opened_;
   Transfers<ContributionAssembly> assemblies_ ABSL_GUARDED_BY(mutex_);
-  Transfers<FollowSpread> spreads_ ABSL_GUARDED_BY(mutex_);
+  Transfers<Following> followings_ ABSL_GUARDED_BY(mutex_);
   int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t staged_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -17,6 +17,9 @@ namespace {
 // A stream is opened anew this often, so that no call is without a deadline.
 constexpr absl::Duration kFollowTimeout = absl::Minutes(10);
 
+// After a FollowMore that did not come through, while its Follow goes on.
+constexpr absl::Duration kAskAgain = absl::Milliseconds(200);
+
 // Another try would end as this one did. Everything else that a call can end with happens to good peers while one of
 // them starts, stops or is cut off.
 bool IsFatal(const absl::Status& status) {
@@ -50,6 +53,13 @@ void ParentLink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVec
   unanswered_.insert(manifest.sequence);
   next_sequence_ = Sequence(manifest.sequence.value() + 1);
   outgoing_.push_back(std::move(outgoing));
+  changed_.NotifyAll();
+}
+
+void ParentLink::VersionSeen() {
+  MutexLock lock(mutex_);
+  if (versions_seen_ == versions_arrived_) return;
+  versions_seen_ = versions_arrived_;
   changed_.NotifyAll();
 }
 
@@ -107,22 +117,24 @@ bool ParentLink::Backoff(int attempt) {
   return !stopping_;
 }
 
-// One Follow with its parts, from its beginning to its end.
+// One Follow with its parts and what is asked for meanwhile, from its beginning to its end.
 class ParentLink::Following {
  public:
-  explicit Following(ParentLink* link) : link_(link) {}
+  explicit Following(ParentLink* link) : link_(link), before_(link->VersionsArrived()) {}
 
   absl::Status Run() {
     SetDeadline(&context_, kFollowTimeout);
     context_.set_wait_for_ready(true);
     if (!link_->Begin(&context_)) return absl::CancelledError("shutting down");
     FollowRequest request = link_->MakeFollowRequest();
+    request.set_versions(versions_);
     const int wanted = link_->follow_streams_.streams();
     request.set_transfer(transfer_);
     if (wanted > 1) request.set_parts(wanted);
     link_->Connect(&link_->follow_connections_, 1);
     auto reader = link_->follow_connections_.front().stub->Follow(&context_, request);
     if (wanted > 1) AddParts(wanted);
+    std::thread asker([this, stub = link_->follow_connections_.front().stub.get()] { AskForMore(stub); });
     FollowMessage message;
     while (reader->Read(&message)) {
       if (!Got(std::move(message))) break;
@@ -133,6 +145,13 @@ class ParentLink::Following {
     link_->End(&context_);
     merge_.Break();
     for (grpc::ClientContext& part : part_contexts_) part.TryCancel();
+    {
+      MutexLock lock(link_->mutex_);
+      over_ = true;
+      if (asking_ != nullptr) asking_->TryCancel();
+      link_->changed_.NotifyAll();
+    }
+    asker.join();
     for (std::thread& part : parts_) part.join();
     if (absl::IsDataLoss(taken)) return taken;
     if (finished.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) return absl::OkStatus();
@@ -157,6 +176,10 @@ class ParentLink::Following {
     version_bytes_ = 0;
     // Fewer are used when the stream is opened anew.
     if (tuner.streams() > std::max<int>(1, static_cast<int>(parts_.size()))) AddParts(tuner.streams());
+    {
+      MutexLock lock(link_->mutex_);
+      ++link_->versions_arrived_;
+    }
     link_->callbacks_.on_version();
     return absl::OkStatus();
   }
@@ -194,11 +217,47 @@ class ParentLink::Following {
     context_.TryCancel();
   }
 
+  // Versions that this Follow has brought and that were looked at, and how many may be on their way: what was told last
+  // is told again until the parent has heard of it.
+  void AskForMore(ParameterNode::Stub* stub) {
+    while (true) {
+      grpc::ClientContext context;
+      FollowMoreRequest request;
+      *request.mutable_part_of() = link_->PartOfTransfer(transfer_);
+      {
+        MutexLock lock(link_->mutex_);
+        while (!over_ && !link_->stopping_ && MayCome() <= versions_) link_->changed_.Wait(link_->mutex_);
+        if (over_ || link_->stopping_) return;
+        request.set_versions(MayCome());
+        asking_ = &context;
+      }
+      SetDeadline(&context, link_->options_.rpc_timeout);
+      FollowMoreReply reply;
+      const grpc::Status told = stub->FollowMore(&context, request, &reply);
+      MutexLock lock(link_->mutex_);
+      asking_ = nullptr;
+      if (told.ok()) {
+        versions_ = request.versions();
+      } else if (told.error_code() == grpc::StatusCode::NOT_FOUND) {
+        return;  // This Follow is over at the parent, and soon here.
+      } else if (!over_ && !link_->stopping_) {
+        link_->changed_.WaitFor(link_->mutex_, kAskAgain);
+      }
+    }
+  }
+  int64_t MayCome() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(link_->mutex_) {
+    return std::max<int64_t>(0, link_->versions_seen_ - before_) + link_->options_.versions_ahead;
+  }
+
   ParentLink* const link_;
   const uint64_t transfer_ = ++link_->transfers_;
+  const int64_t before_;  // Versions that came by earlier ones.
   grpc::ClientContext context_;
   FollowMerge merge_{[this](FollowMessage message, absl::Time arrived) { return Take(std::move(message), arrived); }};
-  std::atomic<int> bringing_{0};  // Parts of which something came.
+  std::atomic<int> bringing_{0};                       // Parts of which something came.
+  int64_t versions_ = link_->options_.versions_ahead;  // That the parent knows of. The asker's, once there is one.
+  bool over_ ABSL_GUARDED_BY(link_->mutex_) = false;
+  grpc::ClientContext* asking_ ABSL_GUARDED_BY(link_->mutex_) = nullptr;
   // Changed before the first message and under the merge's lock.
   std::deque<grpc::ClientContext> part_contexts_;
   std::deque<std::thread> parts_;
@@ -230,6 +289,11 @@ void ParentLink::FollowLoop() {
     attempt = moved ? 0 : attempt + 1;
     if (!Backoff(attempt)) return;
   }
+}
+
+int64_t ParentLink::VersionsArrived() {
+  MutexLock lock(mutex_);
+  return versions_arrived_;
 }
 
 FollowRequest ParentLink::MakeFollowRequest() {

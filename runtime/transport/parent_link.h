@@ -42,6 +42,7 @@ class ParentLink final : public ParentPort {
     absl::Duration rpc_timeout = absl::Seconds(60);  // Of a contribution without bytes (TransferTimeout).
     int streams_max = 1;                             // Connections that the parameters of one direction go over.
     int in_flight_max = 1;                           // Contributions that are sent and not answered.
+    int versions_ahead = 1;                          // That may come beyond the one that was looked at (VersionSeen).
     absl::Duration round_trip;                       // As far as is known, for the first guess at how many.
     uint64_t seed = 1;                               // Of the backoff's jitter.
   };
@@ -60,6 +61,9 @@ class ParentLink final : public ParentPort {
   ~ParentLink() override;
 
   const FollowedParameters& parameters() const override { return parameters_; }
+
+  // Whoever does not call it when a version has come is sent no others, once versions_ahead have come.
+  void VersionSeen() override;
 
   // Queues a contribution. Up to in_flight_max are under way, and each begins when the one before it has been written;
   // one that must be sent again may be overtaken.
@@ -93,6 +97,7 @@ class ParentLink final : public ParentPort {
   void FollowLoop();
   void SendLoop();
   FollowRequest MakeFollowRequest();
+  int64_t VersionsArrived();
   // Sends it until it is answered; false when nothing more is to be sent.
   bool Deliver(const Outgoing& outgoing);
   // What the next contribution goes over.
@@ -120,6 +125,8 @@ class ParentLink final : public ParentPort {
   Mutex mutex_;
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  int64_t versions_arrived_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t versions_seen_ ABSL_GUARDED_BY(mutex_) = 0;  // Of them.
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;           // The last one taken from it is not written yet.
   std::set<Sequence> unanswered_ ABSL_GUARDED_BY(mutex_);  // Among outgoing_, or under way.

@@ -177,6 +177,46 @@ TEST(ParentLinkTest, AFetchThatBreaksGoesOnWithTheNextFragment) {
   EXPECT_GE((*relay)->stats(LinkDirection::kUp).connections, 4);
 }
 
+TEST_P(StreamsTest, WhoDoesNotLookIsSentNoMore) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, CODEC_KIND_BF16));
+  TestNode node(options, RandomValues(1));
+  node.Serve();
+  TestChild child(node.address(), 1, options.fragments, kSchema, GetParam(), 1, /*versions_ahead=*/2);
+  TestChild sender(node.address(), 2, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  ASSERT_TRUE(sender.AwaitVersion(Version(1)));
+  int64_t sequence = 0;
+  const auto send = [&] {
+    sender.link().Send(TestManifest(++sequence, sender.snapshot().version.value()),
+                       Encode(CODEC_KIND_BF16, options.fragments, RandomValues(100, 0.1)));
+    ASSERT_TRUE(sender.AwaitIncluded(Sequence(sequence)));
+  };
+  send();
+  ASSERT_TRUE(child.AwaitVersion(Version(2))) << "one that it looks at, and one to come";
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 4; ++i) send();
+    EXPECT_LE(child.snapshot().version.value(), sender.snapshot().version.value() - 3);
+    child.link().VersionSeen();
+    ASSERT_TRUE(child.AwaitVersion(sender.snapshot().version)) << "round " << round;
+    EXPECT_EQ(child.Values(), sender.Values());
+  }
+  EXPECT_TRUE(node.fatal().ok()) << node.fatal();
+}
+
+// Of a Follow that is over, or that another life of the parent knew.
+TEST(ParentLinkTest, NobodyAsksForMoreOfWhatIsNotThere) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, CODEC_KIND_BF16));
+  TestNode node(options, RandomValues(1));
+  node.Serve();
+  const auto stub = ParameterNode::NewStub(MakeChannel(node.address()));
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  FollowMoreRequest request;
+  request.mutable_part_of()->set_transfer(1);
+  FollowMoreReply reply;
+  EXPECT_EQ(stub->FollowMore(&context, request, &reply).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
 TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1, CODEC_KIND_INT8));
   auto node = std::make_unique<TestNode>(options, RandomValues(1));

@@ -190,10 +190,11 @@ class TestChild {
 
   // `node`, when set later, is told of versions and answers as an aggregator's is.
   TestChild(const std::string& address, int64_t member, const std::vector<FragmentSpan>& fragments,
-            const std::string& schema = kSchema, int streams = 1, int in_flight_max = 1) {
+            const std::string& schema = kSchema, int streams = 1, int in_flight_max = 1, int versions_ahead = 1 << 30) {
     ParentLink::Options options;
     options.streams_max = streams;
     options.in_flight_max = in_flight_max;
+    options.versions_ahead = versions_ahead;
     options.round_trip = absl::Seconds(streams > 1 ? 10 : 0);  // As many as may be from the start.
     options.address = address;
     options.parent_name = "node of the test";
