@@ -150,7 +150,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
            {"ranges_in_custody", custody.size()}});
     }
     for (const MemberKey& key : fencing_[member.region]) {
-      Fence* fence = reply.add_fence();
+      Life* fence = reply.add_fence();
       fence->set_member(key.member.value());
       fence->set_incarnation(key.incarnation.value());
     }
@@ -161,6 +161,9 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
                     RegionIdle(member.region));
   }
   TellFaults(&member, request.fault_heard(), &reply);
+  if (request.leaving() && phase_ != Phase::kDone && phase_ != Phase::kFailed) {
+    Expire(&member, "left", "it was told to end");
+  }
   UpdateRootIdle();
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) {
     reply.set_finish(true);
@@ -287,7 +290,7 @@ void CoordinatorCore::Tick(absl::Time now) {
   const auto lease = absl::Nanoseconds(job_.limits().lease_ns());
   for (auto& [id, member] : members_) {
     if (member.state == State::kLive && now - member.last_seen > lease && !Mutated("core.never_expires")) {
-      Expire(&member, absl::StrFormat("silent for %s", absl::FormatDuration(now - member.last_seen)));
+      Expire(&member, "lost", absl::StrFormat("silent for %s", absl::FormatDuration(now - member.last_seen)));
     }
   }
   const auto start = absl::Nanoseconds(job_.limits().start_ns());

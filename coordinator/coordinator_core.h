@@ -176,7 +176,8 @@ class CoordinatorCore {
     if (journal_) journal_(record);
   }
   void Log(nlohmann::ordered_json event) { effects_.push_back(Record{std::move(event)}); }
-  void Expire(Member* member, const std::string& reason);
+  // `event`: "lost" or "left".
+  void Expire(Member* member, const char* event, const std::string& reason);
   void MaybeStart(absl::Time now);
   void MaybeFinish(absl::Time now);
   double ReferenceSpeed() const;

@@ -376,6 +376,27 @@ TEST(CoordinatorHeartbeatTest, StrangersAreToldToLeave) {
   EXPECT_EQ(c.TryBeat(&future).status().code(), absl::StatusCode::kAborted);
 }
 
+TEST(CoordinatorHeartbeatTest, NobodyWaitsForTheLeaseOfWhoLeaves) {
+  Cluster c;
+  c.Start();
+  const int64_t available = c.core.ledger().available();
+  ASSERT_FALSE(c.b0.held.empty());
+  HeartbeatRequest request;
+  request.set_leaving(true);
+  c.Beat(&c.b0, request);
+  EXPECT_EQ(c.core.ledger().available(), available) << "its aggregator may have something of it";
+  const HeartbeatReply order = c.Beat(&c.aggregator_b);
+  ASSERT_EQ(order.fence_size(), 1);
+  EXPECT_EQ(order.fence(0).member(), c.b0.key.member.value());
+  HeartbeatRequest fenced;
+  FenceDone* done = fenced.add_fence_done();
+  done->set_member(c.b0.key.member.value());
+  done->set_incarnation(c.b0.key.incarnation.value());
+  c.Beat(&c.aggregator_b, fenced);
+  EXPECT_GT(c.core.ledger().available(), available);
+  EXPECT_EQ(c.TryBeat(&c.b0).status().code(), absl::StatusCode::kAborted);
+}
+
 TEST(CoordinatorHeartbeatTest, WhatAWorkerGivesBackIsAvailableAgain) {
   Cluster c;
   c.Start();

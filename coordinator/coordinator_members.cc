@@ -165,7 +165,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
     if (!request.name().empty() && known->name == request.name()) member = known;
   }
   if (request.role() == ROLE_AGGREGATOR && aggregator != nullptr && aggregator != member) {
-    Expire(aggregator, "replaced by another aggregator of its region");
+    Expire(aggregator, "lost", "replaced by another aggregator of its region");
   }
   if (member == nullptr) {
     std::set<int> ranks;
@@ -178,7 +178,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
         request.name().empty() ? absl::StrFormat("%s-%d", RoleName(request.role()), member->rank) : request.name();
   } else {
     if (member->state == State::kLive && !Mutated("core.does_not_fence_the_earlier_life")) {
-      Expire(member, "a new process joined under its name");
+      Expire(member, "lost", "a new process joined under its name");
     }
     Add(member->usage, &member->usage_of_earlier_lives);
     const int64_t one_more = Mutated("core.keeps_the_incarnation") ? 0 : 1;
@@ -237,9 +237,9 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   return reply;
 }
 
-void CoordinatorCore::Expire(Member* member, const std::string& reason) {
+void CoordinatorCore::Expire(Member* member, const char* event, const std::string& reason) {
   if (member->state != State::kLive) return;
-  Log({{"event", "lost"},
+  Log({{"event", event},
        {"role", RoleName(member->role)},
        {"region", RegionOf(*member)},
        {"name", member->name},
@@ -287,7 +287,7 @@ void CoordinatorCore::GiveUpRegionsWithoutAggregator(absl::Time now) {
     } else if (now - seen->second > start) {
       for (Member* worker : by_region_[r].workers) {
         if (worker->state != State::kLive) continue;
-        Expire(worker,
+        Expire(worker, "lost",
                absl::StrFormat("its region has had no aggregator for %s (limits.start)", absl::FormatDuration(start)));
       }
     }

@@ -251,7 +251,7 @@ TEST(CoordinatorRecoveryTest, NothingIsLostOrCountedTwiceWhoeverDies) {
           continue;
         }
         if (reply->assert_holdings()) c.Assert(&a.process);
-        for (const Fence& fence : reply->fence()) {
+        for (const Life& fence : reply->fence()) {
           FenceDone done;
           done.set_member(fence.member());
           done.set_incarnation(fence.incarnation());

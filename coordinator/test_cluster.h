@@ -193,7 +193,7 @@ inline HeartbeatRequest FenceDoneFor(MemberKey key, const std::vector<LeasedRang
 // The (member, incarnation) pairs that an aggregator is told to fence.
 inline std::vector<std::pair<int64_t, int64_t>> Fences(const HeartbeatReply& reply) {
   std::vector<std::pair<int64_t, int64_t>> fences;
-  for (const Fence& fence : reply.fence()) fences.emplace_back(fence.member(), fence.incarnation());
+  for (const Life& fence : reply.fence()) fences.emplace_back(fence.member(), fence.incarnation());
   return fences;
 }
 inline std::pair<int64_t, int64_t> FenceOf(const Process& process) {

@@ -210,7 +210,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       asking_term = reply.term();
       session.Kick();
     }
-    for (const Fence& fence : reply.fence()) {
+    for (const Life& fence : reply.fence()) {
       const MemberKey child{MemberId(fence.member()), Incarnation(fence.incarnation())};
       {
         MutexLock lock(shared.mutex);

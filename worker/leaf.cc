@@ -282,6 +282,10 @@ absl::Status Leaf::Run(const JoinReply& joined) {
   }
   EndGroup(outcome);
   TellHeartbeat(/*idle=*/true);
+  if (leaving_ && group_ == nullptr) {
+    MutexLock lock(mail_.mutex);
+    mail_.leaving = true;
+  }
   session_->StopHeartbeats(absl::Seconds(1));
   parent_.Detach();
   return outcome;

@@ -51,6 +51,7 @@ struct Mailbox {
   MemberUsage usage ABSL_GUARDED_BY(mutex);
   std::vector<LeasedRange> released ABSL_GUARDED_BY(mutex);
   std::vector<StepRecord> steps ABSL_GUARDED_BY(mutex);
+  bool leaving ABSL_GUARDED_BY(mutex) = false;
   std::optional<Holdings> holdings ABSL_GUARDED_BY(mutex);  // For the next heartbeat.
   std::optional<int64_t> asserted_term
       ABSL_GUARDED_BY(mutex);  // The heartbeat under way says what we hold, to this term.
@@ -90,6 +91,7 @@ struct Mailbox {
     *request->mutable_usage() = usage;
     request->mutable_usage()->set_cpu_seconds(ProcessCpuSeconds());
     request->mutable_usage()->set_peak_memory_bytes(PeakMemoryBytes());
+    request->set_leaving(leaving);
     for (const LeasedRange& range : released) *request->add_released() = RangeToProto(range);
     released.clear();
     for (StepRecord& step : steps) *request->add_steps() = std::move(step);

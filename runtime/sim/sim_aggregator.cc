@@ -149,7 +149,7 @@ void SimAggregator::TakeReply(const HeartbeatReply& reply) {
     life->asking_term = reply.term();
     life->session->Kick();
   }
-  for (const Fence& fence : reply.fence()) {
+  for (const wukong::Life& fence : reply.fence()) {
     const MemberKey child{MemberId(fence.member()), Incarnation(fence.incarnation())};
     if (!life->fencing.insert(child).second) continue;
     FenceDone done;

@@ -202,6 +202,8 @@ TEST(FaultsTest, ATerminatedWorkerThatCannotContributeWasPreempted) {
   ASSERT_EQ(::kill(aggregator, SIGCONT), 0);
   ASSERT_EQ(cluster.coordinator().Wait(), 0) << cluster.coordinator().err();
   ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  EXPECT_EQ(record.EventAbout("left", "worker-1").value("region", ""), "beijing") << "and nobody waits for its lease";
+  EXPECT_TRUE(record.Events("lost").empty());
 }
 
 TEST(FaultsTest, CtrlCEndsEveryProcess) {
