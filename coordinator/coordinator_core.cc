@@ -58,7 +58,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
   Member& member = found->second;
   if (member.state != State::kLive || member.key.incarnation.value() != request.incarnation()) {
     return absl::AbortedError(
-        absl::StrFormat("%s incarnation %d is fenced: it was silent for too long, or another took its place",
+        absl::StrFormat("%s incarnation %d is fenced: it was silent for too long, left, or another took its place",
                         Describe(member), request.incarnation()));
   }
   member.last_seen = now;

@@ -102,6 +102,7 @@ std::shared_ptr<SimNode::Following> SimNode::Follow(Follower follower) {
   engine_->public_parameters().AddFollower();
   followers_.push_back(following);
   PumpOne(following);
+  Pump();
   return following;
 }
 
@@ -221,15 +222,17 @@ void SimUplink::Connect() {
   request.set_next_sequence((outgoing_.empty() ? next_sequence_ : outgoing_.begin()->first).value());
   const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
   // Unlike a contribution, which is sent again when no answer comes, a stream is opened once.
-  auto served = std::make_shared<bool>(false);
+  auto served = std::make_shared<std::shared_ptr<SimNode::Following>>();
   world_->network.Call(
       self_, process_, bytes, absl::Seconds(10),
       [this, request, served, connections = follow_streams_.streams(),
        connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
         if (!connection->open()) return;
-        if (*served) {
-          respond(16, [] {});
+        if (*served != nullptr) {  // By a copy that came first, and whose answer nobody heard.
+          respond(16, [this, connection, following = *served] {
+            if (connection->open()) Followed(following);
+          });
           return;
         }
         SimNode* node = parent_();
@@ -242,7 +245,7 @@ void SimUplink::Connect() {
         };
         const std::shared_ptr<SimNode::Following> following =
             node == nullptr ? nullptr : node->Follow(std::move(follower));
-        *served = following != nullptr;
+        *served = following;
         respond(16, [this, connection, following] {
           if (!connection->open()) return;
           if (following == nullptr) {

@@ -72,7 +72,7 @@ class SimNode {
     std::shared_ptr<SimConnection> connection;
     std::function<void(FollowMessage)> take;
   };
-  // False when there is nothing to follow yet. Otherwise the child gives what is returned with what it has room for.
+  // Null when there is nothing to follow yet. Otherwise the child gives what is returned with what it has room for.
   struct Following;
   std::shared_ptr<Following> Follow(Follower follower);
   void FollowMore(const std::shared_ptr<Following>& following, int64_t versions);

@@ -150,6 +150,16 @@ INSTANTIATE_TEST_SUITE_P(
                     }
                     Add(s, FAULT_KIND_KILL, "*/**")->set_every_ns(10 * kSecond);
                   }},
+        FaultCase{"every_message_comes_twice_and_late_and_all_wait",
+                  [](Scenario* s) {
+                    s->mutable_strategy()->set_preset(PRESET_DILOCO);
+                    for (const FaultKind kind : {FAULT_KIND_DUPLICATE, FAULT_KIND_REORDER}) {
+                      Fault* fault = Add(s, kind, "beijing");
+                      fault->add_target("shenzhen");
+                      fault->set_at_ns(0);
+                      fault->set_probability(1);
+                    }
+                  }},
         FaultCase{"the_disk_is_full",
                   [](Scenario* s) {
                     for (const FaultKind kind : {FAULT_KIND_DISK_FULL, FAULT_KIND_DISK_ERROR}) {

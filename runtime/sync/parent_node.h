@@ -69,8 +69,9 @@ class ParentNode {
     std::string detail;
     double norm = 0;
   };
-  struct FollowersReady {};  // Some follower has the newest version, or there is none: a next one is worth making.
-  struct ParentMoved {       // Region: the root has a newer version.
+  // Some follower has the newest version and room for another, or there is none: a next one is worth making.
+  struct FollowersReady {};
+  struct ParentMoved {  // Region: the root has a newer version.
     Version root_version;
     int64_t tokens_committed = 0;
     int64_t lead = 0;  // Contributions that this region is ahead of the slowest.

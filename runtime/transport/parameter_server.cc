@@ -176,7 +176,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     }
   };
   const absl::Status whole = read();
-  if (header.streams() > 1) Close(&ParameterServer::assemblies_, key);
+  if (header.streams() > 1) Close(&ParameterServer::assemblies_, key, assembly);
   if (!whole.ok()) return whole;
   offer->payload = assembly->payload();
   offer->norm = assembly->norm();
@@ -202,9 +202,11 @@ void ParameterServer::Open(Transfers<T> ParameterServer::*transfers, const Trans
 }
 
 template <typename T>
-void ParameterServer::Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key) {
+void ParameterServer::Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key,
+                            const std::shared_ptr<T>& transfer) {
   MutexLock lock(mutex_);
-  (this->*transfers).erase(key);
+  const auto found = (this->*transfers).find(key);
+  if (found != (this->*transfers).end() && found->second == transfer) (this->*transfers).erase(found);
 }
 
 template <typename T>
@@ -321,7 +323,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   }
   public_.RemoveFollower();
   spread->Break();
-  if (request->transfer() != 0) Close(&ParameterServer::followings_, key);
+  if (request->transfer() != 0) Close(&ParameterServer::followings_, key, following);
   {
     MutexLock lock(mutex_);
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");

@@ -101,8 +101,9 @@ class ParameterServer final : public ParameterNode::Service {
   static TransferKey KeyOf(const PartOf& part);
   template <typename T>
   void Open(Transfers<T> ParameterServer::*transfers, const TransferKey& key, std::shared_ptr<T> transfer);
+  // Unless another transfer has taken its place.
   template <typename T>
-  void Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key);
+  void Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key, const std::shared_ptr<T>& transfer);
   // Waits for the transfer, at most `timeout` and as long as the call lives. NOT_FOUND, CANCELLED, UNAVAILABLE.
   template <typename T>
   absl::StatusOr<std::shared_ptr<T>> Await(grpc::ServerContext* context, Transfers<T> ParameterServer::*transfers,

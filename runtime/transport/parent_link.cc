@@ -239,7 +239,8 @@ class ParentLink::Following {
       if (told.ok()) {
         versions_ = request.versions();
       } else if (told.error_code() == grpc::StatusCode::NOT_FOUND) {
-        return;  // This Follow is over at the parent, and soon here.
+        context_.TryCancel();  // This Follow is over at the parent, or nobody can ask for more of it.
+        return;
       } else if (!over_ && !link_->stopping_) {
         link_->changed_.WaitFor(link_->mutex_, kAskAgain);
       }
