@@ -221,7 +221,8 @@ void SimUplink::Connect() {
   for (const Version fragment : have.fragments) request.add_fragment_versions(fragment.value());
   request.set_next_sequence((outgoing_.empty() ? next_sequence_ : outgoing_.begin()->first).value());
   const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
-  // Unlike a contribution, which is sent again when no answer comes, a stream is opened once.
+  // Unlike a contribution, which is sent again when no answer comes, a stream is opened once: a copy of the request
+  // gets the answer of the first.
   auto served = std::make_shared<std::shared_ptr<SimNode::Following>>();
   world_->network.Call(
       self_, process_, bytes, absl::Seconds(10),
@@ -229,24 +230,18 @@ void SimUplink::Connect() {
        connection = connection_](const SimNetwork::Respond& respond) {
         // Runs at the parent; nothing of this object is read there but what says that it is still there.
         if (!connection->open()) return;
-        if (*served != nullptr) {  // By a copy that came first, and whose answer nobody heard.
-          respond(16, [this, connection, following = *served] {
-            if (connection->open()) Followed(following);
-          });
-          return;
+        if (*served == nullptr) {
+          SimNode::Follower follower;
+          follower.request = request;
+          follower.stream = world_->network.OpenStream(process_, self_, connections);
+          follower.connection = connection;
+          follower.take = [this, connection, connections](FollowMessage message) {
+            if (connection->open()) Take(std::move(message), connections);
+          };
+          SimNode* node = parent_();
+          if (node != nullptr) *served = node->Follow(std::move(follower));
         }
-        SimNode* node = parent_();
-        SimNode::Follower follower;
-        follower.request = request;
-        follower.stream = world_->network.OpenStream(process_, self_, connections);
-        follower.connection = connection;
-        follower.take = [this, connection, connections](FollowMessage message) {
-          if (connection->open()) Take(std::move(message), connections);
-        };
-        const std::shared_ptr<SimNode::Following> following =
-            node == nullptr ? nullptr : node->Follow(std::move(follower));
-        *served = following;
-        respond(16, [this, connection, following] {
+        respond(16, [this, connection, following = *served] {
           if (!connection->open()) return;
           if (following == nullptr) {
             ConnectLater();
