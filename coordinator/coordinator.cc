@@ -212,6 +212,7 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
   RootLog::Options log_options;
   log_options.fsync = options.fsync;
   log_options.snapshot_bytes = job.limits().snapshot_bytes();
+  log_options.bytes_since_snapshot = begun->bytes_replayed;
   const absl::StatusOr<std::unique_ptr<RootLog>> opened =
       RootLog::Open(files, run_dir, begun->identity, restored.state, begun->log, log_options);
   if (!opened.ok()) return opened.status();

@@ -28,7 +28,8 @@ RootLog::RootLog(FileSystem* files, std::string run_dir, LogIdentity identity, c
       identity_(std::move(identity)),
       options_(options),
       writer_(std::move(writer)),
-      history_(state) {}
+      history_(state),
+      bytes_since_snapshot_(options.bytes_since_snapshot) {}
 
 absl::StatusOr<std::unique_ptr<RootLog>> RootLog::Open(FileSystem* files, const std::string& run_dir,
                                                        const LogIdentity& identity, const RootState& state,

@@ -28,6 +28,9 @@ class RootLog {
   struct Options {
     bool fsync = true;
     int64_t snapshot_bytes = 64 << 20;
+    // Of records since the newest snapshot that are in the log already: who dies again and again before it has written
+    // enough for a snapshot of its own would replay more each time.
+    int64_t bytes_since_snapshot = 0;
   };
 
   // Goes on after `state`, the fold of every record up to the end of the log.
@@ -78,7 +81,7 @@ class RootLog {
   mutable Mutex mutex_;
   CondVar changed_;
   RootHistory history_ ABSL_GUARDED_BY(mutex_);
-  int64_t bytes_since_snapshot_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t bytes_since_snapshot_ ABSL_GUARDED_BY(mutex_);
   bool snapshot_claimed_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::string trouble_ ABSL_GUARDED_BY(mutex_);

@@ -297,6 +297,7 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
                                                const absl::StatusOr<LogRecord> record = ParseRecord(index, bytes);
                                                if (!record.ok()) return record.status();
                                                ++recovered.records_replayed;
+                                               recovered.bytes_replayed += static_cast<int64_t>(bytes.size());
                                                return (*replay)->Add(index, *record);
                                              });
     if (absl::IsNotFound(log.status()) && snapshot->state.index() == 0) {

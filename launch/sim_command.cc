@@ -69,6 +69,7 @@ Json ToJson(uint64_t seed, const SimulationResult& result, double wall_seconds) 
           {"longest_pause_seconds", absl::ToDoubleSeconds(result.longest_pause)},
           {"versions", result.versions},
           {"deaths", result.deaths},
+          {"most_bytes_replayed", result.most_bytes_replayed},
           {"staleness", staleness},
           {"faults_observed", result.faults_observed},
           {"tape_hash", absl::StrFormat("%016x", result.tape_hash)},

@@ -180,10 +180,11 @@ void SimCoordinator::Begin() {
     CannotBegin(begun.status());
     return;
   }
+  most_bytes_replayed_ = std::max(most_bytes_replayed_, begun->bytes_replayed);
   const NodeEngine::Restored restored = begun->replay->Restored();
   absl::StatusOr<std::unique_ptr<RootLog>> log =
       RootLog::Open(&disk_, kRunDir, begun->identity, restored.state, begun->log,
-                    {/*fsync=*/true, world_->job.limits().snapshot_bytes()});
+                    {/*fsync=*/true, world_->job.limits().snapshot_bytes(), begun->bytes_replayed});
   if (!log.ok()) {
     CannotBegin(log.status());
     return;

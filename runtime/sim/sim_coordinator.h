@@ -40,6 +40,8 @@ class SimCoordinator final : public SimProcess {
   // Why this life could not begin or go on; the run has failed then.
   const std::string& failure() const { return failure_; }
   std::vector<float> parameters() const;
+  // Of the log, by the life that had to replay the most.
+  int64_t most_bytes_replayed() const { return most_bytes_replayed_; }
 
  private:
   struct Life;
@@ -69,6 +71,7 @@ class SimCoordinator final : public SimProcess {
   bool done_ = false;
   bool budget_committed_ = false;
   std::string failure_;
+  int64_t most_bytes_replayed_ = 0;
 };
 
 }  // namespace wukong

@@ -144,6 +144,7 @@ class Simulation {
     result.events = world_.queue.executed();
     result.versions = account.versions;
     result.deaths = account.deaths;
+    result.most_bytes_replayed = root_->most_bytes_replayed();
     result.staleness = account.staleness;
     result.longest_pause = account.longest_pause;
     double compute = 0, wall = 0;

@@ -34,6 +34,7 @@ struct SimulationResult {
   absl::Duration longest_pause;           // Between merges at the root.
   int64_t versions = 0;
   int64_t deaths = 0;
+  int64_t most_bytes_replayed = 0;                 // Of the log, by one start of the coordinator.
   std::map<int64_t, int64_t> staleness;            // Of merges at the root: versions -> contributions.
   std::map<std::string, int64_t> faults_observed;  // By kind.
   struct Point {

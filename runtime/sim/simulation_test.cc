@@ -237,6 +237,22 @@ TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
   EXPECT_EQ(result->verdicts.at("fired"), "timeline[0] never happened: this run shows nothing");
 }
 
+// A life that ends before it has written enough for a snapshot leaves what it wrote to the next one's account.
+TEST(SimulationTest, WhoDiesAgainAndAgainReplaysNoMore) {
+  Scenario scenario = MakeScenario();
+  constexpr int64_t kSnapshot = 16 << 10;
+  scenario.mutable_limits()->set_snapshot_bytes(kSnapshot);
+  Add(&scenario, FAULT_KIND_KILL, "root")->set_every_ns(2 * kSecond);
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    const auto result = RunSimulation(scenario, seed, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << "seed " << seed << ": " << Failures(*result);
+    EXPECT_GT(result->deaths, 10);
+    EXPECT_GT(result->most_bytes_replayed, kSnapshot / 2) << "of a log of some 100 KiB";
+    EXPECT_LT(result->most_bytes_replayed, 2 * kSnapshot);
+  }
+}
+
 // Faults without an end; then a core is whole again, and the rest is gone for good.
 TEST(SimulationTest, AHealedCoreFinishesTheRun) {
   for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO}) {
