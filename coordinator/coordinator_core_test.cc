@@ -448,6 +448,28 @@ TEST(CoordinatorHeartbeatTest, WhoAsksMoreOftenDoesNotGetMore) {
   EXPECT_TRUE(ask()) << "nobody is left without a step while there are any";
 }
 
+TEST(CoordinatorHeartbeatTest, NearTheEndAWorkerFarAwayIsGivenWhatLastsUntilItsNextAnswer) {
+  Cluster c;
+  c.Start();
+  const int64_t share = c.core.ledger().available() / 6 / 2 * 2;  // Half of an equal share of three, in steps of two.
+  const auto granted = [&](double speed) {
+    HeartbeatRequest request;
+    request.set_want_samples(1000);
+    request.set_samples_in_hand(share);
+    request.set_samples_per_second(speed);
+    request.mutable_usage()->set_round_trip_seconds(1);
+    int64_t samples = 0;
+    const HeartbeatReply reply = c.Beat(&c.b0, request);
+    for (const SampleRange& range : reply.granted()) samples += range.end() - range.begin();
+    return samples;
+  };
+  // Two trips until the answer to its next heartbeat, one of them for a packet that gets lost; the next heartbeat
+  // leaves after a period of one second, or when this one is answered.
+  const double lasts = static_cast<double>(share) / 3;
+  EXPECT_EQ(granted(lasts), 0);
+  EXPECT_EQ(granted(lasts + 2), 6);
+}
+
 TEST(CoordinatorEndTest, WhenAllIsCommittedEverybodyIsToldAndTheAccountAddsUp) {
   Cluster c;
   c.Start();
