@@ -212,8 +212,7 @@ int64_t CoordinatorCore::SamplesFor(const Member& member, const HeartbeatRequest
   if (member.speed > 0 && speed_sum_ > 0) fraction *= member.speed / (speed_sum_ / static_cast<double>(speeds_.size()));
   const auto share = static_cast<int64_t>(static_cast<double>(ledger_.available()) * std::min(1.0, fraction) / 2);
   // But not less than lasts until the answer to its next heartbeat, which leaves when this one is answered, and a trip
-  // more, which a lost packet takes: halves that arrive too late leave it idle. The others' shares are theirs all the
-  // same.
+  // more, since a lost packet costs one: halves that arrive too late leave it idle. The others keep their shares.
   const double trip = request.usage().round_trip_seconds();
   const double away = 2 * trip + std::max(trip, absl::ToDoubleSeconds(absl::Nanoseconds(job_.limits().heartbeat_ns())));
   const auto lasting = static_cast<int64_t>(std::ceil(member.speed * static_cast<double>(group) * away));

@@ -64,7 +64,7 @@ struct RecoveredRoot {
   LogSummary log;
   std::string snapshot;  // Path; empty when there was none.
   int64_t records_replayed = 0;
-  int64_t bytes_replayed = 0;         // Of records.
+  int64_t bytes_replayed = 0;
   std::vector<std::string> warnings;  // A damaged snapshot that was passed over, a torn tail.
 };
 
