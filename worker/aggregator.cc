@@ -157,6 +157,9 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     shared.version = true;
     stop.Wake();
   };
+  link_callbacks.on_back = [&] {
+    if (ParameterServer* open = node; open != nullptr) open->OnParentBack();
+  };
   link_callbacks.on_written = [&](Sequence sequence) {
     if (ParameterServer* open = node; open != nullptr) open->OnParentWritten(sequence);
   };

@@ -68,6 +68,11 @@ void SimAggregator::Joined(const JoinReply& reply) {
   options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, options.fragments);
   SimUplink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };
+  callbacks.on_back = [life] {
+    if (life->engine == nullptr) return;
+    life->engine->Handle(ParentNode::ParentBack{});
+    life->node->Pump();
+  };
   callbacks.on_written = [life](Sequence sequence) {
     life->engine->Handle(ParentNode::Written{sequence});
     life->node->Pump();

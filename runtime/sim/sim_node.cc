@@ -204,6 +204,7 @@ absl::Duration SimUplink::Backoff(int attempt) {
 
 void SimUplink::ConnectLater() {
   connection_->Close();
+  away_ = true;
   self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
 }
 
@@ -276,6 +277,7 @@ void SimUplink::Followed(const std::shared_ptr<SimNode::Following>& following) {
     });
   };
   if (versions_seen_ > 0) follow_more_(versions_seen_ + options_.versions_ahead);
+  if (std::exchange(away_, false) && callbacks_.on_back) callbacks_.on_back();
 }
 
 void SimUplink::VersionSeen() {

@@ -109,6 +109,7 @@ class SimUplink final : public ParentPort {
   };
   struct Callbacks {
     std::function<void()> on_version;
+    std::function<void()> on_back;             // May be null.
     std::function<void(Sequence)> on_written;  // May be null.
     std::function<void(Sequence, Verdict)> on_answer;
   };
@@ -174,6 +175,7 @@ class SimUplink final : public ParentPort {
   std::shared_ptr<SimConnection> connection_ =
       std::make_shared<SimConnection>();  // What earlier ones bring is not taken.
   int follow_attempt_ = 0;
+  bool away_ = false;  // The connection before this one broke off, or was never made.
   std::shared_ptr<bool> open_ = std::make_shared<bool>(true);
   Random random_;
 };

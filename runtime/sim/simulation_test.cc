@@ -237,6 +237,27 @@ TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
   EXPECT_EQ(result->verdicts.at("fired"), "timeline[0] never happened: this run shows nothing");
 }
 
+// Regions that send rarely: what they hold when the root comes back waits no longer.
+TEST(SimulationTest, ARootThatIsBackHearsOfWhatTheRegionsHold) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_strategy()->mutable_region()->set_send_every(16);
+    scenario.mutable_strategy()->mutable_region()->set_flush_age_ns(300 * kSecond);
+    Add(&scenario, FAULT_KIND_KILL, "root")->set_at_ns(static_cast<int64_t>(40 + seed) * kSecond);
+    absl::Duration back = absl::InfiniteDuration();
+    absl::Duration first = absl::InfiniteDuration();
+    int64_t starts = 0;
+    const auto result = RunSimulation(scenario, seed, [&](const TapeEvent& event) {
+      if (event.who != "root") return;
+      if (event.kind == TapeEvent::kStarted && ++starts == 2) back = event.time;
+      if (event.kind == TapeEvent::kAccepted && starts == 2) first = std::min(first, event.time);
+    });
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << "seed " << seed << ": " << Failures(*result);
+    EXPECT_LT(first - back, absl::Seconds(2)) << "seed " << seed;
+  }
+}
+
 // A life that ends before it has written enough for a snapshot leaves what it wrote to the next one's account.
 TEST(SimulationTest, WhoDiesAgainAndAgainReplaysNoMore) {
   Scenario scenario = MakeScenario();

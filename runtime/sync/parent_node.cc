@@ -50,6 +50,8 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
     if (written->sequence == sent_) writing_ = false;
   } else if (const auto* answered = std::get_if<Answered>(&event)) {
     On(*answered, &actions);
+  } else if (std::holds_alternative<ParentBack>(event)) {
+    parent_was_away_ = !options_.waits;  // A round is of all who wait for it.
   } else if (const auto* drain = std::get_if<Drain>(&event)) {
     draining_ = drain->on;
   }
@@ -473,7 +475,8 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   const int64_t every = level.send_every() == 0 ? std::max(1, ActiveChildren(now)) : level.send_every();
   const auto age = absl::Nanoseconds(level.flush_age_ns());
   const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
-  if (unsent_.contributions < every && !old && !draining_ && !unsent_.last) return;
+  if (unsent_.contributions < every && !old && !draining_ && !unsent_.last && !parent_was_away_) return;
+  parent_was_away_ = false;
   sent_ = Sequence(sent_.value() + 1);
   writing_ = true;
   SendUp send;

@@ -83,12 +83,15 @@ class ParentNode {
     Sequence sequence;
     Verdict verdict = VERDICT_UNSPECIFIED;
   };
+  // Region: the root was away and is there again. What is held here is safe only there: the next contribution waits for
+  // no others to go with it.
+  struct ParentBack {};
   struct Drain {  // Region: send what there is, for its workers have no more data.
     bool on = false;
   };
   struct Tick {};
   using Event = std::variant<ChildAttached, ChildFenced, IdleChildren, Offered, Checked, FollowersReady, ParentMoved,
-                             Written, Answered, Drain, Tick>;
+                             Written, Answered, ParentBack, Drain, Tick>;
 
   // ---- actions
   struct Check {  // Finite, right shape, norm, and (root) ranges that the sender holds; then feed Checked.
@@ -248,6 +251,7 @@ class ParentNode {
   Sequence sent_;
   bool writing_ = false;  // sent_ is not on its way as a whole.
   bool draining_ = false;
+  bool parent_was_away_ = false;  // Nothing went up since.
 
   Stats stats_;
 };

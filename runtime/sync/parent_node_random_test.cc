@@ -135,7 +135,12 @@ class RandomRun {
         }
         break;
       case 11:
-        if (!options_.is_root) Step(ParentNode::ParentMoved{Version(++root_version_), 0});
+        if (options_.is_root) break;
+        if (random_.Below(4) == 0) {
+          Step(ParentNode::ParentBack{});
+        } else {
+          Step(ParentNode::ParentMoved{Version(++root_version_), 0});
+        }
         break;
       case 12: {
         ParentNode::IdleChildren idle;

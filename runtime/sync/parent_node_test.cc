@@ -817,6 +817,31 @@ TEST(ParentNodeRegion, SomebodysLastContributionWaitsForNoOthers) {
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty()) << "the others have data";
 }
 
+// What the root lost with its life is not the region's to know; what it holds itself is safe only once it is there.
+TEST(ParentNodeRegion, WhenTheRootIsBackTheNextWaitsForNoOthers) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.level.set_send_every(3);
+  options.in_flight_max = 2;
+  Node n(options);
+  n.Contribute(1, 1);
+  EXPECT_EQ(Only<ParentNode::SendUp>(n.Step(ParentNode::ParentBack{})).manifest.steps, 1) << "what it holds";
+  n.Step(ParentNode::Written{Sequence(1)});
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty()) << "one is enough";
+  n.Step(ParentNode::Answered{Sequence(1), VERDICT_ACCEPTED});
+  n.Contribute(3, 1);
+  EXPECT_EQ(Only<ParentNode::SendUp>(n.Contribute(1, 2)).manifest.steps, 3);
+  n.Step(ParentNode::Written{Sequence(2)});
+  n.Step(ParentNode::Answered{Sequence(2), VERDICT_ACCEPTED});
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Step(ParentNode::ParentBack{})), IsEmpty()) << "there is nothing to send";
+  EXPECT_EQ(Only<ParentNode::SendUp>(n.Contribute(2, 2)).manifest.steps, 1) << "what comes first after that";
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(3, 2)), IsEmpty());
+
+  options.waits = true;
+  Node waiting(options);
+  waiting.Contribute(1, 1);
+  EXPECT_THAT(All<ParentNode::SendUp>(waiting.Step(ParentNode::ParentBack{})), IsEmpty()) << "a round is of all";
+}
+
 TEST(ParentNodeRegion, HoldsBackWhileTooManyAreUnanswered) {
   ParentNode::Options options = ParentOptions(false, 1);
   options.in_flight_max = 2;

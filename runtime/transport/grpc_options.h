@@ -15,6 +15,8 @@
 namespace wukong {
 
 inline constexpr int kMessageBytesMax = 4 << 20;
+// In the initial metadata of a Follow: the parent lets the child follow, whether or not there is anything new to send.
+inline constexpr char kFollowing[] = "wukong-following";
 
 // A connection of its own for each caller: bulk transfers must not queue before heartbeats.
 inline std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {

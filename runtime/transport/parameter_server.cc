@@ -88,6 +88,7 @@ void ParameterServer::OnParentWritten(Sequence sequence) { Post(ParentNode::Writ
 void ParameterServer::OnParentAnswer(Sequence sequence, Verdict verdict) {
   Post(ParentNode::Answered{sequence, verdict});
 }
+void ParameterServer::OnParentBack() { Post(ParentNode::ParentBack{}); }
 void ParameterServer::SetIdle(const std::set<MemberId>& idle) { Post(ParentNode::IdleChildren{idle}); }
 void ParameterServer::SetDraining(bool on) { Post(ParentNode::Drain{on}); }
 void ParameterServer::Tick() { Post(ParentNode::Tick{}); }
@@ -296,6 +297,8 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   PublicParameters::Position have;
   have.complete = Version(request->have_version());
   for (const int64_t version : request->fragment_versions()) have.fragments.emplace_back(version);
+  context->AddInitialMetadata(kFollowing, "1");
+  writer->SendInitialMetadata();
   const auto following = std::make_shared<Following>();
   following->cursor = public_.CursorAt(std::move(have));
   if (request->versions() > 0) public_.Allow(&following->cursor, request->versions());

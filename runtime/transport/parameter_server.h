@@ -42,8 +42,8 @@ class ParameterServer final : public ParameterNode::Service {
   using Vectors = NodeEngine::Vectors;
 
   // `theta` (values of the model, initialised) and `clock` outlive the server. `up` is null for the root; otherwise a
-  // link that outlives it and whose callbacks call OnParentVersion, OnParentWritten and OnParentAnswer. `restored` may
-  // be null.
+  // link that outlives it and whose callbacks call OnParentVersion, OnParentBack, OnParentWritten and
+  // OnParentAnswer. `restored` may be null.
   ParameterServer(const Options& options, Hooks hooks, absl::Span<float> theta, const VersionNotes& notes,
                   ParentLink* up, const Clock* clock, const Restored* restored = nullptr);
   ~ParameterServer() override;
@@ -64,6 +64,7 @@ class ParameterServer final : public ParameterNode::Service {
   void OnParentVersion();
   void OnParentWritten(Sequence sequence);
   void OnParentAnswer(Sequence sequence, Verdict verdict);
+  void OnParentBack();
   void SetIdle(const std::set<MemberId>& idle);
   void SetDraining(bool on);
   void Tick();

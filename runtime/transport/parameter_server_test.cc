@@ -301,6 +301,33 @@ TEST_F(ParameterServerTest, WhatGoesUpHoldsWhatItsManifestSaysAndNoMore) {
   up.link().Shutdown();
 }
 
+// What a region acknowledged is safe only when the root has it.
+TEST_F(ParameterServerTest, ARegionSendsWhatItHoldsWhenTheRootIsBack) {
+  Start(TestLevel(1), 64 << 20, /*children=*/0);  // The root.
+  TestChild up(node_->address(), 100, options_.fragments);
+  ASSERT_TRUE(up.AwaitVersion(Version(1)));
+  Level level = TestLevel(1);
+  level.set_send_every(100);
+  ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, level);
+  options.node.is_root = false;
+  TestNode region(options, up.Values(), &up.link());
+  up.SetNode(&region.server());
+  region.server().OnParentVersion();
+  region.Serve();
+  TestChild child(region.address(), 1, options.fragments);
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  child.link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
+  ASSERT_TRUE(child.AwaitAnswers(1));
+  EXPECT_TRUE(node_->merged().empty());
+  const int port = node_->port();
+  node_->StopServing();
+  node_->Serve(port);
+  ASSERT_TRUE(node_->AwaitMerged(1));
+  EXPECT_EQ(node_->merged()[0].tokens, 3);
+  up.SetNode(nullptr);
+  up.link().Shutdown();
+}
+
 TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
   Start(TestLevel(1), kContributionBytes, /*children=*/1);
   // One contribution has come half way and holds the only place; another waits for it.

@@ -120,7 +120,8 @@ bool ParentLink::Backoff(int attempt) {
 // One Follow with its parts and what is asked for meanwhile, from its beginning to its end.
 class ParentLink::Following {
  public:
-  explicit Following(ParentLink* link) : link_(link), before_(link->VersionsArrived()) {}
+  // `back`: the one before broke off, or never began.
+  Following(ParentLink* link, bool back) : link_(link), back_(back), before_(link->VersionsArrived()) {}
 
   absl::Status Run() {
     SetDeadline(&context_, kFollowTimeout);
@@ -134,6 +135,10 @@ class ParentLink::Following {
     link_->Connect(&link_->follow_connections_, 1);
     auto reader = link_->follow_connections_.front().stub->Follow(&context_, request);
     if (wanted > 1) AddParts(wanted);
+    reader->WaitForInitialMetadata();
+    if (back_ && link_->callbacks_.on_back && context_.GetServerInitialMetadata().count(kFollowing) > 0) {
+      link_->callbacks_.on_back();
+    }
     std::thread asker([this, stub = link_->follow_connections_.front().stub.get()] { AskForMore(stub); });
     FollowMessage message;
     while (reader->Read(&message)) {
@@ -251,6 +256,7 @@ class ParentLink::Following {
   }
 
   ParentLink* const link_;
+  const bool back_;
   const uint64_t transfer_ = ++link_->transfers_;
   const int64_t before_;  // Versions that came by earlier ones.
   grpc::ClientContext context_;
@@ -268,9 +274,11 @@ class ParentLink::Following {
 
 void ParentLink::FollowLoop() {
   int attempt = 0;
+  bool away = false;
   while (true) {
     const int64_t before = bytes_down_;
-    const absl::Status status = Following(this).Run();
+    const absl::Status status = Following(this, away).Run();
+    away = !status.ok();
     {
       MutexLock lock(mutex_);
       if (stopping_) return;

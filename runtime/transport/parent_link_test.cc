@@ -233,6 +233,7 @@ TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
   }
   ASSERT_TRUE(child.AwaitIncluded(Sequence(3)));
   ASSERT_TRUE(child.AwaitAnswers(3));  // Otherwise it would go on to ask the newcomer, who knows of none.
+  EXPECT_EQ(child.backs(), 0);
   node.reset();
 
   // Another life, with other parameters and versions that begin again.
@@ -243,6 +244,23 @@ TEST(ParentLinkTest, FollowsANewServerThatTookThePlaceOfAnother) {
   child.link().Send(TestManifest(1), Encode(CODEC_KIND_INT8, options.fragments, RandomValues(51, 0.1)));
   ASSERT_TRUE(child.AwaitVersion(Version(2)));
   EXPECT_EQ(child.snapshot().included, Sequence(1));
+  EXPECT_EQ(child.backs(), 1);
+}
+
+TEST_P(StreamsTest, AParentThatIsBackIsNoticedThoughItHasNothingNew) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, RandomValues(1));
+  node.Serve();
+  TestChild child(node.address(), 1, options.fragments, kSchema, GetParam());
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  const int64_t bytes = child.link().payload_bytes_down();
+  for (int times = 1; times <= 2; ++times) {
+    const int port = node.port();
+    node.StopServing();
+    node.Serve(port);
+    ASSERT_TRUE(child.AwaitBack(times));
+  }
+  EXPECT_EQ(child.link().payload_bytes_down(), bytes);
 }
 
 // A parent that says no until it is told to do otherwise, and remembers what it was asked.

@@ -208,6 +208,10 @@ class TestChild {
       if (ParameterServer* node = node_; node != nullptr) node->OnParentVersion();
       watched_.Update([] {});
     };
+    callbacks.on_back = [this] {
+      if (ParameterServer* node = node_; node != nullptr) node->OnParentBack();
+      watched_.Update([&] { ++backs_; });
+    };
     callbacks.on_written = [this](Sequence sequence) {
       if (ParameterServer* node = node_; node != nullptr) node->OnParentWritten(sequence);
       watched_.Update([&] { written_.push_back(sequence); });
@@ -252,8 +256,14 @@ class TestChild {
   bool AwaitWritten(size_t count) {
     return watched_.Await([&] { return written_.size() >= count; });
   }
+  bool AwaitBack(int count) {
+    return watched_.Await([&] { return backs_ >= count; });
+  }
   bool AwaitFatal() {
     return watched_.Await([&] { return !fatal_.ok(); });
+  }
+  int backs() {
+    return watched_.Get([&] { return backs_; });
   }
   std::vector<Sequence> written() {
     return watched_.Get([&] { return written_; });
@@ -270,6 +280,7 @@ class TestChild {
   Watched watched_;
   std::vector<Answer> answers_;    // Under watched_.
   std::vector<Sequence> written_;  // Under watched_.
+  int backs_ = 0;                  // Under watched_.
   absl::Status fatal_;             // Under watched_.
   std::unique_ptr<ParentLink> link_;
 };
