@@ -127,8 +127,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
         RaiseCeiling();
       }
     }
-    reply.set_exhausted(phase_ == Phase::kTraining && reply.granted_size() == 0 && ledger_.available() == 0 &&
-                        !recovering());
+    reply.set_exhausted(phase_ == Phase::kTraining && ledger_.available() == 0 && !recovering());
     if (reply.granted_size() > 0) member.idle = false;
     reply.set_samples_per_second_reference(ReferenceSpeed());
   } else {

@@ -421,6 +421,7 @@ TEST(CoordinatorHeartbeatTest, NearTheEndEverybodyGetsLessButNeverLessThanAStep)
     EXPECT_GE(granted, std::min<int64_t>(2, available));
     EXPECT_LE(granted, std::max<int64_t>(2, available / 6)) << "half of an equal share of three";
     EXPECT_LE(granted, last);
+    EXPECT_EQ(reply.exhausted(), granted == available) << "whoever gets the last need not ask again";
     last = granted;
   }
   const HeartbeatReply reply = c.Want(&c.b0, 1000);

@@ -46,7 +46,7 @@ void Append(const std::vector<LeasedRange>& ranges, std::vector<LeasedRange>* to
 
 void LeafSchedule::Leased(const std::vector<LeasedRange>& ranges, bool exhausted) {
   untrained_.insert(untrained_.end(), ranges.begin(), ranges.end());
-  exhausted_ = exhausted && ranges.empty();
+  exhausted_ = exhausted;
 }
 
 void LeafSchedule::Rebased(const ParentState& parent) {

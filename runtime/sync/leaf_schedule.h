@@ -71,6 +71,7 @@ class LeafSchedule {
   explicit LeafSchedule(const Options& options) : options_(options) {}
 
   // ---- events
+  // `exhausted`: beside these there is nothing to lease now. Whoever has trained them contributes without asking again.
   void Leased(const std::vector<LeasedRange>& ranges, bool exhausted);
   void VersionArrived(const ParentState& parent) { arrived_ = parent; }
   void Rebased(const ParentState& parent);

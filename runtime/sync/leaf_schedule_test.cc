@@ -215,6 +215,16 @@ TEST(LeafScheduleTest, TheLastContributionMayBeAPartOfARound) {
   EXPECT_TRUE(leaf.IsIdle());
 }
 
+TEST(LeafScheduleTest, WhoeverGotTheLastDataContributesWithoutAskingAgain) {
+  Leaf leaf(LeafOptions(5));
+  leaf.schedule.Leased({{0, 6, 1}}, /*exhausted=*/true);
+  leaf.Train();
+  leaf.Train();
+  const Manifest manifest = leaf.Contribute();
+  EXPECT_EQ(manifest.steps, 2);
+  EXPECT_TRUE(manifest.last);
+}
+
 TEST(LeafScheduleTest, OnlyWhatNoDataIsLeftAfterIsTheLast) {
   Leaf leaf(LeafOptions(/*inner_steps=*/1, /*waits=*/false, /*in_flight_max=*/8));
   leaf.Lease(0, 8);
