@@ -270,7 +270,7 @@ class World {
       leases_[sample] = {kLeased, token};
       granted.emplace(sample, token);
     }
-    schedule_.Leased(RangesOf(granted), false);
+    schedule_.Leased(RangesOf(granted), /*exhausted=*/random_.Below(4) == 0);  // Others may give some back.
   }
   void SayHoldings() {
     if (said_.has_value()) return;

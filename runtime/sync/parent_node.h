@@ -83,8 +83,8 @@ class ParentNode {
     Sequence sequence;
     Verdict verdict = VERDICT_UNSPECIFIED;
   };
-  // Region: the root was away and is there again. What is held here is safe only there: the next contribution waits for
-  // no others to go with it.
+  // Region: the root, or the way there, was away and is there again. What is held here is safe only there: the next
+  // contribution waits for no others to go with it.
   struct ParentBack {};
   struct Drain {  // Region: send what there is, for its workers have no more data.
     bool on = false;

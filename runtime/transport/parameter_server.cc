@@ -297,6 +297,10 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   PublicParameters::Position have;
   have.complete = Version(request->have_version());
   for (const int64_t version : request->fragment_versions()) have.fragments.emplace_back(version);
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
+  }
   context->AddInitialMetadata(kFollowing, "1");
   writer->SendInitialMetadata();
   const auto following = std::make_shared<Following>();

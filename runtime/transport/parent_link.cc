@@ -120,7 +120,7 @@ bool ParentLink::Backoff(int attempt) {
 // One Follow with its parts and what is asked for meanwhile, from its beginning to its end.
 class ParentLink::Following {
  public:
-  // `back`: the one before broke off, or never began.
+  // `back`: the one before broke off, or the parent did not take it up.
   Following(ParentLink* link, bool back) : link_(link), back_(back), before_(link->VersionsArrived()) {}
 
   absl::Status Run() {
@@ -136,9 +136,8 @@ class ParentLink::Following {
     auto reader = link_->follow_connections_.front().stub->Follow(&context_, request);
     if (wanted > 1) AddParts(wanted);
     reader->WaitForInitialMetadata();
-    if (back_ && link_->callbacks_.on_back && context_.GetServerInitialMetadata().count(kFollowing) > 0) {
-      link_->callbacks_.on_back();
-    }
+    taken_up_ = context_.GetServerInitialMetadata().count(kFollowing) > 0;
+    if (back_ && taken_up_ && link_->callbacks_.on_back) link_->callbacks_.on_back();
     std::thread asker([this, stub = link_->follow_connections_.front().stub.get()] { AskForMore(stub); });
     FollowMessage message;
     while (reader->Read(&message)) {
@@ -162,6 +161,9 @@ class ParentLink::Following {
     if (finished.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) return absl::OkStatus();
     return FromGrpc(finished, absl::StrCat(link_->options_.parent_name, " at ", link_->options_.address, ", follow"));
   }
+
+  // After Run: whether the parent let this child follow.
+  bool taken_up() const { return taken_up_; }
 
  private:
   bool Got(FollowMessage message) {
@@ -257,6 +259,7 @@ class ParentLink::Following {
 
   ParentLink* const link_;
   const bool back_;
+  bool taken_up_ = false;
   const uint64_t transfer_ = ++link_->transfers_;
   const int64_t before_;  // Versions that came by earlier ones.
   grpc::ClientContext context_;
@@ -277,8 +280,9 @@ void ParentLink::FollowLoop() {
   bool away = false;
   while (true) {
     const int64_t before = bytes_down_;
-    const absl::Status status = Following(this, away).Run();
-    away = !status.ok();
+    Following following(this, away);
+    const absl::Status status = following.Run();
+    away = !status.ok() || !following.taken_up();
     {
       MutexLock lock(mutex_);
       if (stopping_) return;

@@ -49,7 +49,7 @@ class ParentLink final : public ParentPort {
   // Called from the link's threads.
   struct Callbacks {
     std::function<void()> on_version;  // parameters() has a newer whole version.
-    // The parent, or another life of it, lets this child follow again after it had been away. May be null.
+    // The parent, or another life of it, lets this child follow again after the stream had broken off. May be null.
     std::function<void()> on_back;
     // All of it has been handed to the network: once for each, in their order, before on_answer. May be null.
     std::function<void(Sequence)> on_written;
