@@ -11,16 +11,10 @@
 #include "glog/logging.h"
 #include "runtime/base/process_info.h"
 #include "runtime/base/restart.h"
+#include "runtime/sync/retry.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
-namespace {
-
-constexpr absl::Duration kCallTimeout = absl::Seconds(5);
-constexpr absl::Duration kRetry = absl::Milliseconds(100);
-
-}  // namespace
-
 Session::Session(std::string coordinator_address, std::string region)
     : address_(std::move(coordinator_address)),
       region_(std::move(region)),
@@ -32,7 +26,7 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
   const absl::Time deadline = absl::Now() + timeout;
   while (true) {
     grpc::ClientContext context;
-    SetDeadline(&context, std::min(kCallTimeout, std::max(deadline - absl::Now(), kRetry)));
+    SetDeadline(&context, std::min(kCoordinatorTimeout, std::max(deadline - absl::Now(), kCoordinatorRetry)));
     GetJobRequest request;
     request.set_region(region_);
     request.set_new_region(new_region);
@@ -47,7 +41,7 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
           absl::StrFormat("no coordinator answers at %s (tried for %s); is it running, and is the address right? %s",
                           address_, absl::FormatDuration(timeout), status.message()));
     }
-    stop.WaitFor(kRetry);
+    stop.WaitFor(kCoordinatorRetry);
   }
 }
 
@@ -58,7 +52,7 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
   request.set_host(HostName());
   while (true) {
     grpc::ClientContext context;
-    SetDeadline(&context, kCallTimeout);
+    SetDeadline(&context, kCoordinatorTimeout);
     JoinReply reply;
     const absl::Time began = absl::Now();
     const absl::Status status =
@@ -70,7 +64,7 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
     }
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status) || absl::Now() >= deadline) return status;
-    stop.WaitFor(kRetry);
+    stop.WaitFor(kCoordinatorRetry);
   }
 }
 
@@ -150,7 +144,7 @@ bool Session::Beat() {
   absl::Time sent = first;
   while (true) {
     grpc::ClientContext context;
-    SetDeadline(&context, kCallTimeout);
+    SetDeadline(&context, kCoordinatorTimeout);
     HeartbeatReply reply;
     const absl::Status status =
         FromGrpc(stub_->Heartbeat(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", heartbeat"));
@@ -179,7 +173,7 @@ bool Session::Beat() {
     }
     MutexLock lock(mutex_);
     if (stopping_ && absl::Now() >= stop_by_) return false;
-    changed_.WaitFor(mutex_, kRetry);
+    changed_.WaitFor(mutex_, kCoordinatorRetry);
     sent = absl::Now();
   }
 }

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
+#include "runtime/sync/retry.h"
 
 namespace wukong {
 namespace {
@@ -197,15 +198,10 @@ SimUplink::SimUplink(SimWorld* world, SimProcess* self, SimProcess* process, std
   Connect();
 }
 
-absl::Duration SimUplink::Backoff(int attempt) {
-  const double ceiling = std::min(1.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
-  return absl::Seconds(ceiling * (0.5 + 0.5 * random_.Uniform()));
-}
-
 void SimUplink::ConnectLater() {
   connection_->Close();
   away_ = true;
-  self_->After(Backoff(follow_attempt_++), Guard([this] { Connect(); }));
+  self_->After(ParentRetry(follow_attempt_++, random_.Uniform()), Guard([this] { Connect(); }));
 }
 
 void SimUplink::Connect() {
@@ -324,7 +320,8 @@ void SimUplink::SendNext() {
 }
 
 void SimUplink::SendLater(Sequence sequence) {
-  self_->After(Backoff(outgoing_.at(sequence).attempt++), Guard([this, sequence] { SendOnce(sequence); }));
+  self_->After(ParentRetry(outgoing_.at(sequence).attempt++, random_.Uniform()),
+               Guard([this, sequence] { SendOnce(sequence); }));
 }
 
 void SimUplink::Written(Sequence sequence) {

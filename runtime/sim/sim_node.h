@@ -146,7 +146,6 @@ class SimUplink final : public ParentPort {
   void SendNext();
   void SendOnce(Sequence sequence);
   void SendLater(Sequence sequence);
-  absl::Duration Backoff(int attempt);
   // For callbacks that may come when this is gone.
   Action Guard(Action work) {
     return [open = open_, work = std::move(work)]() mutable {

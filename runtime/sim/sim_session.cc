@@ -2,22 +2,16 @@
 
 #include <utility>
 
+#include "runtime/sync/retry.h"
+
 namespace wukong {
-namespace {
-
-constexpr absl::Duration kCallTimeout = absl::Seconds(5);
-constexpr absl::Duration kRetry = absl::Milliseconds(100);
-
-bool IsTransient(const absl::Status& status) { return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status); }
-
-}  // namespace
 
 void SimSession::Join(const JoinRequest& request, std::function<void(const JoinReply&)> joined) {
   const auto again = [this, request, joined] {
-    self_->After(kRetry, [this, request, joined] { Join(request, joined); });
+    self_->After(kCoordinatorRetry, [this, request, joined] { Join(request, joined); });
   };
   world_->network.Call(
-      self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), kCallTimeout,
+      self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), kCoordinatorTimeout,
       [this, request, joined, again, door = door_](const SimNetwork::Respond& respond) {
         door->join(request, [this, respond, joined, again](const absl::StatusOr<JoinReply>& reply) {
           respond(64, [this, reply, joined, again] {
@@ -70,13 +64,13 @@ void SimSession::BeatFailed(const std::shared_ptr<const HeartbeatRequest>& reque
     callbacks_.on_lost(status);
     return;
   }
-  self_->After(kRetry, [this, request] { SendBeat(request); });
+  self_->After(kCoordinatorRetry, [this, request] { SendBeat(request); });
 }
 
 void SimSession::SendBeat(const std::shared_ptr<const HeartbeatRequest>& request) {
   const absl::Time sent = self_->Now();
   world_->network.Call(
-      self_, door_->process, static_cast<int64_t>(request->ByteSizeLong()), kCallTimeout,
+      self_, door_->process, static_cast<int64_t>(request->ByteSizeLong()), kCoordinatorTimeout,
       [this, request, sent, door = door_](const SimNetwork::Respond& respond) {
         door->heartbeat(*request, [this, request, respond, sent](absl::StatusOr<HeartbeatReply> reply) {
           const int64_t bytes = reply.ok() ? static_cast<int64_t>(reply->ByteSizeLong()) : 16;

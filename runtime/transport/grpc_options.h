@@ -4,7 +4,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -62,12 +61,6 @@ inline absl::Status FromGrpc(const grpc::Status& status, const std::string& what
 inline grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
-
-// Worth trying again: the peer or the network was away.
-inline bool IsTransient(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kUnavailable || status.code() == absl::StatusCode::kDeadlineExceeded ||
-         status.code() == absl::StatusCode::kCancelled || status.code() == absl::StatusCode::kResourceExhausted;
 }
 
 }  // namespace wukong

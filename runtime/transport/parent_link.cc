@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "glog/logging.h"
 #include "runtime/base/random.h"
+#include "runtime/sync/retry.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/striping.h"
 
@@ -107,11 +108,8 @@ PartOf ParentLink::PartOfTransfer(uint64_t transfer) const {
 }
 
 bool ParentLink::Backoff(int attempt) {
-  // 50 ms, doubling to 1 s, half of it jitter: a region's workers do not come back all at once.
   Random random(DeriveSeed(options_.seed, "backoff", attempt));
-  const double ceiling = std::min(1.0, 0.05 * static_cast<double>(1 << std::min(attempt, 10)));
-  const absl::Duration delay = absl::Seconds(ceiling * (0.5 + 0.5 * random.Uniform()));
-  const absl::Time until = absl::Now() + delay;
+  const absl::Time until = absl::Now() + ParentRetry(attempt, random.Uniform());
   MutexLock lock(mutex_);
   while (!stopping_ && absl::Now() < until) changed_.WaitFor(mutex_, until - absl::Now());
   return !stopping_;
