@@ -267,65 +267,73 @@ TEST_F(ParameterServerTest, AQuorumLargerThanTheBoundIsReached) {
   EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 4.0f)) << "the mean of all three";
 }
 
+// A region below a root, with one worker that has its first version.
+struct RegionBelow {
+  RegionBelow(const std::string& root, const Level& level, const Clock* clock = nullptr)
+      : options(TestNodeOptions(kValues, kFragmentBytes, level)),
+        up(root, 100, options.fragments),
+        node(NodeOptions(), FirstValues(), &up.link(), TestNode::FirstNotes(), clock) {
+    up.SetNode(&node.server());
+    node.server().OnParentVersion();
+    node.Serve();
+    child = std::make_unique<TestChild>(node.address(), 1, options.fragments);
+    EXPECT_TRUE(child->AwaitVersion(Version(1)));
+  }
+  ~RegionBelow() {
+    up.SetNode(nullptr);
+    up.link().Shutdown();
+  }
+  const ParameterServer::Options& NodeOptions() {
+    options.node.is_root = false;
+    return options;
+  }
+  std::vector<float> FirstValues() {
+    EXPECT_TRUE(up.AwaitVersion(Version(1)));
+    return up.Values();
+  }
+  ParameterServer::Options options;
+  TestChild up;
+  TestNode node;
+  std::unique_ptr<TestChild> child;
+};
+
 // A contribution comes in at the moment at which older progress is due to go up: what goes up must not hold the
 // newcomer, whose ranges are not in its manifest.
 TEST_F(ParameterServerTest, WhatGoesUpHoldsWhatItsManifestSaysAndNoMore) {
   Start(TestLevel(1), 64 << 20, /*children=*/0);  // The root.
-  TestChild up(node_->address(), 100, options_.fragments);
-  ASSERT_TRUE(up.AwaitVersion(Version(1)));
   Level level = TestLevel(1);
   level.set_send_every(2);
   level.set_flush_age_ns(1'000'000'000);
-  ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, level);
-  options.node.is_root = false;
   ManualClock clock;
-  TestNode region(options, up.Values(), &up.link(), TestNode::FirstNotes(), &clock);
-  up.SetNode(&region.server());
-  region.server().OnParentVersion();
-  region.Serve();
-  TestChild child(region.address(), 1, options.fragments);
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  RegionBelow region(node_->address(), level, &clock);
 
-  child.link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
-  ASSERT_TRUE(child.AwaitAnswers(1));
+  region.child->link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
+  ASSERT_TRUE(region.child->AwaitAnswers(1));
   clock.Advance(absl::Seconds(10));  // Nothing happens by itself: the next event finds it due.
-  child.link().Send(TestManifest(2, 1, /*tokens=*/5), Payload(10.0f));
+  region.child->link().Send(TestManifest(2, 1, /*tokens=*/5), Payload(10.0f));
   ASSERT_TRUE(node_->AwaitMerged(1));
   EXPECT_EQ(node_->merged()[0].tokens, 3);
   EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
-  region.server().SetDraining(true);
+  region.node.server().SetDraining(true);
   ASSERT_TRUE(node_->AwaitMerged(2));
   EXPECT_EQ(node_->merged()[1].tokens, 5);
   EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 12.0f));
-  up.SetNode(nullptr);
-  up.link().Shutdown();
 }
 
 // What a region acknowledged is safe only when the root has it.
 TEST_F(ParameterServerTest, ARegionSendsWhatItHoldsWhenTheRootIsBack) {
   Start(TestLevel(1), 64 << 20, /*children=*/0);  // The root.
-  TestChild up(node_->address(), 100, options_.fragments);
-  ASSERT_TRUE(up.AwaitVersion(Version(1)));
   Level level = TestLevel(1);
   level.set_send_every(100);
-  ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, level);
-  options.node.is_root = false;
-  TestNode region(options, up.Values(), &up.link());
-  up.SetNode(&region.server());
-  region.server().OnParentVersion();
-  region.Serve();
-  TestChild child(region.address(), 1, options.fragments);
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
-  child.link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
-  ASSERT_TRUE(child.AwaitAnswers(1));
+  RegionBelow region(node_->address(), level);
+  region.child->link().Send(TestManifest(1, 1, /*tokens=*/3), Payload(1.0f));
+  ASSERT_TRUE(region.child->AwaitAnswers(1));
   EXPECT_TRUE(node_->merged().empty());
   const int port = node_->port();
   node_->StopServing();
   node_->Serve(port);
   ASSERT_TRUE(node_->AwaitMerged(1));
   EXPECT_EQ(node_->merged()[0].tokens, 3);
-  up.SetNode(nullptr);
-  up.link().Shutdown();
 }
 
 TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
