@@ -19,29 +19,26 @@ constexpr absl::Duration kWatchPeriod = absl::Milliseconds(100);
 constexpr absl::Duration kOverPatience = absl::Seconds(2);
 constexpr absl::Duration kLeavePatience = absl::Seconds(11);
 
-// Whether this worker has had reason to leave for so long that it does.
-class Patience {
- public:
-  Patience(Mailbox* mail, const StopSignal* stop) : mail_(mail), stop_(stop) {}
-  // Why; empty: it has not.
-  std::string Ended() {
-    const absl::Time now = clock_.Now();
-    if (!mail_->IsOver()) over_since_ = now;
-    if (stop_->received() == 0) stopped_since_ = now;
-    if (now - over_since_ > kOverPatience) return "the run is over";
-    if (now - stopped_since_ > kLeavePatience) return "this worker was told to leave";
-    return "";
-  }
-
- private:
-  const RealClock clock_;
-  Mailbox* const mail_;
-  const StopSignal* const stop_;
-  absl::Time over_since_ = clock_.Now();
-  absl::Time stopped_since_ = clock_.Now();
-};
-
 }  // namespace
+
+ReasonToLeave::ReasonToLeave(std::vector<MemberKey> ranks, Mailbox* mail, const StopSignal* stop)
+    : ranks_(std::move(ranks)), mail_(mail), stop_(stop), over_since_(clock_.Now()), stopped_since_(over_since_) {}
+
+std::string ReasonToLeave::Find() {
+  if (const std::optional<int> lost = mail_->LostRank(ranks_); lost.has_value()) {
+    return absl::StrFormat("the coordinator takes rank %d for gone, or has another life of it", *lost);
+  }
+  const absl::Time now = clock_.Now();
+  {
+    MutexLock lock(mail_->mutex);
+    if (mail_->over && IsRestartSafe(mail_->outcome)) return "this worker has lost its place";
+    if (!mail_->over) over_since_ = now;
+  }
+  if (stop_->received() == 0) stopped_since_ = now;
+  if (now - over_since_ > kOverPatience) return "the run is over";
+  if (now - stopped_since_ > kLeavePatience) return "this worker was told to leave";
+  return "";
+}
 
 SampleShare ShareOf(int64_t samples, int rank, int size) {
   return {samples * rank / size, samples * (rank + 1) / size};
@@ -186,12 +183,7 @@ absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, con
             << " that act as one (" << options.generation << ")";
   RegionGroup::Callbacks callbacks;
   callbacks.leaving = leaving;
-  callbacks.give_up = [mail, ranks, patience = std::make_shared<Patience>(mail, stop)] {
-    if (const std::optional<int> lost = mail->LostRank(ranks); lost.has_value()) {
-      return absl::StrFormat("the coordinator takes rank %d for gone, or has another life of it", *lost);
-    }
-    return patience->Ended();
-  };
+  callbacks.give_up = [reason = std::make_shared<ReasonToLeave>(ranks, mail, stop)] { return reason->Find(); };
   return std::make_unique<RegionGroup>(region.name(), *std::move(communicator), std::move(callbacks));
 }
 

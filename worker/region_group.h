@@ -25,6 +25,7 @@
 #include "absl/types/span.h"
 #include "proto/job.pb.h"
 #include "proto/wire.pb.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/mutex.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/model/trainer.h"
@@ -95,6 +96,26 @@ struct SampleShare {
   int64_t last = 0;
 };
 SampleShare ShareOf(int64_t samples, int rank, int size);
+
+// Why a worker leaves its group though that has not ended in order. Not thread-safe.
+class ReasonToLeave {
+ public:
+  // `mail` and `stop` outlive this.
+  ReasonToLeave(std::vector<MemberKey> ranks, Mailbox* mail, const StopSignal* stop);
+
+  // Empty: it stays. When the run is over, or the worker is told to leave, rank 0 has some time to end the group. A
+  // rank that is lost, or that has lost its own place, ends it at once: Gloo does not wake every call that waits for a
+  // rank whose connection has closed, and nobody would come.
+  std::string Find();
+
+ private:
+  const RealClock clock_;
+  const std::vector<MemberKey> ranks_;
+  Mailbox* const mail_;
+  const StopSignal* const stop_;
+  absl::Time over_since_;
+  absl::Time stopped_since_;
+};
 
 // Forms the group of `region` at the aggregator of `joined`: blocks until all of its workers have joined, at most for
 // limits.start. CANCELLED when `stop` or the end of the run comes first; ABORTED, and safe to start again, when that

@@ -301,6 +301,17 @@ TEST_F(RegionGroupTest, ALostRankEndsTheGroupWithAMessageThatNamesRegionAndRank)
   });
 }
 
+TEST(ReasonToLeaveTest, WhoHasLostItsPlaceDoesNotWaitForRankZero) {
+  const StopSignal stop;
+  Mailbox fenced, done;
+  ReasonToLeave of_fenced({}, &fenced, &stop), of_done({}, &done, &stop);
+  EXPECT_EQ(of_fenced.Find(), "");
+  fenced.End(RestartSafe(absl::AbortedError("fenced")));
+  done.End(absl::OkStatus());
+  EXPECT_EQ(of_fenced.Find(), "this worker has lost its place");
+  EXPECT_EQ(of_done.Find(), "") << "rank 0 ends the group in order";
+}
+
 TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
   MemoryStore store;
   std::atomic<bool> give_up{false};

@@ -97,7 +97,7 @@ TEST(FaultsTest, AWorkerJoinsARunningJob) {
   ASSERT_TRUE(Await([&] { return record.Merged() >= 2 || up->ended(); }));
   // The others are held, so that there is something left to do when the newcomer is ready.
   const pid_t others[] = {record.PidOf("beijing", "worker-0"), record.PidOf("beijing", "worker-1")};
-  for (const pid_t pid : others) ASSERT_EQ(::kill(pid, SIGSTOP), 0) << up->err();
+  for (const pid_t pid : others) ASSERT_TRUE(Freeze(pid)) << up->err();
   const auto newcomer = workspace.Start({"worker", "--join", record.CoordinatorAddress(), "--region", "beijing"});
   const auto trains = [&] {
     const std::vector<Json> metrics = record.Metrics();
@@ -127,7 +127,7 @@ TEST(FaultsTest, ARegionThatIsNotInTheJobFileJoinsARunningJob) {
   // The workers of the others are held, so that there is something left to do when the newcomers are ready.
   const std::set<pid_t> others = ChildrenWith(*up, " worker ");
   ASSERT_EQ(others.size(), 3u) << up->err();
-  for (const pid_t pid : others) ASSERT_EQ(::kill(pid, SIGSTOP), 0);
+  for (const pid_t pid : others) ASSERT_TRUE(Freeze(pid));
   const std::string address = record.CoordinatorAddress();
   const auto aggregator =
       workspace.Start({"aggregator", "--coordinator", address, "--region", "tokyo", "--new-region"});
@@ -194,7 +194,7 @@ TEST(FaultsTest, ATerminatedWorkerThatCannotContributeWasPreempted) {
   ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || cluster.coordinator().ended(); }));
   const pid_t aggregator = record.PidOf("beijing", "aggregator");
   ASSERT_GT(aggregator, 0);
-  ASSERT_EQ(::kill(aggregator, SIGSTOP), 0);
+  ASSERT_TRUE(Freeze(aggregator));
   Process& leaver = *cluster.members().back();
   leaver.Signal(SIGTERM);
   EXPECT_EQ(leaver.Wait(), 75) << leaver.err();

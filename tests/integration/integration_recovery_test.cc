@@ -151,7 +151,7 @@ TEST(RecoveryTest, AGroupFormsAnewWhenAnotherRankIsKilled) { KillARankOfAGroup("
 // Its connections stay, so that only the coordinator can say that it is gone; limits.rpc is a minute.
 void StopARankOfAGroup(const std::string& name, const std::string& other) {
   const Workspace workspace;
-  TinyJob job = TwoRegions(120000);
+  TinyJob job = TwoRegions(200000);  // The others must not be done before it has come back.
   job.lease = "1s";
   const auto up = StartUp(workspace, job, {"--set", "regions.beijing.collective=gloo"});
   const RunRecord record(workspace.Path("run"));
@@ -159,7 +159,7 @@ void StopARankOfAGroup(const std::string& name, const std::string& other) {
   const pid_t victim = record.PidOf("beijing", name);
   const pid_t waiting = record.PidOf("beijing", other);
   ASSERT_GT(victim, 0) << up->err();
-  ASSERT_EQ(::kill(victim, SIGSTOP), 0);
+  ASSERT_TRUE(Freeze(victim));
   EXPECT_TRUE(Await([&] { return !IsRunning(waiting) || up->ended(); }, absl::Seconds(20))) << up->err();
   EXPECT_TRUE(record.EventAbout("lost", name).is_object()) << up->err();
   ASSERT_EQ(::kill(victim, SIGCONT), 0) << up->err();
@@ -186,7 +186,7 @@ TEST(RecoveryTest, AWorkerThatWasStoppedPastItsLeaseIsFencedAndStartedAgain) {
   ASSERT_TRUE(Await([&] { return record.Merged() >= 3 || up->ended(); }));
   const pid_t victim = record.PidOf("beijing", "worker-1");
   ASSERT_GT(victim, 0) << up->err();
-  ASSERT_EQ(::kill(victim, SIGSTOP), 0);
+  ASSERT_TRUE(Freeze(victim));
   EXPECT_TRUE(Await([&] { return record.EventAbout("lost", "worker-1").is_object() || up->ended(); }));
   ASSERT_EQ(::kill(victim, SIGCONT), 0) << up->err();
 
@@ -275,7 +275,7 @@ TEST(RecoveryTest, ACoordinatorThatWasStoppedPastTheLeaseLosesNobody) {
   const std::set<pid_t> members = Members(*up);
   const pid_t coordinator = record.CoordinatorPid();
   ASSERT_GT(coordinator, 0);
-  ASSERT_EQ(::kill(coordinator, SIGSTOP), 0);
+  ASSERT_TRUE(Freeze(coordinator));
   const absl::Time stopped = absl::Now();
   const size_t merged = record.Merged();
   const auto second =

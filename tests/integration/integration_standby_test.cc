@@ -143,7 +143,7 @@ TEST(StandbyTest, SleepsOnWhileTheCoordinatorIsStoppedAndTakesOverWhenItDies) {
   job.tokens = kEndless;
   Cluster cluster(workspace, job);
   const auto standby = StartStandby(workspace, cluster.address());
-  cluster.coordinator().Signal(SIGSTOP);
+  ASSERT_TRUE(Freeze(cluster.coordinator().pid()));
   const absl::Time stopped = absl::Now();
   const int64_t ticks = CpuTicks(standby->pid());
   EXPECT_FALSE(

@@ -42,8 +42,9 @@ std::string Slurp(const std::string& path) {
 }
 
 // The third and fourth field of /proc/PID/stat: state and parent.
-bool ReadStat(pid_t pid, char* state, pid_t* parent) {
-  const std::string stat = Slurp(absl::StrCat("/proc/", pid, "/stat"));
+// Of a process, or of a thread: /proc/PID, /proc/PID/task/TID.
+bool ReadStat(const std::string& directory, char* state, pid_t* parent) {
+  const std::string stat = Slurp(absl::StrCat(directory, "/stat"));
   const size_t close = stat.rfind(')');  // The second field is a name in parentheses, which may hold anything.
   if (close == std::string::npos) return false;
   std::istringstream rest(stat.substr(close + 1));
@@ -78,7 +79,20 @@ bool Await(const std::function<bool()>& condition, absl::Duration patience) {
 bool IsRunning(pid_t pid) {
   char state = 0;
   pid_t parent = 0;
-  return ReadStat(pid, &state, &parent) && state != 'Z' && state != 'X';
+  return ReadStat(absl::StrCat("/proc/", pid), &state, &parent) && state != 'Z' && state != 'X';
+}
+
+bool Freeze(pid_t pid) {
+  if (::kill(pid, SIGSTOP) != 0) return false;
+  return Await([&] {
+    std::error_code error;
+    for (const auto& thread : std::filesystem::directory_iterator(absl::StrCat("/proc/", pid, "/task"), error)) {
+      char state = 0;
+      pid_t parent = 0;
+      if (ReadStat(thread.path().string(), &state, &parent) && state != 'T') return false;
+    }
+    return !error;
+  });
 }
 
 std::vector<pid_t> ChildrenOf(pid_t pid) {
@@ -87,7 +101,9 @@ std::vector<pid_t> ChildrenOf(pid_t pid) {
   for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
     pid_t child = 0, parent = 0;
     char state = 0;
-    if (!absl::SimpleAtoi(entry.path().filename().string(), &child) || !ReadStat(child, &state, &parent)) continue;
+    if (!absl::SimpleAtoi(entry.path().filename().string(), &child) ||
+        !ReadStat(entry.path().string(), &state, &parent))
+      continue;
     if (parent == pid) children.push_back(child);
   }
   return children;

@@ -30,6 +30,9 @@ bool Await(const std::function<bool()>& condition, absl::Duration patience = kPa
 
 // Is not a zombie either: those are only not reaped yet.
 bool IsRunning(pid_t pid);
+// Stops a process, and returns when all its threads stand still: a thread on another core may go on for a moment after
+// kill() has returned. False when there is no such process.
+bool Freeze(pid_t pid);
 std::vector<pid_t> ChildrenOf(pid_t pid);
 // The command line, its arguments separated by spaces; empty when there is no such process.
 std::string CommandLine(pid_t pid);
