@@ -186,7 +186,7 @@ TEST(FaultsTest, ATerminatedWorkerContributesAndGivesBack) {
 
 TEST(FaultsTest, ATerminatedWorkerThatCannotContributeWasPreempted) {
   const Workspace workspace;
-  TinyJob job = OneRegion(2, 60000, 0.3);
+  TinyJob job = OneRegion(2, 120000, 0.3);
   job.lease = "20s";  // The aggregator stands still for ten, and is nobody's loss.
   Cluster cluster(workspace, job);
   cluster.StartAll();
@@ -195,6 +195,17 @@ TEST(FaultsTest, ATerminatedWorkerThatCannotContributeWasPreempted) {
   const pid_t aggregator = record.PidOf("beijing", "aggregator");
   ASSERT_GT(aggregator, 0);
   ASSERT_TRUE(Freeze(aggregator));
+  // Until the leaver has trained what nobody can have taken: steps come with its heartbeats, of which the first may
+  // have been on its way and the second may tell of what was before.
+  for (int heartbeats = 0; heartbeats < 3; ++heartbeats) {
+    const auto steps = [&] {
+      const std::vector<Json> metrics = record.Metrics();
+      return std::count_if(metrics.begin(), metrics.end(),
+                           [](const Json& step) { return step["worker"] == "worker-1"; });
+    };
+    const auto before = steps();
+    ASSERT_TRUE(Await([&] { return steps() > before; }));
+  }
   Process& leaver = *cluster.members().back();
   leaver.Signal(SIGTERM);
   EXPECT_EQ(leaver.Wait(), 75) << leaver.err();
