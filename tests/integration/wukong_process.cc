@@ -83,13 +83,14 @@ bool IsRunning(pid_t pid) {
 }
 
 bool Freeze(pid_t pid) {
-  if (::kill(pid, SIGSTOP) != 0) return false;
+  if (pid <= 0 || ::kill(pid, SIGSTOP) != 0) return false;  // -1 would be everybody.
   return Await([&] {
     std::error_code error;
-    for (const auto& thread : std::filesystem::directory_iterator(absl::StrCat("/proc/", pid, "/task"), error)) {
+    std::filesystem::directory_iterator thread(absl::StrCat("/proc/", pid, "/task"), error);
+    for (; !error && thread != std::filesystem::directory_iterator(); thread.increment(error)) {
       char state = 0;
       pid_t parent = 0;
-      if (ReadStat(thread.path().string(), &state, &parent) && state != 'T') return false;
+      if (ReadStat(thread->path().string(), &state, &parent) && state != 'T') return false;
     }
     return !error;
   });
