@@ -41,8 +41,8 @@ std::string Slurp(const std::string& path) {
   return text.str();
 }
 
-// The third and fourth field of /proc/PID/stat: state and parent.
-// Of a process, or of a thread: /proc/PID, /proc/PID/task/TID.
+// The third and fourth field of `directory`/stat: state and parent of a process (/proc/PID) or of a thread
+// (/proc/PID/task/TID).
 bool ReadStat(const std::string& directory, char* state, pid_t* parent) {
   const std::string stat = Slurp(absl::StrCat(directory, "/stat"));
   const size_t close = stat.rfind(')');  // The second field is a name in parentheses, which may hold anything.
