@@ -302,7 +302,11 @@ int Sim(const SimFlags& flags) {
   if (!loaded.ok()) return ReportStatus(loaded.status());
   const Scenario& scenario = *loaded;
   FLAGS_minloglevel = google::GLOG_FATAL;  // What nodes say to their logs is on the tape.
-  if (scenario.workload().fidelity() == FIDELITY_GPT) TuneForComputing();
+  if (scenario.workload().fidelity() == FIDELITY_GPT) {
+    TuneForComputing();
+  } else {
+    KeepMemoryInHugePages();  // Thousands of nodes, each looked at for a moment: the page table would miss at each.
+  }
   if (!flags.seeds.empty()) {
     const std::vector<std::string> ends = absl::StrSplit(flags.seeds, "..");
     uint64_t from = 0, to = 0;

@@ -26,23 +26,6 @@ void UseWideVectors() {
 #endif
 }
 
-void KeepFreedMemory() {
-#if defined(__GLIBC__)
-  // glibc would map and unmap what libtorch uses, and the kernel clear it anew.
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  // Address space only, until it is written to. The heap grows by this much at once, so that it can be advised at once.
-  mallopt(M_TOP_PAD, 512 << 20);
-  void* const first = std::malloc(1 << 20);
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(::sbrk(0)) / kHugePage * kHugePage;
-  std::free(first);
-  mallopt(M_TOP_PAD, 64 << 20);  // Beyond that it grows in fewer, larger steps than the 128 KiB of the default.
-  // Without huge pages it is only slower.
-  if (first != nullptr && begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 // The kernel's struct sched_attr (sched_setattr(2)), which glibc 2.36 does not declare.
 struct SchedulingAttributes {
   uint32_t size = sizeof(SchedulingAttributes);
@@ -66,9 +49,26 @@ void TakeLongTimeSlices() {
 
 }  // namespace
 
+void KeepMemoryInHugePages() {
+#if defined(__GLIBC__)
+  // glibc would map and unmap what libtorch uses, and the kernel clear it anew.
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  // Address space only, until it is written to. The heap grows by this much at once, so that it can be advised at once.
+  mallopt(M_TOP_PAD, 512 << 20);
+  void* const first = std::malloc(1 << 20);
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(::sbrk(0)) / kHugePage * kHugePage;
+  std::free(first);
+  mallopt(M_TOP_PAD, 64 << 20);  // Beyond that it grows in fewer, larger steps than the 128 KiB of the default.
+  // Without huge pages it is only slower.
+  if (first != nullptr && begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 void TuneForComputing() {
   UseWideVectors();
-  KeepFreedMemory();
+  KeepMemoryInHugePages();
   TakeLongTimeSlices();
 }
 

@@ -8,11 +8,14 @@ namespace wukong {
 // docs/results.md says what each is worth:
 // - libtorch's AVX-512 kernels, which 1.13 leaves to the user (ATEN_CPU_CAPABILITY), where they do not lower the
 //   processor's clock; a value from outside wins.
-// - Freed memory stays in the process, in huge pages: libtorch takes and returns the same megabytes at every step.
+// - Memory as KeepMemoryInHugePages has it: libtorch takes and returns the same megabytes at every step.
 // - Time slices of 100 ms in place of some 3 ms (Linux 6.12), so that workers on one core do not share its caches
 //   hundreds of times per second. Other threads keep theirs, and still come first when they wake.
 // Call it from main, before the process's first tensor and its first thread.
 void TuneForComputing();
+
+// Freed memory stays in the process, and the first 512 MB of it are in huge pages. Call it from main, likewise.
+void KeepMemoryInHugePages();
 
 }  // namespace wukong
 

@@ -13,6 +13,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
+#include "runtime/model/compute_process.h"
 #include "runtime/sim/event_queue.h"
 #include "runtime/sim/simulation.h"
 
@@ -43,6 +44,7 @@ int Main(int argc, char** argv) {
   app.add_option("--set", overrides)->expected(1)->take_all()->allow_extra_args(false);
   CLI11_PARSE(app, argc, argv);
   FLAGS_minloglevel = google::GLOG_FATAL;
+  KeepMemoryInHugePages();  // As `wukong sim`.
   const absl::StatusOr<Scenario> scenario = LoadCheckedScenario(path, overrides);
   if (!scenario.ok()) {
     std::fprintf(stderr, "%s\n", std::string(scenario.status().message()).c_str());
