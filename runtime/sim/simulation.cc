@@ -193,7 +193,8 @@ class Simulation {
       world_.Note(TapeEvent::kDied, process->name(), {process->life()});
       const auto after = absl::Nanoseconds(scenario_.restarts().after_ns());
       if (after <= absl::ZeroDuration()) return;
-      world_.queue.After(after, [this, process] {
+      const auto start = absl::Nanoseconds(scenario_.restarts().start_ns());
+      world_.queue.After(after + start, [this, process] {
         if (!root_->done() && left_dead_.count(process) == 0) Launch(process);
       });
     });
