@@ -2,6 +2,7 @@
 #include "runtime/sim/event_queue.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -58,6 +59,70 @@ TEST(EventQueueTest, HappensInTheOrderOfTimeAndOfComing) {
     }
     EXPECT_EQ(queue.executed(), static_cast<int64_t>(happened.size()));
   }
+}
+
+// Thousands pending, nanoseconds to seconds ahead: they lie in buckets, in the one that is open and among the few that
+// came late. What never happens is more than the queue cares to keep.
+TEST(EventQueueTest, ThousandsOfEventsFarApartHappenInOrder) {
+  for (uint64_t run = 0; run < 4; ++run) {
+    SCOPED_TRACE(absl::StrCat("run ", run));
+    Random random(DeriveSeed(2, "event_queue", run));
+    EventQueue queue;
+    std::map<std::pair<int64_t, int>, EventQueue::EventId> expected;  // By time and order of coming.
+    std::vector<std::pair<int64_t, int>> happened, wanted;
+    int next = 0;
+    const auto add = [&] {
+      const int64_t ahead = static_cast<int64_t>(random.Below(uint64_t{1} << random.Below(34)));
+      const int64_t time = absl::ToInt64Nanoseconds(queue.elapsed()) + ahead;
+      const int number = next++;
+      expected[{time, number}] = queue.At(At(time), [&happened, time, number] { happened.emplace_back(time, number); });
+    };
+    for (int i = 0; i < 5000; ++i) add();
+    for (int step = 0; step < 100'000; ++step) {
+      if (step % 10 < 9) add();
+      if (random.Below(run == 0 ? 100 : 2) == 0) {
+        auto gone = expected.lower_bound({static_cast<int64_t>(random.Below(uint64_t{1} << 34)), 0});
+        if (gone != expected.end()) {
+          queue.Cancel(gone->second);
+          expected.erase(gone);
+        }
+      }
+      const bool left = !expected.empty();
+      ASSERT_EQ(queue.RunOne(absl::InfiniteFuture()), left);
+      if (!left) continue;
+      wanted.push_back(expected.begin()->first);
+      expected.erase(expected.begin());
+      ASSERT_EQ(happened.back(), wanted.back());
+    }
+    EXPECT_EQ(happened, wanted);
+    EXPECT_EQ(queue.executed(), static_cast<int64_t>(wanted.size()));
+  }
+}
+
+TEST(EventQueueTest, ManyTimeoutsThatNeverComeToPass) {
+  EventQueue queue;
+  int calls = 0;
+  const auto held = std::make_shared<int>(0);
+  for (int call = 0; call < 300'000; ++call) {
+    const EventQueue::EventId timeout = queue.After(absl::Hours(1), [held] { ADD_FAILURE() << "it was cancelled"; });
+    queue.After(absl::Microseconds(1), [&] { ++calls; });
+    ASSERT_TRUE(queue.RunOne(absl::InfiniteFuture()));
+    queue.Cancel(timeout);
+  }
+  EXPECT_EQ(calls, 300'000);
+  EXPECT_EQ(held.use_count(), 1);
+  EXPECT_LT(queue.kept(), 70'000u);
+  EXPECT_FALSE(queue.RunOne(absl::InfiniteFuture()));
+}
+
+// Whoever waits for a time looks at the clock when it is woken, and must not find it a fraction too early.
+TEST(EventQueueTest, NothingHappensBeforeTheTimeThatItWasAskedFor) {
+  EventQueue queue;
+  const absl::Time time = At(5) + absl::Nanoseconds(0.25);
+  absl::Time happened;
+  queue.At(time, [&] { happened = queue.Now(); });
+  EXPECT_TRUE(queue.RunOne(absl::InfiniteFuture()));
+  EXPECT_EQ(happened, At(6));
 }
 
 TEST(EventQueueTest, GoesNoFurtherThanItsLimit) {

@@ -43,41 +43,46 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
       sync_time_(sync_time),
       disk_(DeriveSeed(world->seed, "sim.disk")) {
   door_.process = this;
-  door_.join = [this](const JoinRequest& request, SimCoordinatorDoor::Answer<JoinReply> respond) {
+  door_.join = [this](const JoinRequest& request, SimCoordinatorDoor::JoinAnswer respond) {
     absl::StatusOr<JoinReply> reply = absl::UnavailableError("starting");
     if (life_state_ != nullptr && life_state_->serves) {
       With([&](CoordinatorCore& core) { reply = core.Join(request, Now()); });
     }
     if (!reply.ok()) {
-      respond(reply);
+      respond(std::move(reply));
       return;
     }
     // Nobody may be told an incarnation that another life of this coordinator could give away again.
-    WhenDurable([respond = std::move(respond), reply]() mutable { respond(reply); });
+    WhenDurable([respond = std::move(respond), reply = std::move(reply)]() mutable { respond(std::move(reply)); });
   };
-  door_.heartbeat = [this](const HeartbeatRequest& request, SimCoordinatorDoor::Answer<HeartbeatReply> respond) {
-    absl::StatusOr<HeartbeatReply> reply = absl::UnavailableError("starting");
-    if (life_state_ != nullptr && life_state_->serves) {
-      const int64_t ceiling = life_state_->ceiling_index;
-      With([&](CoordinatorCore& core) { reply = core.Heartbeat(request, Now()); });
-      const int64_t written = life_state_->log->index();
-      const bool fences = reply.ok() && reply->fence_size() > 0 && life_state_->log->durable_index() < written;
-      auto tell = [this, member = request.member(), respond = std::move(respond), reply, written]() mutable {
-        if (reply.ok()) NoteLeases(*reply, member);
-        // As in production, a fence that another life would not know of waits.
-        if (reply.ok() && life_state_->log->durable_index() < written) reply->clear_fence();
-        respond(reply);
-      };
-      // What is beyond the ceiling on the disk waits for one sync, whether that succeeds or not.
-      if (life_state_->ceiling_index == ceiling && !fences) {
-        tell();
-      } else {
-        life_state_->after_sync.push_back(std::move(tell));
-        SyncLater();
-      }
+  door_.heartbeat = [this](const HeartbeatRequest& request, HeartbeatReply* reply,
+                           SimCoordinatorDoor::HeartbeatAnswer respond) {
+    if (life_state_ == nullptr || !life_state_->serves) {
+      respond(absl::UnavailableError("starting"));
       return;
     }
-    respond(std::move(reply));
+    const int64_t ceiling = life_state_->ceiling_index;
+    absl::Status status;
+    With([&](CoordinatorCore& core) { status = core.Heartbeat(request, Now(), reply); });
+    if (!status.ok()) {
+      respond(status);
+      return;
+    }
+    const int64_t written = life_state_->log->index();
+    const bool fences = reply->fence_size() > 0 && life_state_->log->durable_index() < written;
+    auto tell = [this, member = request.member(), respond = std::move(respond), reply, written]() mutable {
+      NoteLeases(*reply, member);
+      // As in production, a fence that another life would not know of waits.
+      if (life_state_->log->durable_index() < written) reply->clear_fence();
+      respond(absl::OkStatus());
+    };
+    // What is beyond the ceiling on the disk waits for one sync, whether that succeeds or not.
+    if (life_state_->ceiling_index == ceiling && !fences) {
+      tell();
+    } else {
+      life_state_->after_sync.push_back(std::move(tell));
+      SyncLater();
+    }
   };
 }
 

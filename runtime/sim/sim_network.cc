@@ -31,9 +31,13 @@ int64_t SimLink::Open() {
 
 void SimLink::Send(int64_t connection, int64_t bytes, Arrival departed, Arrival arrived) {
   Connection& from = At(connection);
+  Message message{bytes + kFrameBytes, std::move(departed), std::move(arrived)};
+  bytes_ += message.left;
+  const absl::Time now = queue_->Now();
+  const bool free = turns_.empty() && !cut_ && model_.free_at() <= now && from.model.eligible_at() <= now;
+  if (free && SendPart(&from, &message)) return;
   if (from.messages.empty()) turns_.push_back(connection);
-  from.messages.push_back({bytes + kFrameBytes, std::move(departed), std::move(arrived)});
-  bytes_ += bytes + kFrameBytes;
+  from.messages.push_back(std::move(message));
   Pump();
 }
 
@@ -50,7 +54,7 @@ void SimLink::SetCut(bool cut) {
   held.swap(held_);
   model_.HoldUntil(queue_->Now());
   for (const size_t message : held) {
-    queue_->After(model_.shape().delay, [this, message] { Arrive(message); });
+    queue_->After(model_.shape().delay, Action(), this, static_cast<int64_t>(message));
   }
   for (Connection& connection : connections_) connection.model.HoldUntil(queue_->Now() + model_.shape().delay);
   WakeAt(queue_->Now());
@@ -76,6 +80,27 @@ void SimLink::WakeAt(absl::Time time) {
   });
 }
 
+bool SimLink::SendPart(Connection* connection, Message* message) {
+  const int64_t bytes = connection->model.NextBytes(model_.shape(), std::min(message->left, model_.QuantumBytes()));
+  const StreamModel::Sent sent = connection->model.Send(model_, rtt_, queue_->Now(), bytes);
+  message->left -= bytes;
+  if (message->left > 0) return false;
+  if (Arrival& departed = message->departed; departed.action) {
+    queue_->At(sent.departure, std::move(departed.action), departed.to,
+               SimProcess::TagOf(departed.life, /*on_arrival=*/true));
+  }
+  size_t place = in_flight_.size();
+  if (free_.empty()) {
+    in_flight_.push_back(std::move(message->arrived));
+  } else {
+    place = free_.back();
+    free_.pop_back();
+    in_flight_[place] = std::move(message->arrived);
+  }
+  queue_->At(sent.arrival, Action(), this, static_cast<int64_t>(place));
+  return true;
+}
+
 void SimLink::Pump() {
   const absl::Time now = queue_->Now();
   while (!turns_.empty() && !cut_) {
@@ -98,28 +123,10 @@ void SimLink::Pump() {
     const int64_t number = *turn;
     turns_.erase(turn);
     Connection& connection = At(number);
-    Message& message = connection.messages.front();
-    const int64_t bytes = connection.model.NextBytes(model_.shape(), std::min(message.left, model_.QuantumBytes()));
-    const StreamModel::Sent sent = connection.model.Send(model_, rtt_, now, bytes);
-    message.left -= bytes;
-    if (message.left > 0) {
+    if (!SendPart(&connection, &connection.messages.front())) {
       turns_.push_back(number);
       continue;
     }
-    if (message.departed.action) {
-      Arrival& departed = message.departed;
-      queue_->At(sent.departure, std::move(departed.action), departed.to,
-                 SimProcess::TagOf(departed.life, /*on_arrival=*/true));
-    }
-    size_t place = in_flight_.size();
-    if (free_.empty()) {
-      in_flight_.push_back(std::move(message.arrived));
-    } else {
-      place = free_.back();
-      free_.pop_back();
-      in_flight_[place] = std::move(message.arrived);
-    }
-    queue_->At(sent.arrival, [this, place] { Arrive(place); });
     connection.messages.pop_front();
     if (!connection.messages.empty()) turns_.push_back(number);
   }
@@ -229,10 +236,10 @@ void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action a
     return;
   }
   const size_t shares = SharesOf(bytes, static_cast<size_t>(connections));
-  std::vector<int64_t>& open = connections_[std::make_pair(from, to)];
+  SimProcess::Connections& open = to->site() < 0 ? from->to_root() : to->from_root();
   while (open.size() < shares) open.push_back(link->Open());
   if (shares == 1) {
-    link->Send(open[0], bytes, {from, from->life(), std::move(departed)}, {nullptr, 0, std::move(arrived)});
+    link->Send(open[0], bytes, {from, from->life(), std::move(departed)}, {nullptr, 0, std::move(arrived), to});
     return;
   }
   const auto when_last = [shares](Action action) {
@@ -243,7 +250,7 @@ void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action a
   const auto last_departed = when_last(std::move(departed)), last_arrived = when_last(std::move(arrived));
   for (size_t i = 0; i < shares; ++i) {
     link->Send(open[i], bytes / static_cast<int64_t>(shares), {from, from->life(), last_departed},
-               {nullptr, 0, last_arrived});
+               {nullptr, 0, last_arrived, to});
   }
 }
 
@@ -253,16 +260,16 @@ struct SimNetwork::PendingCall {
   SimProcess* from = nullptr;
   SimProcess* to = nullptr;
   int64_t from_life = 0;
-  int64_t bytes = 0;
-  Serve serve;
-  Failed failed;
-  Action done;
-  absl::Status status;
-  int connections = 1;
-  Action departed;
-  bool over = false;
   int64_t hook = 0;  // At the server, for when it dies.
   EventQueue::EventId timeout;
+  bool over = false;
+  int connections = 1;
+  Serve serve;
+  Action done;
+  Failed failed;
+  absl::Status status;
+  int64_t bytes = 0;
+  std::unique_ptr<Action> departed;  // Of a request that is late.
 
   // False when nobody waits for the end of the call any more.
   bool End() {
@@ -334,11 +341,11 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
     delay = late();
   }
   if (delay > absl::ZeroDuration()) {
-    call->departed = std::move(departed);
+    call->departed = std::make_unique<Action>(std::move(departed));
     queue_->After(delay, [call] {
       call->network->Carry(
           call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, true); }, call->connections,
-          std::move(call->departed));
+          std::move(*call->departed));
     });
   } else {
     Carry(

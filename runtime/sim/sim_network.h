@@ -11,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -27,6 +26,7 @@ struct Arrival {
   SimProcess* to = nullptr;
   int64_t life = 0;
   Action action;
+  const SimProcess* near = nullptr;  // Which process's memory it will need.
   void Happen() {
     if (to == nullptr) {
       action();
@@ -37,7 +37,7 @@ struct Arrival {
 };
 
 // One direction of a link. A cut link holds what is on it, as TCP does under a partition, and delivers when it heals.
-class SimLink {
+class SimLink final : public EventQueue::Place {
  public:
   SimLink(EventQueue* queue, const LinkShape& shape, uint64_t seed, std::string name);
 
@@ -64,9 +64,18 @@ class SimLink {
     std::list<Message> messages;
   };
   Connection& At(int64_t connection) { return connections_[static_cast<size_t>(connection)]; }
+  // Now. True when it was the last part of the message.
+  bool SendPart(Connection* connection, Message* message);
   void Pump();
   void WakeAt(absl::Time time);
-  // `message` is its place in in_flight_.
+  // What is on the link arrives: `tag` is its place in in_flight_.
+  void Happen(int64_t tag, Action&& /*none*/) override { Arrive(static_cast<size_t>(tag)); }
+  void Soon(int64_t tag) const override { EventQueue::Prefetch(&in_flight_[static_cast<size_t>(tag)]); }
+  void VerySoon(int64_t tag) const override {
+    const Arrival& arrival = in_flight_[static_cast<size_t>(tag)];
+    EventQueue::PrefetchCaptures(arrival.action);
+    if (arrival.near != nullptr) arrival.near->VerySoon(0);
+  }
   void Arrive(size_t message);
 
   EventQueue* const queue_;
@@ -74,7 +83,7 @@ class SimLink {
   const std::string name_;
   LinkModel model_;
   absl::Duration rtt_;
-  std::deque<Connection> connections_;
+  std::vector<Connection> connections_;
   std::deque<int64_t> turns_;       // Connections that have something to send.
   std::vector<Arrival> in_flight_;  // Between departure and arrival; what is not is in free_.
   std::vector<size_t> free_;
@@ -173,7 +182,6 @@ class SimNetwork {
   const uint64_t seed_;
   Random random_{DeriveSeed(seed_, "sim.network")};
   std::vector<Region> regions_;
-  absl::flat_hash_map<std::pair<SimProcess*, SimProcess*>, std::vector<int64_t>> connections_;
   int64_t duplicated_ = 0, reordered_ = 0, corrupted_ = 0;
 };
 
@@ -181,12 +189,14 @@ class SimNetwork {
 class SimNetwork::Respond {
  public:
   void operator()(int64_t bytes, Action done) const;
+  // Nobody waits for the answer to a second copy.
+  bool wanted() const { return first_; }
 
  private:
   friend class SimNetwork;
   Respond(std::shared_ptr<PendingCall> call, bool first) : call_(std::move(call)), first_(first) {}
   std::shared_ptr<PendingCall> call_;
-  bool first_;  // Nobody waits for the answer to a second copy.
+  bool first_;
 };
 
 }  // namespace wukong

@@ -2,12 +2,14 @@
 #ifndef WUKONG_RUNTIME_SIM_SIM_PROCESS_H_
 #define WUKONG_RUNTIME_SIM_SIM_PROCESS_H_
 
+#include <algorithm>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/time/time.h"
 #include "runtime/base/clock.h"
 #include "runtime/sim/event_queue.h"
@@ -30,6 +32,10 @@ class SimProcess : public Clock, public EventQueue::Place {
   bool frozen() const { return frozen_; }
   int64_t life() const { return life_; }
   EventQueue* queue() const { return queue_; }
+  // Of a process in a region: its connections for calls to and from the root (runtime/sim/sim_network.h).
+  using Connections = absl::InlinedVector<int64_t, 2>;
+  Connections& to_root() { return to_root_; }
+  Connections& from_root() { return from_root_; }
 
   // The process's own clock.
   absl::Time Now() const override {
@@ -69,7 +75,7 @@ class SimProcess : public Clock, public EventQueue::Place {
   }
   // Called when this life ends; returns a number for Forget.
   int64_t OnDeath(Action hook) {
-    on_death_.emplace_hint(on_death_.end(), ++next_hook_, std::move(hook));
+    on_death_.emplace(++next_hook_, std::move(hook));
     return next_hook_;
   }
   void Forget(int64_t hook) { on_death_.erase(hook); }
@@ -86,8 +92,10 @@ class SimProcess : public Clock, public EventQueue::Place {
     alive_ = false;
     ++life_;
     backlog_.clear();
-    auto hooks = std::move(on_death_);
+    std::vector<std::pair<int64_t, Action>> hooks;
+    for (auto& [number, hook] : on_death_) hooks.emplace_back(number, std::move(hook));
     on_death_.clear();
+    std::sort(hooks.begin(), hooks.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     for (auto& [number, hook] : hooks) hook();
     End();
   }
@@ -115,8 +123,9 @@ class SimProcess : public Clock, public EventQueue::Place {
   absl::Time own_ = absl::UnixEpoch();
   absl::Time since_ = absl::UnixEpoch();
   std::vector<Action> backlog_;
-  std::map<int64_t, Action> on_death_;
+  absl::flat_hash_map<int64_t, Action> on_death_;  // One of each call that the root has not answered.
   int64_t next_hook_ = 0;
+  Connections to_root_, from_root_;
 };
 
 }  // namespace wukong

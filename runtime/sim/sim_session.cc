@@ -48,45 +48,64 @@ void SimSession::Beat() {
   ++timer_;
   kicked_ = false;
   beating_ = true;
-  auto request = std::make_shared<HeartbeatRequest>();
-  request->set_member(key_.member.value());
-  request->set_incarnation(key_.incarnation.value());
-  request->set_beat(++beat_);
-  callbacks_.fill(request.get());
-  request->mutable_usage()->set_round_trip_seconds(round_trip_);
+  const std::shared_ptr<Attempt> attempt = NewAttempt();
+  HeartbeatRequest& request = attempt->request;
+  request.set_member(key_.member.value());
+  request.set_incarnation(key_.incarnation.value());
+  request.set_beat(++beat_);
+  callbacks_.fill(&request);
+  request.mutable_usage()->set_round_trip_seconds(round_trip_);
   first_try_ = self_->Now();
-  SendBeat(request);
+  SendBeat(attempt);
 }
 
-void SimSession::BeatFailed(const std::shared_ptr<const HeartbeatRequest>& request, const absl::Status& status) {
+std::shared_ptr<SimSession::Attempt> SimSession::NewAttempt() {
+  auto attempt = std::make_shared<Attempt>();
+  attempt->session = this;
+  attempt->door = door_;
+  return attempt;
+}
+
+void SimSession::BeatFailed(const HeartbeatRequest& request, const absl::Status& status) {
   const bool gave_up = self_->Now() - first_try_ > absl::Nanoseconds(world_->job.limits().start_ns());
   if (!IsTransient(status) || gave_up) {
     callbacks_.on_lost(status);
     return;
   }
-  self_->After(kCoordinatorRetry, [this, request] { SendBeat(request); });
+  const std::shared_ptr<Attempt> again = NewAttempt();
+  again->request = request;
+  self_->After(kCoordinatorRetry, [this, again] { SendBeat(again); });
 }
 
-void SimSession::SendBeat(const std::shared_ptr<const HeartbeatRequest>& request) {
-  const absl::Time sent = self_->Now();
+void SimSession::BeatAnswered(Attempt* attempt) {
+  if (!attempt->status.ok()) {
+    BeatFailed(attempt->request, attempt->status);
+    return;
+  }
+  round_trip_ = absl::ToDoubleSeconds(self_->Now() - attempt->sent);
+  beating_ = false;
+  callbacks_.on_reply(std::move(attempt->reply));
+  Wait();
+}
+
+void SimSession::SendBeat(const std::shared_ptr<Attempt>& attempt) {
+  attempt->sent = self_->Now();
+  const auto bytes = static_cast<int64_t>(attempt->request.ByteSizeLong());
   world_->network.Call(
-      self_, door_->process, static_cast<int64_t>(request->ByteSizeLong()), kCoordinatorTimeout,
-      [this, request, sent, door = door_](const SimNetwork::Respond& respond) {
-        door->heartbeat(*request, [this, request, respond, sent](absl::StatusOr<HeartbeatReply> reply) {
-          const int64_t bytes = reply.ok() ? static_cast<int64_t>(reply->ByteSizeLong()) : 16;
-          respond(bytes, [this, request, reply = std::move(reply), sent] {
-            if (!reply.ok()) {
-              BeatFailed(request, reply.status());
-              return;
-            }
-            round_trip_ = absl::ToDoubleSeconds(self_->Now() - sent);
-            beating_ = false;
-            callbacks_.on_reply(*reply);
-            Wait();
-          });
+      self_, door_->process, bytes, kCoordinatorTimeout,
+      [attempt](const SimNetwork::Respond& respond) {
+        if (!respond.wanted()) {
+          const auto reply = std::make_shared<HeartbeatReply>();
+          attempt->door->heartbeat(attempt->request, reply.get(), [reply](const absl::Status&) {});
+          return;
+        }
+        attempt->door->heartbeat(attempt->request, &attempt->reply, [attempt, respond](const absl::Status& status) {
+          attempt->status = status;
+          const int64_t size = status.ok() ? static_cast<int64_t>(attempt->reply.ByteSizeLong()) : 16;
+          respond(size, [attempt] { attempt->session->BeatAnswered(attempt.get()); });
         });
       },
-      [this, request](const absl::Status& status) { BeatFailed(request, status); });
+      [attempt](const absl::Status& status) { attempt->session->BeatFailed(attempt->request, status); });
 }
 
 }  // namespace wukong

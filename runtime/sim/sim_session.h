@@ -16,17 +16,18 @@ namespace wukong {
 struct SimCoordinatorDoor {
   SimProcess* process = nullptr;
   // The answer may come later; not at all when the process dies before.
-  template <typename Reply>
-  using Answer = absl::AnyInvocable<void(absl::StatusOr<Reply>)>;
-  std::function<void(const JoinRequest&, Answer<JoinReply>)> join;
-  std::function<void(const HeartbeatRequest&, Answer<HeartbeatReply>)> heartbeat;
+  using JoinAnswer = absl::AnyInvocable<void(absl::StatusOr<JoinReply>&&)>;
+  std::function<void(const JoinRequest&, JoinAnswer)> join;
+  // `reply` is filled before it is answered, and lives as long as the answer.
+  using HeartbeatAnswer = absl::AnyInvocable<void(const absl::Status&)>;
+  std::function<void(const HeartbeatRequest&, HeartbeatReply* reply, HeartbeatAnswer)> heartbeat;
 };
 
 class SimSession {
  public:
   struct Callbacks {
     std::function<void(HeartbeatRequest*)> fill;
-    std::function<void(const HeartbeatReply&)> on_reply;
+    std::function<void(HeartbeatReply&&)> on_reply;
     std::function<void(const absl::Status&)> on_lost;
   };
   SimSession(SimWorld* world, SimProcess* self, const SimCoordinatorDoor* door, Callbacks callbacks)
@@ -38,9 +39,21 @@ class SimSession {
   double round_trip_seconds() const { return round_trip_; }
 
  private:
+  // One try of a heartbeat. All that happens on its behalf holds it and little else: thousands are under way.
+  struct Attempt {
+    SimSession* session = nullptr;  // May be gone when the coordinator serves it.
+    const SimCoordinatorDoor* door = nullptr;
+    HeartbeatRequest request;
+    absl::Time sent;
+    absl::Status status;
+    HeartbeatReply reply;
+  };
+
   void Beat();
-  void SendBeat(const std::shared_ptr<const HeartbeatRequest>& request);
-  void BeatFailed(const std::shared_ptr<const HeartbeatRequest>& request, const absl::Status& status);
+  std::shared_ptr<Attempt> NewAttempt();
+  void SendBeat(const std::shared_ptr<Attempt>& attempt);
+  void BeatFailed(const HeartbeatRequest& request, const absl::Status& status);
+  void BeatAnswered(Attempt* attempt);
   void Wait();
 
   SimWorld* const world_;

@@ -100,7 +100,7 @@ void SimWorker::Begin() {
   finished_ = false;
   SimSession::Callbacks callbacks;
   callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };
-  callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
+  callbacks.on_reply = [this](HeartbeatReply&& reply) { TakeReply(std::move(reply)); };
   callbacks.on_lost = [this](const absl::Status& status) { Die(status); };
   life_state_->session = std::make_unique<SimSession>(world_, this, &root_->door(), std::move(callbacks));
   JoinRequest join;
@@ -109,6 +109,14 @@ void SimWorker::Begin() {
   join.set_name(name().substr(name().rfind('/') + 1));
   join.set_schema_digest(layout_.schema_digest());
   life_state_->session->Join(join, [this](const JoinReply& reply) { Joined(reply); });
+}
+
+void SimWorker::Soon(int64_t) const { EventQueue::Prefetch(&life_state_); }
+
+void SimWorker::VerySoon(int64_t) const {
+  const auto* life = reinterpret_cast<const char*>(life_state_.get());
+  if (life == nullptr) return;
+  for (size_t at = 0; at < sizeof(Life); at += 64) EventQueue::Prefetch(life + at);
 }
 
 void SimWorker::End() {
@@ -185,7 +193,7 @@ void SimWorker::Fill(HeartbeatRequest* request) {
   }
 }
 
-void SimWorker::TakeReply(const HeartbeatReply& reply) {
+void SimWorker::TakeReply(HeartbeatReply&& reply) {
   Life* life = life_state_.get();
   if (reply.finish()) {
     finished_ = true;
@@ -194,7 +202,7 @@ void SimWorker::TakeReply(const HeartbeatReply& reply) {
   if (reply.granted_size() > 0) life->want = 0;
   const bool answers_holdings = life->asserted_term == reply.term() && !reply.assert_holdings();
   life->asserted_term.reset();
-  life->replies.push_back({reply, answers_holdings});
+  life->replies.push_back({std::move(reply), answers_holdings});
   TurnSoon();
 }
 

@@ -38,11 +38,13 @@ class SimWorker final : public SimProcess {
 
  private:
   struct Life;
+  void Soon(int64_t tag) const override;
+  void VerySoon(int64_t tag) const override;
   void Begin() override;
   void End() override;
   void Joined(const JoinReply& reply);
   void Fill(HeartbeatRequest* request);
-  void TakeReply(const HeartbeatReply& reply);
+  void TakeReply(HeartbeatReply&& reply);
   void FollowParent(MemberKey parent);
   // Does what the schedule says until it waits or trains.
   void Turn();
