@@ -52,17 +52,22 @@ CoordinatorCore::CoordinatorCore(const Job& job, std::string run, std::string sc
 int64_t CoordinatorCore::total_tokens() const { return ledger_.total() * job_.model().context(); }
 int64_t CoordinatorCore::committed_tokens() const { return ledger_.committed() * job_.model().context(); }
 
-absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::Time now) {
+absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::Time now, HeartbeatReply* answer) {
+  HeartbeatReply& reply = *answer;
+  reply.Clear();
   const auto found = members_.find(MemberId(request.member()));
   if (found == members_.end()) return absl::AbortedError("this member is unknown to the coordinator; join again");
-  Member& member = found->second;
+  Member& member = *found->second;
   if (member.state != State::kLive || member.key.incarnation.value() != request.incarnation()) {
     return absl::AbortedError(
         absl::StrFormat("%s incarnation %d is fenced: it was silent for too long, left, or another took its place",
                         Describe(member), request.incarnation()));
   }
   member.last_seen = now;
-  if (request.beat() == member.beat && !Mutated("core.answers_a_beat_twice")) return member.last_reply;
+  if (request.beat() == member.beat && !Mutated("core.answers_a_beat_twice")) {
+    reply = member.last_reply;
+    return absl::OkStatus();
+  }
   if (request.beat() < member.beat) return absl::InvalidArgumentError("an older beat than the last one");
   member.beat = request.beat();
   if (member.role == ROLE_AGGREGATOR) TakeRefusals(member, request);
@@ -74,7 +79,6 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
     trips.push_back(request.usage().round_trip_seconds());
   }
 
-  HeartbeatReply reply;
   reply.set_term(term_);
   if (member.role == ROLE_WORKER) {
     member.idle = request.idle();
@@ -141,9 +145,9 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
       const int64_t before = ledger_.available();
       ledger_.ReleaseFenced(key, custody);
       const auto fenced = members_.find(key.member);
-      if (fenced != members_.end() && fenced->second.key == key) fenced->second.state = State::kGone;
+      if (fenced != members_.end() && fenced->second->key == key) fenced->second->state = State::kGone;
       Log({{"event", "fenced"},
-           {"name", fenced == members_.end() ? "" : Describe(fenced->second)},
+           {"name", fenced == members_.end() ? "" : Describe(*fenced->second)},
            {"incarnation", key.incarnation.value()},
            {"samples_available_again", ledger_.available() - before},
            {"ranges_in_custody", custody.size()}});
@@ -170,7 +174,7 @@ absl::StatusOr<HeartbeatReply> CoordinatorCore::Heartbeat(const HeartbeatRequest
     member.told_finish = true;
   }
   member.last_reply = reply;
-  return reply;
+  return absl::OkStatus();
 }
 
 void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequest& request) {
@@ -182,7 +186,7 @@ void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequ
     const auto sender = members_.find(MemberId(one.member()));
     Log({{"event", "refused"},
          {"by", Describe(aggregator)},
-         {"name", sender == members_.end() ? absl::StrCat("member ", one.member()) : Describe(sender->second)},
+         {"name", sender == members_.end() ? absl::StrCat("member ", one.member()) : Describe(*sender->second)},
          {"member", one.member()},
          {"reason", VerdictName(one.verdict())},
          {"contributions", more}});
@@ -236,18 +240,20 @@ bool CoordinatorCore::RegionIdle(int region) const {
 }
 
 void CoordinatorCore::UpdateRootIdle() {
-  std::set<MemberId> idle;
+  std::vector<MemberId> idle;  // By id.
   if (phase_ == Phase::kTraining && !recovering()) {
-    for (int r = 0; r < regions(); ++r) {
+    const bool none = ledger_.available() > 0 && regions_taking_data_ == regions();  // Nearly always.
+    for (int r = 0; !none && r < regions(); ++r) {
       // A region that owes nothing, and gets no more data: there is none, or nobody is left there to train on it.
       if (ledger_.available() > 0 && by_region_[r].takes_data > 0) continue;
       if (ledger_.LeasedIn(r) > 0) continue;
-      for (const Member* aggregator : by_region_[r].aggregators) idle.insert(aggregator->key.member);
+      for (const Member* aggregator : by_region_[r].aggregators) idle.push_back(aggregator->key.member);
     }
+    std::sort(idle.begin(), idle.end());
   }
   if (idle == root_idle_) return;
-  root_idle_ = idle;
-  effects_.push_back(SetIdle{std::move(idle)});
+  effects_.push_back(SetIdle{{idle.begin(), idle.end()}});
+  root_idle_ = std::move(idle);
 }
 
 void CoordinatorCore::HoldStart(bool held, absl::Time now) {
@@ -275,7 +281,7 @@ void CoordinatorCore::Excuse(absl::Time now) {
   if (away <= absl::Nanoseconds(job_.limits().lease_ns()) / 2) return;
   // Whoever was heard after this process came back is not silent at all.
   const auto later = [&](absl::Time* time) { *time = std::min(now, *time + away); };
-  for (auto& [id, member] : members_) later(&member.last_seen);
+  for (auto& [id, member] : members_) later(&member->last_seen);
   for (auto& [region, seen] : aggregator_seen_) later(&seen);
   later(&created_);
   later(&nobody_since_);
@@ -287,10 +293,18 @@ void CoordinatorCore::Tick(absl::Time now) {
   Excuse(now);
   GiveUpRegionsWithoutAggregator(now);
   const auto lease = absl::Nanoseconds(job_.limits().lease_ns());
-  for (auto& [id, member] : members_) {
-    if (member.state == State::kLive && now - member.last_seen > lease && !Mutated("core.never_expires")) {
-      Expire(&member, "lost", absl::StrFormat("silent for %s", absl::FormatDuration(now - member.last_seen)));
+  // Nobody's time runs out before that of who was silent for the longest when all were looked at.
+  if (now > all_heard_until_) {
+    absl::Time heard = now;
+    for (auto& [id, member] : members_) {
+      if (member->state != State::kLive) continue;
+      if (now - member->last_seen > lease && !Mutated("core.never_expires")) {
+        Expire(member.get(), "lost", absl::StrFormat("silent for %s", absl::FormatDuration(now - member->last_seen)));
+      } else {
+        heard = std::min(heard, member->last_seen);
+      }
     }
+    all_heard_until_ = heard + lease;
   }
   const auto start = absl::Nanoseconds(job_.limits().start_ns());
   if (phase_ == Phase::kStarting && now - created_ > start) {
@@ -331,12 +345,12 @@ void CoordinatorCore::Tick(absl::Time now) {
 
 Verdict CoordinatorCore::Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
   const auto found = members_.find(manifest.sender.member);
-  if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || found->second.state != State::kLive ||
-      (!(found->second.key == manifest.sender) && !Mutated("core.admits_fenced_lives"))) {
+  if (found == members_.end() || found->second->role != ROLE_AGGREGATOR || found->second->state != State::kLive ||
+      (!(found->second->key == manifest.sender) && !Mutated("core.admits_fenced_lives"))) {
     *detail = "the sender is not a live aggregator";
     return VERDICT_FENCED;
   }
-  if (!ledger_.Admit(found->second.region, manifest.ranges, detail)) return VERDICT_RANGES;
+  if (!ledger_.Admit(found->second->region, manifest.ranges, detail)) return VERDICT_RANGES;
   if (!Mutated("core.admits_without_a_record")) Write(accepted);
   return VERDICT_ACCEPTED;
 }
@@ -349,18 +363,18 @@ void CoordinatorCore::Merged(const std::vector<Manifest>& manifests, absl::Time 
 
 void CoordinatorCore::Refused(const Manifest& manifest) {
   const auto found = members_.find(manifest.sender.member);
-  if (found == members_.end() || found->second.role != ROLE_AGGREGATOR || !(found->second.key == manifest.sender)) {
+  if (found == members_.end() || found->second->role != ROLE_AGGREGATOR || !(found->second->key == manifest.sender)) {
     return;  // Released already, with the region.
   }
-  if (found->second.must_assert) {
-    std::vector<LeasedRange>& unspoken = found->second.refused_unspoken;
+  if (found->second->must_assert) {
+    std::vector<LeasedRange>& unspoken = found->second->refused_unspoken;
     unspoken.insert(unspoken.end(), manifest.ranges.begin(), manifest.ranges.end());
   }
   const int64_t before = ledger_.available();
-  ledger_.ReleaseRefused(found->second.region, manifest.ranges);
+  ledger_.ReleaseRefused(found->second->region, manifest.ranges);
   if (ledger_.available() == before) return;
   Log({{"event", "released"},
-       {"name", Describe(found->second)},
+       {"name", Describe(*found->second)},
        {"sequence", manifest.sequence.value()},
        {"samples_available_again", ledger_.available() - before}});
   UpdateRootIdle();
@@ -382,8 +396,9 @@ void CoordinatorCore::Fail(const std::string& reason, absl::Time now) {
 }
 
 bool CoordinatorCore::AllToldFinish() const {
-  return std::all_of(members_.begin(), members_.end(),
-                     [](const auto& entry) { return entry.second.state != State::kLive || entry.second.told_finish; });
+  return std::all_of(members_.begin(), members_.end(), [](const auto& entry) {
+    return entry.second->state != State::kLive || entry.second->told_finish;
+  });
 }
 
 std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {

@@ -11,11 +11,13 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/shard_ledger.h"
@@ -64,7 +66,7 @@ class CoordinatorCore {
 
   absl::StatusOr<GetJobReply> GetJob(const GetJobRequest& request) const;
   absl::StatusOr<JoinReply> Join(const JoinRequest& request, absl::Time now);
-  absl::StatusOr<HeartbeatReply> Heartbeat(const HeartbeatRequest& request, absl::Time now);
+  absl::Status Heartbeat(const HeartbeatRequest& request, absl::Time now, HeartbeatReply* answer);
   // While held, training does not begin although everybody is ready.
   void HoldStart(bool held, absl::Time now);
   // Notices who is silent and what did not happen in time. Call every 100 ms or so. A gap of more than half a lease
@@ -109,30 +111,32 @@ class CoordinatorCore {
  private:
   enum class State { kLive, kFencing, kGone };
   struct Member {
+    // What every heartbeat looks at comes first, and together.
     MemberKey key;
     Role role = ROLE_UNSPECIFIED;
     int region = 0;
+    State state = State::kLive;
+    bool wants = false;  // Has asked for data: it is ready.
+    bool idle = false;
+    bool told_finish = false;
+    bool quarantined = false;  // Its aggregator takes nothing from it for a while.
+    bool must_assert = false;  // It gets no data before it has said what it holds.
+    absl::Time last_seen;
+    int64_t beat = 0;
+    double speed = 0;
+    double counted_speed = 0;        // What speeds_ has of it; 0 for nothing.
+    std::vector<FaultOrder> faults;  // Of this life; those that it has not heard.
+    MemberUsage usage;
+    HeartbeatReply last_reply;
+
     std::string name;
     std::string address;
     int64_t pid = 0;
     std::string host;
     int rank = 0;
-    State state = State::kLive;
-    absl::Time last_seen;
-    bool wants = false;  // Has asked for data: it is ready.
-    bool idle = false;
-    bool told_finish = false;
-    double speed = 0;
-    double counted_speed = 0;  // What speeds_ has of it; 0 for nothing.
-    MemberUsage usage;
     MemberUsage usage_of_earlier_lives;
-    int64_t beat = 0;
-    HeartbeatReply last_reply;
-    bool quarantined = false;  // Its aggregator takes nothing from it for a while.
-    bool must_assert = false;  // It gets no data before it has said what it holds.
     // Of contributions that the root refused before their sender said what it holds: it may not have known of that.
     std::vector<LeasedRange> refused_unspoken;
-    std::vector<FaultOrder> faults;  // Of this life; those that it has not heard.
   };
   // The members of a region, and what heartbeats ask about them all: nothing that comes from each of thousands of
   // members may look at thousands of them.
@@ -204,10 +208,12 @@ class CoordinatorCore {
   absl::Time training_ended_;
   absl::Time nobody_since_;
   absl::Time last_tick_;
+  absl::Time all_heard_until_ = absl::InfinitePast();  // No live member is silent for too long before then.
 
-  std::map<MemberId, Member> members_;
+  absl::btree_map<MemberId, std::unique_ptr<Member>> members_;  // Found at each heartbeat of each of thousands.
   std::vector<RegionMembers> by_region_;
   int live_workers_ = 0;         // Of all regions.
+  int regions_taking_data_ = 0;  // In which some live worker is not in quarantine.
   std::vector<double> speeds_;   // Of live workers, sorted.
   double speed_sum_ = 0;         // Of the same.
   int64_t tokens_computed_ = 0;  // By all members in all their lives.
@@ -215,8 +221,8 @@ class CoordinatorCore {
   int64_t fault_orders_ = 0;
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.
   std::map<int, absl::Time> aggregator_seen_;   // Per region: when it last had one.
-  std::set<MemberId> root_idle_;
-  std::vector<RoundTrips> round_trips_;  // Per region, of all its members' heartbeats.
+  std::vector<MemberId> root_idle_;             // By id.
+  std::vector<RoundTrips> round_trips_;         // Per region, of all its members' heartbeats.
   std::deque<double> recent_losses_;
   std::deque<int64_t> recent_staleness_;
   struct Sample {

@@ -72,14 +72,14 @@ absl::StatusOr<InjectFaultReply> CoordinatorCore::InjectFault(const InjectFaultR
     reply.add_members("root");
   } else {
     for (auto& [id, member] : members_) {
-      if (member.state != State::kLive) continue;
-      const bool worker = member.role == ROLE_WORKER;
-      live.insert(worker ? absl::StrCat(RegionOf(member), "/", member.name) : RegionOf(member));
-      if (region != "*" && region != RegionOf(member)) continue;
-      const bool meant = name == "**" || (worker ? name == "*" || name == member.name : name.empty());
+      if (member->state != State::kLive) continue;
+      const bool worker = member->role == ROLE_WORKER;
+      live.insert(worker ? absl::StrCat(RegionOf(*member), "/", member->name) : RegionOf(*member));
+      if (region != "*" && region != RegionOf(*member)) continue;
+      const bool meant = name == "**" || (worker ? name == "*" || name == member->name : name.empty());
       if (!meant) continue;
-      member.faults.push_back(order);
-      reply.add_members(Describe(member));
+      member->faults.push_back(order);
+      reply.add_members(Describe(*member));
     }
   }
   if (reply.members().empty()) {

@@ -63,7 +63,9 @@ int CoordinatorCore::AddRegion(const std::string& name) {
 }
 
 CoordinatorCore::Member* CoordinatorCore::AddMember(MemberId id, Role role, int region) {
-  Member* member = &members_[id];
+  std::unique_ptr<Member>& made = members_[id];
+  if (made == nullptr) made = std::make_unique<Member>();
+  Member* const member = made.get();
   member->key.member = id;
   member->role = role;
   member->region = region;
@@ -78,6 +80,7 @@ CoordinatorCore::Member* CoordinatorCore::AddMember(MemberId id, Role role, int 
 void CoordinatorCore::Recount(int region) {
   RegionMembers& there = by_region_[region];
   live_workers_ -= there.live_workers;
+  regions_taking_data_ -= there.takes_data > 0 ? 1 : 0;
   there.aggregator = nullptr;
   there.aggregator_must_assert = false;
   for (Member* member : there.aggregators) {
@@ -95,6 +98,7 @@ void CoordinatorCore::Recount(int region) {
     there.must_assert += member->must_assert ? 1 : 0;
   }
   live_workers_ += there.live_workers;
+  regions_taking_data_ += there.takes_data > 0 ? 1 : 0;
 }
 
 void CoordinatorCore::CountSpeed(Member* member) {

@@ -55,8 +55,8 @@ grpc::Status CoordinatorService::Join(grpc::ServerContext*, const JoinRequest* r
 
 grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request,
                                            HeartbeatReply* reply) {
-  const grpc::Status status =
-      Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Heartbeat(*request, now); });
+  absl::Status status;
+  With([&](CoordinatorCore& core, absl::Time now) { status = core.Heartbeat(*request, now, reply); });
   bool raised = false;
   {
     MutexLock lock(mutex_);
@@ -68,7 +68,7 @@ grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const Heartbeat
   // Another life of this coordinator must know whom an aggregator fenced. It would take them for live otherwise, and
   // lease to them for ever what their aggregator refuses. A fence that cannot be kept waits.
   if (reply->fence_size() > 0 && !log_->MakeDurableOnce().ok()) reply->clear_fence();
-  return status;
+  return ToGrpc(status);
 }
 
 grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) {

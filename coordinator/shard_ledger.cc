@@ -1,6 +1,8 @@
 #include "coordinator/shard_ledger.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
@@ -81,7 +83,7 @@ void ShardLedger::Merge(int64_t begin, int64_t end) {
     if (same) {
       entry->second.end = next->second.end;
       available_.erase(next->first);
-      entries_.erase(next);
+      entry = std::prev(entries_.erase(next));
     } else {
       entry = next;
     }
@@ -91,9 +93,9 @@ void ShardLedger::Merge(int64_t begin, int64_t end) {
 std::vector<LeasedRange> ShardLedger::Lease(MemberKey holder, int region, int64_t want) {
   std::vector<LeasedRange> granted;
   while (want > 0 && !available_.empty()) {
-    const auto entry = entries_.find(*available_.begin());
-    const int64_t begin = entry->first;
-    SplitAt(std::min({entry->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want}));
+    const int64_t begin = *available_.begin();
+    SplitAt(std::min({entries_.find(begin)->second.end, (begin / range_samples_ + 1) * range_samples_, begin + want}));
+    const auto entry = entries_.find(begin);
     const int64_t token = Mutated("ledger.gives_a_token_twice") ? next_token_ : next_token_++;
     Hold(entry, holder, region, token, /*custody=*/false);
     leased_end_ = std::max(leased_end_, entry->second.end);

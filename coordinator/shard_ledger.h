@@ -14,11 +14,13 @@
 #define WUKONG_COORDINATOR_SHARD_LEDGER_H_
 
 #include <cstdint>
-#include <map>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/container/btree_map.h"
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
@@ -98,9 +100,9 @@ class ShardLedger {
     int64_t token = 0;
     bool custody = false;
   };
-  using Entries = std::map<int64_t, Entry>;  // By begin; they cover [0, total).
+  using Entries = absl::btree_map<int64_t, Entry>;  // By begin; they cover [0, total).
 
-  // Makes `at` the beginning of an entry.
+  // Makes `at` the beginning of an entry. Other iterators end with it.
   Entries::iterator SplitAt(int64_t at);
   void SetState(Entries::iterator entry, State state);
   // From any state to leased.
@@ -122,9 +124,9 @@ class ShardLedger {
   int64_t leased_end_ = 0;
   Entries entries_;
   // The same once more, so that no lease and no contribution looks at all entries.
-  std::set<int64_t> available_;                  // Begins.
-  std::map<MemberKey, std::set<int64_t>> held_;  // Begins of what is leased, by holder.
-  std::vector<int64_t> leased_in_;               // Samples, by region.
+  absl::btree_set<int64_t> available_;                             // Begins.
+  absl::flat_hash_map<MemberKey, absl::btree_set<int64_t>> held_;  // Begins of what is leased, by holder.
+  std::vector<int64_t> leased_in_;                                 // Samples, by region.
   int64_t count_[kStates] = {};
   int64_t next_token_;
   std::vector<LeasedRange> commits_;

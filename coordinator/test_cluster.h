@@ -98,7 +98,9 @@ struct Cluster {
     request.set_member(process->key.member.value());
     request.set_incarnation(process->key.incarnation.value());
     request.set_beat(++process->beat);
-    return core.Heartbeat(request, now);
+    HeartbeatReply reply;
+    if (const absl::Status status = core.Heartbeat(request, now, &reply); !status.ok()) return status;
+    return reply;
   }
   HeartbeatReply Beat(Process* process, const HeartbeatRequest& request = {}) {
     const auto reply = TryBeat(process, request);

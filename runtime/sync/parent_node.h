@@ -228,7 +228,7 @@ class ParentNode {
 
   const Options options_;
   Version version_{1};
-  std::map<MemberId, Child> children_;              // Live ones.
+  absl::btree_map<MemberId, Child> children_;       // Live ones.
   std::map<MemberId, Incarnation> oldest_allowed_;  // Older incarnations are fenced.
   absl::btree_map<MemberKey, Sequence> included_;   // Of the newest life of each child.
   std::set<MemberId> idle_;

@@ -3,6 +3,7 @@
 #define WUKONG_RUNTIME_SYNC_TYPES_H_
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "proto/wire.pb.h"
@@ -17,6 +18,10 @@ struct MemberKey {
   friend bool operator==(MemberKey a, MemberKey b) { return a.member == b.member && a.incarnation == b.incarnation; }
   friend bool operator<(MemberKey a, MemberKey b) {
     return a.member != b.member ? a.member < b.member : a.incarnation < b.incarnation;
+  }
+  template <typename H>
+  friend H AbslHashValue(H h, MemberKey key) {
+    return H::combine(std::move(h), key.member, key.incarnation);
   }
 };
 
