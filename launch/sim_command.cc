@@ -82,7 +82,8 @@ class FaultWatcher {
   void See(const TapeEvent& event) {
     const double now = absl::ToDoubleSeconds(event.time);
     if (event.kind == TapeEvent::kFault && !event.text.empty()) {
-      const auto key = std::make_pair(event.values[0], event.who);
+      const std::string who(event.who);
+      const auto key = std::make_pair(event.values[0], who);
       if (event.values[1] == 0) {
         if (const auto found = lasting_.find(key); found != lasting_.end()) spans_[found->second].end = now;
         return;
@@ -90,8 +91,8 @@ class FaultWatcher {
       lasting_[key] = spans_.size();
       FaultKind kind = FAULT_KIND_UNSPECIFIED;
       const std::string name = FaultKind_Parse(event.text, &kind) ? FaultName(kind) : event.text;
-      spans_.push_back({name, event.who, static_cast<int>(event.values[0]), now, {}, {}, {}});
-      if (kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS) gone_[event.who] = spans_.size() - 1;
+      spans_.push_back({name, who, static_cast<int>(event.values[0]), now, {}, {}, {}});
+      if (kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS) gone_[who] = spans_.size() - 1;
     }
     if (gone_.empty()) return;
     if (event.kind == TapeEvent::kMerged && event.who == "root") Back("root", now);

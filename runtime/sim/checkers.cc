@@ -4,33 +4,17 @@
 #include <set>
 #include <tuple>
 
+#include "absl/container/btree_map.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.pb.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
 namespace {
-
-// Each sample is committed exactly once: never twice here; that all of them are is the end's to say.
-class CommittedOnce final : public Checker {
- public:
-  const char* name() const override { return "I1"; }
-  void See(const TapeEvent& event) override {
-    if (event.kind != TapeEvent::kCommitted) return;
-    const int64_t begin = event.values[0], end = event.values[1];
-    auto next = committed_.upper_bound(begin);
-    const bool before = next != committed_.begin() && std::prev(next)->second > begin;
-    if (before || (next != committed_.end() && next->first < end)) {
-      Violated(event, absl::StrFormat("samples %d to %d are committed a second time", begin, end));
-      return;
-    }
-    committed_[begin] = end;
-  }
-
- private:
-  std::map<int64_t, int64_t> committed_;  // By begin.
-};
 
 // Intervals of samples.
 class SampleSet {
@@ -50,7 +34,25 @@ class SampleSet {
   }
 
  private:
-  std::map<int64_t, int64_t> ends_;  // By begin.
+  absl::btree_map<int64_t, int64_t> ends_;  // By begin.
+};
+
+// Each sample is committed exactly once: never twice here; that all of them are is the end's to say.
+class CommittedOnce final : public Checker {
+ public:
+  const char* name() const override { return "I1"; }
+  void See(const TapeEvent& event) override {
+    if (event.kind != TapeEvent::kCommitted) return;
+    const int64_t begin = event.values[0], end = event.values[1];
+    if (committed_.Overlaps(begin, end)) {
+      Violated(event, absl::StrFormat("samples %d to %d are committed a second time", begin, end));
+      return;
+    }
+    committed_.Add(begin, end);
+  }
+
+ private:
+  SampleSet committed_;
 };
 
 // What a region has acknowledged is lost with the region, or by a refusal of the root; the death of a worker, or of the
@@ -64,7 +66,7 @@ class AcknowledgedWorkIsKept final : public Checker {
         Told(event.text);
         break;
       case TapeEvent::kDied:
-        held_.erase(event.who);
+        if (const auto held = held_.find(event.who); held != held_.end()) held_.erase(held);
         break;
       case TapeEvent::kAnswered:
         // Which of the region's samples the refused contribution named is not told here.
@@ -109,10 +111,10 @@ class AcknowledgedWorkIsKept final : public Checker {
     }
   }
 
-  std::map<std::string, SampleSet> held_;  // By region, while the root knows it.
+  std::map<std::string, SampleSet, std::less<>> held_;  // By region, while the root knows it.
   SampleSet ever_held_;
   std::map<int64_t, std::string> region_of_;
-  std::set<int64_t> tokens_;
+  absl::flat_hash_set<int64_t> tokens_;
   // Leased while the disk failed: a loss of power may take the lease, and with it the work. Rather that than a member
   // that hears nothing while the disk is full.
   SampleSet not_kept_;
@@ -134,27 +136,32 @@ class VersionsOnlyRise final : public Checker {
       parent = event.values[2];
       included = event.values[3];
       const size_t slash = event.who.find('/');
-      SeeBits(event, slash == std::string::npos ? "root" : event.who.substr(0, slash), event.values[2]);
+      SeeBits(event, slash == absl::string_view::npos ? "root" : event.who.substr(0, slash), event.values[2]);
     }
     if (event.kind != TapeEvent::kPublished) return;
     SeeBits(event, event.who, event.values[3]);
-    int64_t& last = last_[{event.who, event.values[3]}];
+    int64_t& last = parents_[event.who].last[event.values[3]];
     if (event.values[0] < last) Violated(event, absl::StrFormat("version %d after %d", event.values[0], last));
     last = event.values[0];
   }
 
  private:
-  void SeeBits(const TapeEvent& event, const std::string& parent, int64_t incarnation) {
-    const auto key = std::make_tuple(parent, incarnation, event.values[0]);
-    const auto [known, is_new] = checksums_.emplace(key, event.values[1]);
+  struct Parent {
+    absl::flat_hash_map<std::pair<int64_t, int64_t>, int64_t> checksums;  // By incarnation and version.
+    std::map<int64_t, int64_t> last;                                      // Version, by incarnation.
+  };
+
+  void SeeBits(const TapeEvent& event, absl::string_view parent, int64_t incarnation) {
+    const auto [known, is_new] =
+        parents_[parent].checksums.emplace(std::make_pair(incarnation, event.values[0]), event.values[1]);
     if (is_new || known->second == event.values[1]) return;
     Violated(event,
              absl::StrFormat("version %d of %s is given to other parameters than before", event.values[0], parent));
   }
 
-  std::map<std::tuple<std::string, int64_t, int64_t>, int64_t> checksums_;  // By parent, its incarnation, version.
-  std::map<std::pair<std::string, int64_t>, int64_t> last_;
-  std::map<std::string, std::pair<int64_t, int64_t>> included_;  // By child in its present life: parent, sequence.
+  absl::flat_hash_map<std::string, Parent> parents_;
+  // By child in its present life: incarnation of the parent, sequence.
+  absl::flat_hash_map<std::string, std::pair<int64_t, int64_t>> included_;
 };
 
 // Each life of the root speaks in one term, above all terms before it; so no lease is given twice.
@@ -191,9 +198,9 @@ class OneTermOneLife final : public Checker {
     now_ = term;
   }
 
-  int64_t before_ = -1;                                              // The largest of the lives before this one.
-  int64_t now_ = -1;                                                 // -1 while this life has not spoken.
-  std::map<int64_t, std::tuple<int64_t, int64_t, int64_t>> leases_;  // By token: begin, end, member.
+  int64_t before_ = -1;  // The largest of the lives before this one.
+  int64_t now_ = -1;     // -1 while this life has not spoken.
+  absl::flat_hash_map<int64_t, std::tuple<int64_t, int64_t, int64_t>> leases_;  // By token: begin, end, member.
 };
 
 class StalenessIsBounded final : public Checker {
@@ -216,7 +223,7 @@ class RepeatsGetTheFirstAnswer final : public Checker {
     if (event.kind != TapeEvent::kAnswered) return;
     const auto verdict = static_cast<Verdict>(event.values[3]);
     if (verdict == VERDICT_FENCED) return;  // Who is fenced is told so whatever it asks.
-    const auto key = std::make_tuple(event.who, event.values[0], event.values[1], event.values[2]);
+    const auto key = std::make_tuple(std::string(event.who), event.values[0], event.values[1], event.values[2]);
     const auto [known, is_new] = answers_.emplace(key, verdict);
     if (!is_new && known->second != verdict) {
       Violated(event, absl::StrFormat("contribution %d of member %d was %s and is %s now", event.values[2],
@@ -225,7 +232,7 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   }
 
  private:
-  std::map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
+  absl::flat_hash_map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
 // What is not finite is accepted by nobody.

@@ -170,7 +170,7 @@ class Shrinker {
 
 void CollectStrike(const TapeEvent& event, std::vector<FaultStrike>* strikes) {
   if (event.kind != TapeEvent::kFault || event.values[1] != 1) return;
-  strikes->push_back({static_cast<int>(event.values[0]), event.who, event.time});
+  strikes->push_back({static_cast<int>(event.values[0]), std::string(event.who), event.time});
 }
 
 Scenario WithFaultTimes(const Scenario& scenario, const std::vector<FaultStrike>& strikes) {

@@ -26,7 +26,7 @@ struct SimWorld {
   // `the_model` is the job's and outlives this.
   SimWorld(const Job& the_job, uint64_t the_seed, SimModel* the_model)
       : job(the_job), seed(the_seed), model(the_model), network(&queue, the_seed) {}
-  void Note(TapeEvent::Kind kind, const std::string& who, std::array<int64_t, 4> values = {}, std::string text = {}) {
+  void Note(TapeEvent::Kind kind, absl::string_view who, std::array<int64_t, 4> values = {}, std::string text = {}) {
     tape.Add({queue.elapsed(), kind, who, values, std::move(text)});
   }
   const Job job;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "runtime/base/random.h"
 
@@ -38,7 +39,7 @@ struct TapeEvent {
   };
   absl::Duration time;
   Kind kind = kStarted;
-  std::string who;
+  absl::string_view who;  // What is kept must be copied.
   std::array<int64_t, 4> values = {};
   std::string text;
 };
