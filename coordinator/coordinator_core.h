@@ -66,6 +66,7 @@ class CoordinatorCore {
 
   absl::StatusOr<GetJobReply> GetJob(const GetJobRequest& request) const;
   absl::StatusOr<JoinReply> Join(const JoinRequest& request, absl::Time now);
+  // `answer` is filled anew; it says nothing when this fails.
   absl::Status Heartbeat(const HeartbeatRequest& request, absl::Time now, HeartbeatReply* answer);
   // While held, training does not begin although everybody is ready.
   void HoldStart(bool held, absl::Time now);
@@ -208,7 +209,8 @@ class CoordinatorCore {
   absl::Time training_ended_;
   absl::Time nobody_since_;
   absl::Time last_tick_;
-  absl::Time all_heard_until_ = absl::InfinitePast();  // No live member is silent for too long before then.
+  absl::Time all_heard_until_ =
+      absl::InfinitePast();  // No live member is silent for too long before then (`now` never goes back).
 
   absl::btree_map<MemberId, std::unique_ptr<Member>> members_;  // Found at each heartbeat of each of thousands.
   std::vector<RegionMembers> by_region_;

@@ -1,8 +1,11 @@
 #include "runtime/sim/checkers.h"
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"

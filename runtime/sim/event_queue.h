@@ -2,7 +2,7 @@
 //
 //   At --now--> due --------------------------------+
 //      --soon, or while little is pending--> heap ---+--> RunOne: the first of the three
-//      --later--> buckets --the next one is due--> opened, sorted
+//      --later--> buckets --the next one is due, or nothing else is left--> opened, sorted
 //
 #ifndef WUKONG_RUNTIME_SIM_EVENT_QUEUE_H_
 #define WUKONG_RUNTIME_SIM_EVENT_QUEUE_H_
@@ -99,7 +99,7 @@ class EventQueue final : public Clock {
 
   // It does not happen, if it has not happened yet.
   void Cancel(EventId id) {
-    if (id.slot >= slots_.size() || slots_[id.slot].order != id.order) return;
+    if (id.order < 0 || id.slot >= slots_.size() || slots_[id.slot].order != id.order) return;
     Free(id.slot);
     // Most timeouts never come to pass: they must not fill the queue until their time.
     if (++cancelled_ > kManyCancelled && cancelled_ > 4 * slots_.size()) RemoveCancelled();
@@ -151,7 +151,7 @@ class EventQueue final : public Clock {
 
   // Without those that were cancelled.
   int64_t executed() const { return executed_; }
-  // Of those that were cancelled, what still takes place.
+  // How many of those that were cancelled still take up memory.
   size_t kept() const { return cancelled_; }
 
  private:
@@ -180,6 +180,7 @@ class EventQueue final : public Clock {
     int64_t order = -1;
     uint32_t next_free = kNone;
   };
+  static_assert(sizeof(Slot) == 64);
 
   static int64_t NotBefore(absl::Time time) {
     const int64_t nanoseconds = absl::ToUnixNanos(time);
@@ -228,7 +229,7 @@ class EventQueue final : public Clock {
     if (const Slot* slot = Ahead(9)) Prefetch(slot);
     if (const Slot* slot = Ahead(6)) {
       Prefetch(slot->place);
-      PrefetchCaptures(slot->action);
+      if (slot->action) PrefetchCaptures(slot->action);
     }
     if (const Slot* slot = Ahead(4); slot != nullptr && slot->place != nullptr) slot->place->Soon(slot->tag);
     if (const Slot* slot = Ahead(2); slot != nullptr && slot->place != nullptr) slot->place->VerySoon(slot->tag);

@@ -73,7 +73,7 @@ class SimLink final : public EventQueue::Place {
   void Soon(int64_t tag) const override { EventQueue::Prefetch(&in_flight_[static_cast<size_t>(tag)]); }
   void VerySoon(int64_t tag) const override {
     const Arrival& arrival = in_flight_[static_cast<size_t>(tag)];
-    EventQueue::PrefetchCaptures(arrival.action);
+    if (arrival.action) EventQueue::PrefetchCaptures(arrival.action);
     if (arrival.near != nullptr) arrival.near->VerySoon(0);
   }
   void Arrive(size_t message);

@@ -123,7 +123,7 @@ class SimProcess : public Clock, public EventQueue::Place {
   absl::Time own_ = absl::UnixEpoch();
   absl::Time since_ = absl::UnixEpoch();
   std::vector<Action> backlog_;
-  absl::flat_hash_map<int64_t, Action> on_death_;  // One of each call that the root has not answered.
+  absl::flat_hash_map<int64_t, Action> on_death_;  // Of each call that it has not answered, among others.
   int64_t next_hook_ = 0;
   Connections to_root_, from_root_;
 };

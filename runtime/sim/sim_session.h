@@ -7,7 +7,9 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "proto/wire.pb.h"
 #include "runtime/sim/sim_node.h"
 
 namespace wukong {

@@ -5,16 +5,20 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "gloo/allreduce.h"
 #include "gloo/barrier.h"
 #include "gloo/math.h"
@@ -44,9 +48,13 @@ class FileStore final : public RendezvousStore {
     return absl::OkStatus();
   }
   absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
-    store_.wait({key}, absl::ToChronoMilliseconds(timeout));
-    const std::vector<char> value = store_.get(key);
-    return std::string(value.begin(), value.end());
+    try {
+      store_.wait({key}, absl::ToChronoMilliseconds(timeout));
+      const std::vector<char> value = store_.get(key);
+      return std::string(value.begin(), value.end());
+    } catch (const std::exception& error) {
+      return absl::DeadlineExceededError(error.what());
+    }
   }
 
  private:
