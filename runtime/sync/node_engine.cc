@@ -201,7 +201,7 @@ void NodeEngine::Do(const ParentNode::Check& check) {
       if (checked.verdict == VERDICT_ACCEPTED) FaultPoint("root.after_append");
     }
   }
-  Handle(checked);
+  events_.push_front(checked);  // The node has judged how stale it is: nothing may be merged in between.
 }
 
 void NodeEngine::Do(const ParentNode::Keep& keep) {

@@ -29,6 +29,7 @@ ParentNode::ParentNode(const Options& options) : options_(options) {
 
 std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time now) {
   std::vector<Action> actions;
+  std::optional<MemberId> settled;
   if (const auto* attached = std::get_if<ChildAttached>(&event)) {
     On(*attached, &actions);
   } else if (const auto* fenced = std::get_if<ChildFenced>(&event)) {
@@ -38,10 +39,8 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
       if (options_.tells_lead && idle_ != idle->idle) publish_wanted_ = true;  // Nobody waits for these any more.
       idle_ = idle->idle;
     }
-  } else if (const auto* offered = std::get_if<Offered>(&event)) {
-    On(*offered, now, &actions);
   } else if (const auto* checked = std::get_if<Checked>(&event)) {
-    On(*checked, now, &actions);
+    settled = On(*checked, now, &actions);
   } else if (std::holds_alternative<FollowersReady>(event)) {
     followers_ready_ = true;
   } else if (const auto* moved = std::get_if<ParentMoved>(&event)) {
@@ -72,6 +71,12 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
       }
     }
     actions.push_back(Publish{version_, std::move(notes)});
+  }
+  // Last, so that what is taken up is judged by the version at which it will be merged.
+  if (const auto* offered = std::get_if<Offered>(&event)) {
+    On(*offered, now, &actions);
+  } else if (settled.has_value()) {
+    TakeUpEarly(*settled, now, &actions);
   }
   return actions;
 }
@@ -266,7 +271,9 @@ void ParentNode::TakeUp(const Offered& event, Child* child, absl::Time now, std:
            actions);
     return;
   }
-  const int64_t staleness = Staleness(manifest);
+  // Where it waits for a quorum, what is merged and has no version yet will have one before it is merged itself.
+  const bool waits = options_.level.quorum() != 1 || options_.level.grace_ns() > 0;
+  const int64_t staleness = Staleness(manifest) + (waits && publish_wanted_ ? 1 : 0);
   if (staleness > options_.level.staleness_max() + (Mutated("parent.one_version_too_stale") ? 1 : 0) &&
       !Mutated("parent.no_bound_on_staleness")) {
     Refuse(event.handle, manifest.sender.member, VERDICT_STALE,
@@ -280,13 +287,13 @@ void ParentNode::TakeUp(const Offered& event, Child* child, absl::Time now, std:
   actions->push_back(Check{event.handle, norm_max});
 }
 
-void ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
+std::optional<MemberId> ParentNode::On(const Checked& event, absl::Time now, std::vector<Action>* actions) {
   const auto found = staged_.find(event.handle);
-  if (found == staged_.end()) return;  // Refused meanwhile.
+  if (found == staged_.end()) return std::nullopt;  // Refused meanwhile.
   const MemberId sender = found->second.manifest.sender.member;
   if (const auto child = children_.find(sender); child != children_.end()) child->second.checking = false;
   Settle(event, now, actions);
-  TakeUpEarly(sender, now, actions);
+  return sender;
 }
 
 void ParentNode::Settle(const Checked& event, absl::Time now, std::vector<Action>* actions) {

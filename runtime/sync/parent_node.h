@@ -94,7 +94,9 @@ class ParentNode {
                              Written, Answered, ParentBack, Drain, Tick>;
 
   // ---- actions
-  struct Check {  // Finite, right shape, norm, and (root) ranges that the sender holds; then feed Checked.
+  // Finite, right shape, norm, and (root) ranges that the sender holds; then feed Checked, before any other event: how
+  // stale the contribution is has been judged, and no other may be merged in between.
+  struct Check {
     Handle handle;
     double norm_max = 0;  // 0: any.
   };
@@ -200,7 +202,8 @@ class ParentNode {
   void TakeUp(const Offered& event, Child* child, absl::Time now, std::vector<Action>* actions);
   // Of those that wait for their turn, whose turn it is.
   void TakeUpEarly(MemberId sender, absl::Time now, std::vector<Action>* actions);
-  void On(const Checked& event, absl::Time now, std::vector<Action>* actions);
+  // Whose it was, unless it was refused meanwhile.
+  std::optional<MemberId> On(const Checked& event, absl::Time now, std::vector<Action>* actions);
   void Settle(const Checked& event, absl::Time now, std::vector<Action>* actions);
   void On(const ParentMoved& event, std::vector<Action>* actions);
   void On(const Answered& event, std::vector<Action>* actions);

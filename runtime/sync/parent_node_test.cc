@@ -630,6 +630,23 @@ TEST(ParentNodeVerdicts, WhatIsRefusedHoldsNothingUp) {
   EXPECT_EQ(Only<ParentNode::Check>(actions).handle, Handle(2));
 }
 
+// It would be merged a version later than the bound allows otherwise.
+TEST(ParentNodeVerdicts, WhatWaitedForTheOneBeforeItIsJudgedByTheVersionThatThatOneMade) {
+  ParentNode::Options options = WithInFlight(2);
+  options.level.set_staleness_max(0);
+  Node n(options);
+  const Manifest first = n.Make(1, 1), second = n.Make(1, 2);
+  n.Step(ParentNode::FollowersReady{});
+  EXPECT_EQ(All<ParentNode::Keep>(n.Offer(second)).size(), 1u);
+  EXPECT_EQ(Only<ParentNode::Check>(n.Offer(first)).handle, Handle(2));
+  const Actions actions = n.Step(ParentNode::Checked{Handle(2), VERDICT_ACCEPTED, ""});
+  EXPECT_EQ(All<ParentNode::Publish>(actions).size(), 1u);
+  EXPECT_THAT(All<ParentNode::Check>(actions), IsEmpty());
+  std::vector<std::pair<Handle, Verdict>> replies;
+  for (const auto& reply : All<ParentNode::Reply>(actions)) replies.emplace_back(reply.handle, reply.verdict);
+  EXPECT_THAT(replies, UnorderedElementsAre(Pair(Handle(1), VERDICT_STALE), Pair(Handle(2), VERDICT_ACCEPTED)));
+}
+
 TEST(ParentNodeVerdicts, AFencedLifesEarlyContributionsAreRefused) {
   for (const bool by_a_new_life : {false, true}) {
     Node n(WithInFlight(3));
