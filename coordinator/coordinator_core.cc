@@ -55,9 +55,9 @@ int64_t CoordinatorCore::committed_tokens() const { return ledger_.committed() *
 absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::Time now, HeartbeatReply* answer) {
   HeartbeatReply& reply = *answer;
   reply.Clear();
-  const auto found = members_.find(MemberId(request.member()));
-  if (found == members_.end()) return absl::AbortedError("this member is unknown to the coordinator; join again");
-  Member& member = *found->second;
+  Member* const found = Find(MemberId(request.member()));
+  if (found == nullptr) return absl::AbortedError("this member is unknown to the coordinator; join again");
+  Member& member = *found;
   if (member.state != State::kLive || member.key.incarnation.value() != request.incarnation()) {
     return absl::AbortedError(
         absl::StrFormat("%s incarnation %d is fenced: it was silent for too long, left, or another took its place",
@@ -144,10 +144,10 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
       for (const SampleRange& range : done.custody()) custody.push_back(RangeFromProto(range));
       const int64_t before = ledger_.available();
       ledger_.ReleaseFenced(key, custody);
-      const auto fenced = members_.find(key.member);
-      if (fenced != members_.end() && fenced->second->key == key) fenced->second->state = State::kGone;
+      Member* const fenced = Find(key.member);
+      if (fenced != nullptr && fenced->key == key) fenced->state = State::kGone;
       Log({{"event", "fenced"},
-           {"name", fenced == members_.end() ? "" : Describe(*fenced->second)},
+           {"name", fenced == nullptr ? "" : Describe(*fenced)},
            {"incarnation", key.incarnation.value()},
            {"samples_available_again", ledger_.available() - before},
            {"ranges_in_custody", custody.size()}});
@@ -183,10 +183,10 @@ void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequ
   for (const RefusedCount& one : request.usage().refused()) {
     const int64_t more = one.count() - known[{one.member(), one.verdict()}];
     if (more <= 0) continue;
-    const auto sender = members_.find(MemberId(one.member()));
+    const Member* const sender = Find(MemberId(one.member()));
     Log({{"event", "refused"},
          {"by", Describe(aggregator)},
-         {"name", sender == members_.end() ? absl::StrCat("member ", one.member()) : Describe(*sender->second)},
+         {"name", sender == nullptr ? absl::StrCat("member ", one.member()) : Describe(*sender)},
          {"member", one.member()},
          {"reason", VerdictName(one.verdict())},
          {"contributions", more}});
@@ -281,7 +281,7 @@ void CoordinatorCore::Excuse(absl::Time now) {
   if (away <= absl::Nanoseconds(job_.limits().lease_ns()) / 2) return;
   // Whoever was heard after this process came back is not silent at all.
   const auto later = [&](absl::Time* time) { *time = std::min(now, *time + away); };
-  for (auto& [id, member] : members_) later(&member->last_seen);
+  for (const auto& member : members_) later(&member->last_seen);
   for (auto& [region, seen] : aggregator_seen_) later(&seen);
   later(&created_);
   later(&nobody_since_);
@@ -296,7 +296,7 @@ void CoordinatorCore::Tick(absl::Time now) {
   // Nobody's time runs out before that of who was silent for the longest when all were looked at.
   if (now > all_heard_until_) {
     absl::Time heard = now;
-    for (auto& [id, member] : members_) {
+    for (const auto& member : members_) {
       if (member->state != State::kLive) continue;
       if (now - member->last_seen > lease && !Mutated("core.never_expires")) {
         Expire(member.get(), "lost", absl::StrFormat("silent for %s", absl::FormatDuration(now - member->last_seen)));
@@ -344,13 +344,13 @@ void CoordinatorCore::Tick(absl::Time now) {
 }
 
 Verdict CoordinatorCore::Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
-  const auto found = members_.find(manifest.sender.member);
-  if (found == members_.end() || found->second->role != ROLE_AGGREGATOR || found->second->state != State::kLive ||
-      (!(found->second->key == manifest.sender) && !Mutated("core.admits_fenced_lives"))) {
+  const Member* const found = Find(manifest.sender.member);
+  if (found == nullptr || found->role != ROLE_AGGREGATOR || found->state != State::kLive ||
+      (!(found->key == manifest.sender) && !Mutated("core.admits_fenced_lives"))) {
     *detail = "the sender is not a live aggregator";
     return VERDICT_FENCED;
   }
-  if (!ledger_.Admit(found->second->region, manifest.ranges, detail)) return VERDICT_RANGES;
+  if (!ledger_.Admit(found->region, manifest.ranges, detail)) return VERDICT_RANGES;
   if (!Mutated("core.admits_without_a_record")) Write(accepted);
   return VERDICT_ACCEPTED;
 }
@@ -362,19 +362,19 @@ void CoordinatorCore::Merged(const std::vector<Manifest>& manifests, absl::Time 
 }
 
 void CoordinatorCore::Refused(const Manifest& manifest) {
-  const auto found = members_.find(manifest.sender.member);
-  if (found == members_.end() || found->second->role != ROLE_AGGREGATOR || !(found->second->key == manifest.sender)) {
+  Member* const found = Find(manifest.sender.member);
+  if (found == nullptr || found->role != ROLE_AGGREGATOR || !(found->key == manifest.sender)) {
     return;  // Released already, with the region.
   }
-  if (found->second->must_assert) {
-    std::vector<LeasedRange>& unspoken = found->second->refused_unspoken;
+  if (found->must_assert) {
+    std::vector<LeasedRange>& unspoken = found->refused_unspoken;
     unspoken.insert(unspoken.end(), manifest.ranges.begin(), manifest.ranges.end());
   }
   const int64_t before = ledger_.available();
-  ledger_.ReleaseRefused(found->second->region, manifest.ranges);
+  ledger_.ReleaseRefused(found->region, manifest.ranges);
   if (ledger_.available() == before) return;
   Log({{"event", "released"},
-       {"name", Describe(*found->second)},
+       {"name", Describe(*found)},
        {"sequence", manifest.sequence.value()},
        {"samples_available_again", ledger_.available() - before}});
   UpdateRootIdle();
@@ -396,9 +396,8 @@ void CoordinatorCore::Fail(const std::string& reason, absl::Time now) {
 }
 
 bool CoordinatorCore::AllToldFinish() const {
-  return std::all_of(members_.begin(), members_.end(), [](const auto& entry) {
-    return entry.second->state != State::kLive || entry.second->told_finish;
-  });
+  return std::all_of(members_.begin(), members_.end(),
+                     [](const auto& member) { return member->state != State::kLive || member->told_finish; });
 }
 
 std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {

@@ -17,9 +17,10 @@
 #include <variant>
 #include <vector>
 
-#include "absl/container/btree_map.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "coordinator/shard_ledger.h"
 #include "nlohmann/json.hpp"
 #include "proto/job.pb.h"
@@ -98,6 +99,13 @@ class CoordinatorCore {
   int64_t committed_tokens() const;
   // No member is waited for any more: all that live have been told that the run is over.
   bool AllToldFinish() const;
+  // What a heartbeat of this member will need, as bytes: memory can be asked for ahead. Empty for a member that nobody knows.
+  absl::Span<const char> MemoryOf(MemberId id) const {
+    const Member* const member = Find(id);
+    if (member == nullptr) return {};
+    const auto* const begin = reinterpret_cast<const char*>(member);
+    return {begin, static_cast<size_t>(reinterpret_cast<const char*>(&member->name) - begin)};
+  }
   // Some holder of an earlier term has not yet said what it holds.
   bool recovering() const { return ledger_.unknown() > 0; }
   absl::Time training_started() const { return training_started_; }
@@ -159,6 +167,11 @@ class CoordinatorCore {
   absl::Status CheckRegion(const std::string& name, bool may_be_new) const;
   int AddRegion(const std::string& name);
   Member* Aggregator(int region) const { return by_region_[region].aggregator; }
+  Member* Find(MemberId id) const {
+    const auto found = by_id_.find(id);
+    return found == by_id_.end() ? nullptr : found->second;
+  }
+  // `id` is new.
   Member* AddMember(MemberId id, Role role, int region);
   // After members of `region` changed in what RegionMembers counts.
   void Recount(int region);
@@ -212,7 +225,8 @@ class CoordinatorCore {
   absl::Time all_heard_until_ =
       absl::InfinitePast();  // No live member is silent for too long before then (`now` never goes back).
 
-  absl::btree_map<MemberId, std::unique_ptr<Member>> members_;  // Found at each heartbeat of each of thousands.
+  std::vector<std::unique_ptr<Member>> members_;  // By id.
+  absl::flat_hash_map<MemberId, Member*> by_id_;  // Looked into at each heartbeat of each of thousands.
   std::vector<RegionMembers> by_region_;
   int live_workers_ = 0;         // Of all regions.
   int regions_taking_data_ = 0;  // In which some live worker is not in quarantine.

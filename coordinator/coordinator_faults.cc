@@ -71,7 +71,7 @@ absl::StatusOr<InjectFaultReply> CoordinatorCore::InjectFault(const InjectFaultR
   if (target == "root") {
     reply.add_members("root");
   } else {
-    for (auto& [id, member] : members_) {
+    for (const auto& member : members_) {
       if (member->state != State::kLive) continue;
       const bool worker = member->role == ROLE_WORKER;
       live.insert(worker ? absl::StrCat(RegionOf(*member), "/", member->name) : RegionOf(*member));

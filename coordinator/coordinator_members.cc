@@ -63,17 +63,17 @@ int CoordinatorCore::AddRegion(const std::string& name) {
 }
 
 CoordinatorCore::Member* CoordinatorCore::AddMember(MemberId id, Role role, int region) {
-  std::unique_ptr<Member>& made = members_[id];
-  if (made == nullptr) made = std::make_unique<Member>();
+  const auto later = [](MemberId one, const auto& other) { return one < other->key.member; };
+  auto made = std::make_unique<Member>();
   Member* const member = made.get();
   member->key.member = id;
   member->role = role;
   member->region = region;
   RegionMembers& there = by_region_[region];
   std::vector<Member*>& peers = role == ROLE_WORKER ? there.workers : there.aggregators;
-  const auto after = std::upper_bound(peers.begin(), peers.end(), id,
-                                      [](MemberId one, const Member* other) { return one < other->key.member; });
-  peers.insert(after, member);
+  peers.insert(std::upper_bound(peers.begin(), peers.end(), id, later), member);
+  members_.insert(std::upper_bound(members_.begin(), members_.end(), id, later), std::move(made));
+  by_id_[id] = member;
   return member;
 }
 

@@ -41,7 +41,7 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
   }
   for (int r = 0; r < regions(); ++r) Recount(r);
   // Whoever was being fenced may not have been: its aggregator is asked again. No count changes by that.
-  for (auto& [id, member] : members_) {
+  for (const auto& member : members_) {
     if (member->role != ROLE_WORKER || member->state != State::kGone || Aggregator(member->region) == nullptr) continue;
     member->state = State::kFencing;
     fencing_[member->region].insert(member->key);

@@ -32,13 +32,13 @@ MemberUsage CoordinatorCore::TotalUsage(const Member& member) const {
 
 std::map<std::string, int64_t> CoordinatorCore::RefusedBySender() const {
   std::map<std::string, int64_t> refused;
-  for (const auto& [id, held] : members_) {
+  for (const auto& held : members_) {
     const Member& aggregator = *held;
     if (aggregator.role != ROLE_AGGREGATOR) continue;
     const MemberUsage usage = TotalUsage(aggregator);
     for (const RefusedCount& one : usage.refused()) {
-      const auto sender = members_.find(MemberId(one.member()));
-      const std::string name = sender == members_.end() ? absl::StrCat("member ", one.member()) : sender->second->name;
+      const Member* const sender = Find(MemberId(one.member()));
+      const std::string name = sender == nullptr ? absl::StrCat("member ", one.member()) : sender->name;
       refused[absl::StrCat(name, " of ", RegionOf(aggregator), ": ", VerdictName(one.verdict()))] += one.count();
     }
   }
@@ -59,7 +59,7 @@ void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
   status->set_tokens_committed(committed_tokens());
   for (const auto& [sender, count] : RefusedBySender()) (*status->mutable_refused())[sender] = count;
   double compute = 0, wall = 0;
-  for (const auto& [id, held] : members_) {
+  for (const auto& held : members_) {
     const Member& member = *held;
     const MemberUsage usage = TotalUsage(member);
     if (member.role == ROLE_WORKER) {
@@ -100,7 +100,7 @@ void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
   MemberUsage all;
   std::vector<MemberUsage> by_index(regions());
   nlohmann::ordered_json processes = nlohmann::ordered_json::array();
-  for (const auto& [id, held] : members_) {
+  for (const auto& held : members_) {
     const Member& member = *held;
     const MemberUsage usage = TotalUsage(member);
     processes.push_back({{"role", RoleName(member.role)},
@@ -146,7 +146,7 @@ void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
                                  {"round_trip_ms_p99", 1e3 * Percentile(round_trips_[r].seconds, 99)},
                                  {"round_trips_measured", round_trips_[r].seconds.size()}};
     MemberUsage aggregators;
-    for (const auto& [id, member] : members_) {
+    for (const auto& member : members_) {
       if (member->role == ROLE_AGGREGATOR && member->region == r) Add(TotalUsage(*member), &aggregators);
     }
     trips[regions_[r].name()]["payload_bytes_up"] = aggregators.payload_bytes_up();

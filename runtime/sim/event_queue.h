@@ -19,6 +19,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "runtime/base/clock.h"
 
 namespace wukong {
@@ -41,12 +42,18 @@ class EventQueue final : public Clock {
     ~Place() = default;
   };
   static void Prefetch(const void* address) { __builtin_prefetch(address); }
+  static void Prefetch(absl::Span<const char> memory) {
+    if (memory.empty()) return;
+    for (size_t at = 0; at < memory.size(); at += kLine) __builtin_prefetch(memory.data() + at);
+    __builtin_prefetch(&memory.back());
+  }
   // The first word of an action points at what it captures, or is the first of that.
   static void PrefetchCaptures(const Action& action) {
     uintptr_t first = 0;
     std::memcpy(&first, &action, sizeof(first));
-    for (uintptr_t line = 0; line < 3; ++line) Prefetch(reinterpret_cast<const void*>(first + 64 * line));
+    for (uintptr_t line = 0; line < 3; ++line) Prefetch(reinterpret_cast<const void*>(first + kLine * line));
   }
+  static constexpr size_t kLine = 64;  // Bytes of a cache line, about.
   struct EventId {
     uint32_t slot = 0;
     int64_t order = -1;

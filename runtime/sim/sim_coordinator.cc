@@ -55,6 +55,9 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
     // Nobody may be told an incarnation that another life of this coordinator could give away again.
     WhenDurable([respond = std::move(respond), reply = std::move(reply)]() mutable { respond(std::move(reply)); });
   };
+  door_.memory_of = [this](MemberId member) {
+    return life_state_ == nullptr ? absl::Span<const char>() : life_state_->core->MemoryOf(member);
+  };
   door_.heartbeat = [this](const HeartbeatRequest& request, HeartbeatReply* reply,
                            SimCoordinatorDoor::HeartbeatAnswer respond) {
     if (life_state_ == nullptr || !life_state_->serves) {

@@ -239,7 +239,14 @@ void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action a
   SimProcess::Connections& open = to->site() < 0 ? from->to_root() : to->from_root();
   while (open.size() < shares) open.push_back(link->Open());
   if (shares == 1) {
-    link->Send(open[0], bytes, {from, from->life(), std::move(departed)}, {nullptr, 0, std::move(arrived), to});
+    Arrival arrival{nullptr, 0, std::move(arrived)};
+    if (to->site() >= 0) {
+      arrival.memory = {to->object(), to->memory()};
+    } else {
+      arrival.memory[0] = from->memory_at_root();
+      if (!from->from_root().empty()) arrival.memory[1] = regions_[from->site()].down->Memory(from->from_root()[0]);
+    }
+    link->Send(open[0], bytes, {from, from->life(), std::move(departed)}, std::move(arrival));
     return;
   }
   const auto when_last = [shares](Action action) {
@@ -250,7 +257,7 @@ void SimNetwork::Carry(SimProcess* from, SimProcess* to, int64_t bytes, Action a
   const auto last_departed = when_last(std::move(departed)), last_arrived = when_last(std::move(arrived));
   for (size_t i = 0; i < shares; ++i) {
     link->Send(open[i], bytes / static_cast<int64_t>(shares), {from, from->life(), last_departed},
-               {nullptr, 0, last_arrived, to});
+               {nullptr, 0, last_arrived});
   }
 }
 

@@ -3,6 +3,7 @@
 #ifndef WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
 #define WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <list>
@@ -26,7 +27,8 @@ struct Arrival {
   SimProcess* to = nullptr;
   int64_t life = 0;
   Action action;
-  const SimProcess* near = nullptr;  // Which process's memory it will need.
+  // Memory that it will need.
+  std::array<absl::Span<const char>, 2> memory = {};
   void Happen() {
     if (to == nullptr) {
       action();
@@ -51,6 +53,10 @@ class SimLink final : public EventQueue::Place {
   void SetRoundTrip(absl::Duration rtt) { rtt_ = rtt; }
   void SetCut(bool cut);
   int64_t bytes() const { return bytes_; }
+  // Of a connection. Elsewhere when others have been opened since.
+  absl::Span<const char> Memory(int64_t connection) const {
+    return {reinterpret_cast<const char*>(&connections_[static_cast<size_t>(connection)]), sizeof(Connection)};
+  }
 
  private:
   struct Message {
@@ -74,7 +80,7 @@ class SimLink final : public EventQueue::Place {
   void VerySoon(int64_t tag) const override {
     const Arrival& arrival = in_flight_[static_cast<size_t>(tag)];
     if (arrival.action) EventQueue::PrefetchCaptures(arrival.action);
-    if (arrival.near != nullptr) arrival.near->VerySoon(0);
+    for (const absl::Span<const char> memory : arrival.memory) EventQueue::Prefetch(memory);
   }
   void Arrive(size_t message);
 
@@ -113,6 +119,11 @@ class SimNetwork {
   SimLink* LinkBetween(int from, int to);
   Faults FaultsBetween(int from, int to);
   absl::Duration RoundTrip(int from, int to);
+  // What a call from this process to the root needs here.
+  absl::Span<const char> MemoryOfCalls(const SimProcess& process) const {
+    if (process.to_root().empty()) return {};
+    return regions_[process.site()].up->Memory(process.to_root()[0]);
+  }
 
   // An ordered stream of messages, each spread over `connections`. It ends with either process; after that nothing is
   // delivered.

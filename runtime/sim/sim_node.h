@@ -12,6 +12,7 @@
 
 #include "proto/job.pb.h"
 #include "runtime/base/random.h"
+#include "runtime/sim/sim_beat.h"
 #include "runtime/sim/sim_model.h"
 #include "runtime/sim/sim_network.h"
 #include "runtime/sim/sim_process.h"
@@ -33,6 +34,7 @@ struct SimWorld {
   const uint64_t seed;
   SimModel* const model;
   bool counts = false;  // The model is a counter: contributions can be checked against their manifests.
+  SimBeats beats;       // Outlives what the queue holds.
   EventQueue queue;
   SimNetwork network;
   Tape tape;

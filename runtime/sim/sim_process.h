@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "runtime/base/clock.h"
 #include "runtime/sim/event_queue.h"
 
@@ -36,6 +37,13 @@ class SimProcess : public Clock, public EventQueue::Place {
   using Connections = absl::InlinedVector<int64_t, 2>;
   Connections& to_root() { return to_root_; }
   Connections& from_root() { return from_root_; }
+  const Connections& to_root() const { return to_root_; }
+  // Where this is, and what it uses in this life: hints of which memory to ask for ahead.
+  absl::Span<const char> object() const { return {reinterpret_cast<const char*>(this), sizeof(*this)}; }
+  virtual absl::Span<const char> memory() const { return {}; }
+  // What the root has of it, or had: a hint of which memory a call from here will need there.
+  absl::Span<const char> memory_at_root() const { return memory_at_root_; }
+  void SetMemoryAtRoot(absl::Span<const char> memory) { memory_at_root_ = memory; }
 
   // The process's own clock.
   absl::Time Now() const override {
@@ -126,6 +134,7 @@ class SimProcess : public Clock, public EventQueue::Place {
   absl::flat_hash_map<int64_t, Action> on_death_;  // Of each call that it has not answered, among others.
   int64_t next_hook_ = 0;
   Connections to_root_, from_root_;
+  absl::Span<const char> memory_at_root_;
 };
 
 }  // namespace wukong

@@ -20,6 +20,7 @@ void SimSession::Join(const JoinRequest& request, std::function<void(const JoinR
               return;
             }
             key_ = {MemberId(reply->member()), Incarnation(reply->incarnation())};
+            self_->SetMemoryAtRoot(door_->memory_of(key_.member));
             joined(*reply);
             Beat();
           });
@@ -48,22 +49,22 @@ void SimSession::Beat() {
   ++timer_;
   kicked_ = false;
   beating_ = true;
-  const std::shared_ptr<Attempt> attempt = NewAttempt();
-  HeartbeatRequest& request = attempt->request;
+  const std::shared_ptr<SimBeat> beat = NewBeat();
+  HeartbeatRequest& request = beat->request;
   request.set_member(key_.member.value());
   request.set_incarnation(key_.incarnation.value());
   request.set_beat(++beat_);
   callbacks_.fill(&request);
   request.mutable_usage()->set_round_trip_seconds(round_trip_);
   first_try_ = self_->Now();
-  SendBeat(attempt);
+  SendBeat(beat);
 }
 
-std::shared_ptr<SimSession::Attempt> SimSession::NewAttempt() {
-  auto attempt = std::make_shared<Attempt>();
-  attempt->session = this;
-  attempt->door = door_;
-  return attempt;
+std::shared_ptr<SimBeat> SimSession::NewBeat() {
+  std::shared_ptr<SimBeat> beat = world_->beats.Take();
+  beat->session = this;
+  beat->door = door_;
+  return beat;
 }
 
 void SimSession::BeatFailed(const HeartbeatRequest& request, const absl::Status& status) {
@@ -72,40 +73,40 @@ void SimSession::BeatFailed(const HeartbeatRequest& request, const absl::Status&
     callbacks_.on_lost(status);
     return;
   }
-  const std::shared_ptr<Attempt> again = NewAttempt();
+  const std::shared_ptr<SimBeat> again = NewBeat();
   again->request = request;
   self_->After(kCoordinatorRetry, [this, again] { SendBeat(again); });
 }
 
-void SimSession::BeatAnswered(Attempt* attempt) {
-  if (!attempt->status.ok()) {
-    BeatFailed(attempt->request, attempt->status);
+void SimSession::BeatAnswered(const SimBeat& beat) {
+  if (!beat.status.ok()) {
+    BeatFailed(beat.request, beat.status);
     return;
   }
-  round_trip_ = absl::ToDoubleSeconds(self_->Now() - attempt->sent);
+  round_trip_ = absl::ToDoubleSeconds(self_->Now() - beat.sent);
   beating_ = false;
-  callbacks_.on_reply(std::move(attempt->reply));
+  callbacks_.on_reply(beat.reply);
   Wait();
 }
 
-void SimSession::SendBeat(const std::shared_ptr<Attempt>& attempt) {
-  attempt->sent = self_->Now();
-  const auto bytes = static_cast<int64_t>(attempt->request.ByteSizeLong());
+void SimSession::SendBeat(const std::shared_ptr<SimBeat>& beat) {
+  beat->sent = self_->Now();
+  const auto bytes = static_cast<int64_t>(beat->request.ByteSizeLong());
   world_->network.Call(
       self_, door_->process, bytes, kCoordinatorTimeout,
-      [attempt](const SimNetwork::Respond& respond) {
+      [beat](const SimNetwork::Respond& respond) {
         if (!respond.wanted()) {
           const auto reply = std::make_shared<HeartbeatReply>();
-          attempt->door->heartbeat(attempt->request, reply.get(), [reply](const absl::Status&) {});
+          beat->door->heartbeat(beat->request, reply.get(), [reply](const absl::Status&) {});
           return;
         }
-        attempt->door->heartbeat(attempt->request, &attempt->reply, [attempt, respond](const absl::Status& status) {
-          attempt->status = status;
-          const int64_t size = status.ok() ? static_cast<int64_t>(attempt->reply.ByteSizeLong()) : 16;
-          respond(size, [attempt] { attempt->session->BeatAnswered(attempt.get()); });
+        beat->door->heartbeat(beat->request, &beat->reply, [beat, respond](const absl::Status& status) {
+          beat->status = status;
+          const int64_t size = status.ok() ? static_cast<int64_t>(beat->reply.ByteSizeLong()) : 16;
+          respond(size, [beat] { beat->session->BeatAnswered(*beat); });
         });
       },
-      [attempt](const absl::Status& status) { attempt->session->BeatFailed(attempt->request, status); });
+      [beat](const absl::Status& status) { beat->session->BeatFailed(beat->request, status); });
 }
 
 }  // namespace wukong

@@ -23,13 +23,15 @@ struct SimCoordinatorDoor {
   // `reply` is filled before it is answered, and lives as long as the answer.
   using HeartbeatAnswer = absl::AnyInvocable<void(const absl::Status&)>;
   std::function<void(const HeartbeatRequest&, HeartbeatReply* reply, HeartbeatAnswer)> heartbeat;
+  // What a heartbeat of this member needs there.
+  std::function<absl::Span<const char>(MemberId)> memory_of;
 };
 
 class SimSession {
  public:
   struct Callbacks {
     std::function<void(HeartbeatRequest*)> fill;
-    std::function<void(HeartbeatReply&&)> on_reply;
+    std::function<void(const HeartbeatReply&)> on_reply;
     std::function<void(const absl::Status&)> on_lost;
   };
   SimSession(SimWorld* world, SimProcess* self, const SimCoordinatorDoor* door, Callbacks callbacks)
@@ -41,21 +43,11 @@ class SimSession {
   double round_trip_seconds() const { return round_trip_; }
 
  private:
-  // One try of a heartbeat. All that happens on its behalf holds it and little else: thousands are under way.
-  struct Attempt {
-    SimSession* session = nullptr;  // May be gone when the coordinator serves it.
-    const SimCoordinatorDoor* door = nullptr;
-    HeartbeatRequest request;
-    absl::Time sent;
-    absl::Status status;
-    HeartbeatReply reply;
-  };
-
   void Beat();
-  std::shared_ptr<Attempt> NewAttempt();
-  void SendBeat(const std::shared_ptr<Attempt>& attempt);
+  std::shared_ptr<SimBeat> NewBeat();
+  void SendBeat(const std::shared_ptr<SimBeat>& beat);
   void BeatFailed(const HeartbeatRequest& request, const absl::Status& status);
-  void BeatAnswered(Attempt* attempt);
+  void BeatAnswered(const SimBeat& beat);
   void Wait();
 
   SimWorld* const world_;

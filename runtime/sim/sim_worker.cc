@@ -7,6 +7,7 @@
 #include <utility>
 #include <variant>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/model/job_layout.h"
@@ -60,11 +61,17 @@ struct SimWorker::Life {
   // What came while a step was under way, in the order in which the training thread would find it.
   bool version = false;
   std::vector<std::pair<Sequence, Verdict>> answers;
-  struct Reply {
-    HeartbeatReply message;
+  struct Reply {  // To a heartbeat.
+    int64_t term = 0;
+    MemberKey parent;
+    std::vector<LeasedRange> granted;
+    bool exhausted = false;
+    double speed_reference = 0;
+    bool asks_holdings = false;
     bool answers_holdings = false;
+    std::vector<LeasedRange> committed, disowned;
   };
-  std::vector<Reply> replies;
+  absl::InlinedVector<Reply, 1> replies;
   // To the next heartbeat.
   int64_t want = 0;
   int64_t in_hand = 0;
@@ -100,7 +107,7 @@ void SimWorker::Begin() {
   finished_ = false;
   SimSession::Callbacks callbacks;
   callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };
-  callbacks.on_reply = [this](HeartbeatReply&& reply) { TakeReply(std::move(reply)); };
+  callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
   callbacks.on_lost = [this](const absl::Status& status) { Die(status); };
   life_state_->session = std::make_unique<SimSession>(world_, this, &root_->door(), std::move(callbacks));
   JoinRequest join;
@@ -111,12 +118,18 @@ void SimWorker::Begin() {
   life_state_->session->Join(join, [this](const JoinReply& reply) { Joined(reply); });
 }
 
-void SimWorker::Soon(int64_t) const { EventQueue::Prefetch(&life_state_); }
+void SimWorker::Soon(int64_t) const {
+  EventQueue::Prefetch(&life_state_);
+  EventQueue::Prefetch(&to_root());
+}
 
 void SimWorker::VerySoon(int64_t) const {
-  const auto* life = reinterpret_cast<const char*>(life_state_.get());
-  if (life == nullptr) return;
-  for (size_t at = 0; at < sizeof(Life); at += 64) EventQueue::Prefetch(life + at);
+  EventQueue::Prefetch(memory());
+  EventQueue::Prefetch(world_->network.MemoryOfCalls(*this));
+}
+
+absl::Span<const char> SimWorker::memory() const {
+  return {reinterpret_cast<const char*>(life_state_.get()), life_state_ == nullptr ? 0 : sizeof(Life)};
 }
 
 void SimWorker::End() {
@@ -193,16 +206,24 @@ void SimWorker::Fill(HeartbeatRequest* request) {
   }
 }
 
-void SimWorker::TakeReply(HeartbeatReply&& reply) {
+void SimWorker::TakeReply(const HeartbeatReply& message) {
   Life* life = life_state_.get();
-  if (reply.finish()) {
+  if (message.finish()) {
     finished_ = true;
     return;
   }
-  if (reply.granted_size() > 0) life->want = 0;
-  const bool answers_holdings = life->asserted_term == reply.term() && !reply.assert_holdings();
+  if (message.granted_size() > 0) life->want = 0;
+  Life::Reply& reply = life->replies.emplace_back();
+  reply.term = message.term();
+  reply.parent = {MemberId(message.parent_member()), Incarnation(message.parent_incarnation())};
+  for (const SampleRange& range : message.granted()) reply.granted.push_back(RangeFromProto(range));
+  reply.exhausted = message.exhausted();
+  reply.speed_reference = message.samples_per_second_reference();
+  reply.asks_holdings = message.assert_holdings();
+  reply.answers_holdings = life->asserted_term == message.term() && !message.assert_holdings();
+  for (const SampleRange& range : message.committed()) reply.committed.push_back(RangeFromProto(range));
+  for (const SampleRange& range : message.disowned()) reply.disowned.push_back(RangeFromProto(range));
   life->asserted_term.reset();
-  life->replies.push_back({std::move(reply), answers_holdings});
   TurnSoon();
 }
 
@@ -276,24 +297,15 @@ void SimWorker::TakeAnswers() {
     }
     Release(refused);
   }
-  std::vector<Life::Reply> replies;
-  replies.swap(life->replies);
+  const absl::InlinedVector<Life::Reply, 1> replies = std::exchange(life->replies, {});
   for (const Life::Reply& reply : replies) {
-    const HeartbeatReply& message = reply.message;
-    life->term = message.term();
-    FollowParent({MemberId(message.parent_member()), Incarnation(message.parent_incarnation())});
-    if (reply.answers_holdings) {
-      std::vector<LeasedRange> committed, disowned;
-      for (const SampleRange& range : message.committed()) committed.push_back(RangeFromProto(range));
-      for (const SampleRange& range : message.disowned()) disowned.push_back(RangeFromProto(range));
-      Decide(life->schedule.HoldingsAnswered(committed, disowned));
-    }
-    std::vector<LeasedRange> granted;
-    for (const SampleRange& range : message.granted()) granted.push_back(RangeFromProto(range));
-    life->schedule.Leased(granted, message.exhausted());
-    life->schedule.SpeedReference(message.samples_per_second_reference());
+    life->term = reply.term;
+    FollowParent(reply.parent);
+    if (reply.answers_holdings) Decide(life->schedule.HoldingsAnswered(reply.committed, reply.disowned));
+    life->schedule.Leased(reply.granted, reply.exhausted);
+    life->schedule.SpeedReference(reply.speed_reference);
   }
-  bool asks = !replies.empty() && replies.back().message.assert_holdings();
+  bool asks = !replies.empty() && replies.back().asks_holdings;
   if (life->asserted_term == life->term) asks = false;
   if (!asks && !life->holdings.has_value()) return;
   Holdings holdings;
@@ -437,7 +449,7 @@ void SimWorker::TellHeartbeat(bool idle) {
   const int64_t step_samples = workload_.micro_batch();
   const int64_t want = life->schedule.WantSamples(latency, step_samples * workload_.range_steps());
   const bool granted = std::any_of(life->replies.begin(), life->replies.end(),
-                                   [](const Life::Reply& reply) { return reply.message.granted_size() > 0; });
+                                   [](const Life::Reply& reply) { return !reply.granted.empty(); });
   const bool starving = life->schedule.untrained_samples() < step_samples;
   const bool news = life->want == 0 || (starving && !life->starving);
   const bool kick = (want > 0 && news && !granted && !idle) || idle != life->idle;

@@ -40,11 +40,12 @@ class SimWorker final : public SimProcess {
   struct Life;
   void Soon(int64_t tag) const override;
   void VerySoon(int64_t tag) const override;
+  absl::Span<const char> memory() const override;
   void Begin() override;
   void End() override;
   void Joined(const JoinReply& reply);
   void Fill(HeartbeatRequest* request);
-  void TakeReply(HeartbeatReply&& reply);
+  void TakeReply(const HeartbeatReply& reply);
   void FollowParent(MemberKey parent);
   // Does what the schedule says until it waits or trains.
   void Turn();
