@@ -42,10 +42,12 @@ class EventQueue final : public Clock {
     ~Place() = default;
   };
   static void Prefetch(const void* address) { __builtin_prefetch(address); }
+  // What was there may be gone.
   static void Prefetch(absl::Span<const char> memory) {
-    if (memory.empty()) return;
-    for (size_t at = 0; at < memory.size(); at += kLine) __builtin_prefetch(memory.data() + at);
-    __builtin_prefetch(&memory.back());
+    const auto first = reinterpret_cast<uintptr_t>(memory.data());
+    for (uintptr_t at = first / kLine * kLine; at < first + memory.size(); at += kLine) {
+      Prefetch(reinterpret_cast<const void*>(at));
+    }
   }
   // The first word of an action points at what it captures, or is the first of that.
   static void PrefetchCaptures(const Action& action) {

@@ -3,7 +3,6 @@
 #define WUKONG_RUNTIME_SIM_SIM_BEAT_H_
 
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -27,7 +26,12 @@ struct SimBeat {
 // Spare ones, with the memory that their messages had: the one that was used last is the one taken first.
 class SimBeats {
  public:
-  // With an empty request. Comes back by itself, and before this ends.
+  SimBeats() = default;
+  SimBeats(const SimBeats&) = delete;
+  SimBeats& operator=(const SimBeats&) = delete;
+
+  // Its request is empty; the rest is what it was. It comes back when its last holder lets go, which must be before
+  // this ends.
   std::shared_ptr<SimBeat> Take() {
     if (spare_.empty()) spare_.push_back(std::make_unique<SimBeat>());
     SimBeat* const beat = spare_.back().release();

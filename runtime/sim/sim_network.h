@@ -15,6 +15,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/link_model.h"
 #include "runtime/sim/event_queue.h"
@@ -53,7 +54,7 @@ class SimLink final : public EventQueue::Place {
   void SetRoundTrip(absl::Duration rtt) { rtt_ = rtt; }
   void SetCut(bool cut);
   int64_t bytes() const { return bytes_; }
-  // Of a connection. Elsewhere when others have been opened since.
+  // Of a connection; until another one is opened.
   absl::Span<const char> Memory(int64_t connection) const {
     return {reinterpret_cast<const char*>(&connections_[static_cast<size_t>(connection)]), sizeof(Connection)};
   }
@@ -76,7 +77,10 @@ class SimLink final : public EventQueue::Place {
   void WakeAt(absl::Time time);
   // What is on the link arrives: `tag` is its place in in_flight_.
   void Happen(int64_t tag, Action&& /*none*/) override { Arrive(static_cast<size_t>(tag)); }
-  void Soon(int64_t tag) const override { EventQueue::Prefetch(&in_flight_[static_cast<size_t>(tag)]); }
+  void Soon(int64_t tag) const override {
+    const Arrival& arrival = in_flight_[static_cast<size_t>(tag)];
+    EventQueue::Prefetch({reinterpret_cast<const char*>(&arrival), sizeof arrival});
+  }
   void VerySoon(int64_t tag) const override {
     const Arrival& arrival = in_flight_[static_cast<size_t>(tag)];
     if (arrival.action) EventQueue::PrefetchCaptures(arrival.action);

@@ -34,7 +34,7 @@ struct SimWorld {
   const uint64_t seed;
   SimModel* const model;
   bool counts = false;  // The model is a counter: contributions can be checked against their manifests.
-  SimBeats beats;       // Outlives what the queue holds.
+  SimBeats beats;       // Outlives the queue, the network and all processes, which hold them.
   EventQueue queue;
   SimNetwork network;
   Tape tape;

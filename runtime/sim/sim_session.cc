@@ -1,7 +1,5 @@
 #include "runtime/sim/sim_session.h"
 
-#include <utility>
-
 #include "runtime/sync/retry.h"
 
 namespace wukong {

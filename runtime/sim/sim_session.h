@@ -6,11 +6,15 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/wire.pb.h"
+#include "runtime/sim/sim_beat.h"
 #include "runtime/sim/sim_node.h"
+#include "runtime/sync/types.h"
 
 namespace wukong {
 
@@ -20,7 +24,7 @@ struct SimCoordinatorDoor {
   // The answer may come later; not at all when the process dies before.
   using JoinAnswer = absl::AnyInvocable<void(absl::StatusOr<JoinReply>&&)>;
   std::function<void(const JoinRequest&, JoinAnswer)> join;
-  // `reply` is filled before it is answered, and lives as long as the answer.
+  // `reply` is filled before it is answered with OK, and lives as long as the answer.
   using HeartbeatAnswer = absl::AnyInvocable<void(const absl::Status&)>;
   std::function<void(const HeartbeatRequest&, HeartbeatReply* reply, HeartbeatAnswer)> heartbeat;
   // What a heartbeat of this member needs there.
