@@ -27,6 +27,7 @@
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "runtime/base/file.h"
+#include "runtime/fault/netem.h"
 #include "runtime/fault/network_namespace.h"
 #include "runtime/model/trainer.h"
 #include "runtime/sim/scenario_problems.h"
@@ -37,6 +38,16 @@ namespace wukong {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// As --network names them.
+const std::map<std::string, LocalRun::Network>& Networks() {
+  static const auto& networks = *new std::map<std::string, LocalRun::Network>{
+      {"relay", LocalRun::Network::kRelay},
+      {"namespaces", LocalRun::Network::kNamespaces},
+      {"netem", LocalRun::Network::kNetem},
+  };
+  return networks;
+}
 
 struct RunFlags {
   std::string scenario;
@@ -407,9 +418,11 @@ int Run(const RunFlags& flags) {
   if (!flags.seed.empty() && !absl::SimpleAtoi(flags.seed, &seed)) {
     return ReportStatus(absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number")));
   }
-  const bool namespaces = flags.network == "namespaces";
-  if (absl::Status status = namespaces ? EnterOwnNetwork() : absl::OkStatus(); !status.ok()) {
-    return ReportStatus(status);
+  const LocalRun::Network network = Networks().at(flags.network);
+  if (network != LocalRun::Network::kRelay) {
+    absl::Status status = EnterOwnNetwork();
+    if (status.ok() && network == LocalRun::Network::kNetem) status = TryNetem();
+    if (!status.ok()) return ReportStatus(status);
   }
   const absl::StatusOr<std::string> run_dir = NewExperimentDirectory(flags, scenario);
   if (!run_dir.ok()) return ReportStatus(run_dir.status());
@@ -421,7 +434,7 @@ int Run(const RunFlags& flags) {
   Experiment experiment(scenario, job->job, *run_dir, flags.network);
   const StopSignal stop;
   LocalRun::Options options = experiment.RunOptions();
-  options.namespaces = namespaces;
+  options.network = network;
   const LocalRun::Result result = LocalRun(options, *job, *std::move(port), &stop).Run();
   if (stop.received() != 0) return kExitFailed;
   experiment.Judge(result);
@@ -454,10 +467,12 @@ void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action) {
       ->allow_extra_args(false);
   verb->add_option("--seed", flags->seed, "Seed in place of the scenario's");
   verb->add_option("--run-dir", flags->run_dir, "Where the run is recorded (default: runs/chaos-NAME-TIME)");
-  verb->add_option("--network", flags->network,
-                   "relay: links are TCP relays; namespaces: each region has a network of its own, and packets are "
-                   "delayed and dropped (docs/wan.md; needs root or user namespaces)")
-      ->check(CLI::IsMember({"relay", "namespaces"}))
+  verb->add_option(
+          "--network", flags->network,
+          "relay: links are TCP relays; namespaces: each region has a network of its own, and packets are "
+          "delayed and dropped (needs root or user namespaces); netem: the same by the kernel's netem, where it "
+          "has it (docs/wan.md)")
+      ->check(CLI::IsMember(Networks()))
       ->capture_default_str();
   verb->add_flag("--json", flags->json, "Print the result as JSON");
   verb->callback([flags, action] { *action = [flags] { return Run(*flags); }; });

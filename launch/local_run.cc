@@ -20,6 +20,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/link_shape.h"
+#include "runtime/fault/netem.h"
 #include "runtime/fault/packet_relay.h"
 #include "runtime/transport/grpc_options.h"
 
@@ -72,7 +73,8 @@ std::string LocalRun::WorkerName(const std::string& region, int worker) {
 
 std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
   // What comes over a link of packets does not come by the loopback device.
-  const std::string listen = options_.namespaces ? absl::StrCat("0.0.0.0:", PortOf(port_.address())) : port_.address();
+  const std::string listen =
+      options_.network == Network::kRelay ? port_.address() : absl::StrCat("0.0.0.0:", PortOf(port_.address()));
   std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", listen};
   const bool resume = starts > 0 || options_.resume;
   if (resume) command.push_back("--resume");
@@ -123,12 +125,14 @@ absl::StatusOr<std::unique_ptr<EmulatedLink>> LocalRun::StartLink(const Region& 
   const LinkShape up = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP);
   const LinkShape down = ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN);
   const uint64_t seed = DeriveSeed(job_.seed(), absl::StrCat("wan ", region.name()));
-  if (!options_.namespaces) return WanRelay::Start({"127.0.0.1:0", port_.address(), up, down, seed});
+  if (options_.network == Network::kRelay) return WanRelay::Start({"127.0.0.1:0", port_.address(), up, down, seed});
   absl::StatusOr<JoinedNetwork> joined = JoinNetwork(static_cast<int>(networks_.size()));
   if (!joined.ok()) return joined.status();
   networks_.push_back(*std::move(joined));
   *network = networks_.back().network.get();
-  return StartPacketRelay(&networks_.back(), {PortOf(port_.address()), up, down, seed});
+  const PacketRelayOptions options = {PortOf(port_.address()), up, down, seed};
+  return options_.network == Network::kNetem ? StartNetemLink(&networks_.back(), options)
+                                             : StartPacketRelay(&networks_.back(), options);
 }
 
 absl::Status LocalRun::StartAll() {

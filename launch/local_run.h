@@ -25,6 +25,9 @@ namespace wukong {
 
 class LocalRun {
  public:
+  // What the links between regions are (docs/wan.md). But for kRelay each region is in a network of its own, and they
+  // carry IP packets; the caller has entered a network that is not the machine's (EnterOwnNetwork).
+  enum class Network { kRelay, kNamespaces, kNetem };
   struct Options {
     std::string job;  // The file, and what is set beside it.
     std::vector<std::string> set;
@@ -35,9 +38,7 @@ class LocalRun {
     absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
     bool no_fsync = false;
     std::string crash_at;
-    // Each region is in a network of its own, and the links carry IP packets (docs/wan.md). The caller has entered a
-    // network that is not the machine's (EnterOwnNetwork).
-    bool namespaces = false;
+    Network network = Network::kRelay;
     bool standby = false;  // Of the coordinator, once training is under way. Not with `restart_after`.
     // Called between two looks at the processes, some twenty times a second, once training has begun.
     std::function<void(LocalRun*, absl::Duration since_begin)> on_poll;

@@ -106,6 +106,8 @@ absl::StatusOr<JoinedNetwork> JoinNetwork(int index) {
   const std::string near = absl::StrCat("10.87.", index, ".1"), far = absl::StrCat("10.87.", index, ".2");
   JoinedNetwork joined;
   joined.near_address = near;
+  joined.near_device = absl::StrCat("wan", index);
+  joined.far_device = "wan";
   absl::Status status;
   // A thread may have a network of its own, and a TUN device is of the network in which it was made.
   std::thread([&] {
@@ -117,12 +119,12 @@ absl::StatusOr<JoinedNetwork> JoinNetwork(int index) {
     if (joined.network.get() < 0) status = CannotDo("open /proc/thread-self/ns/net", errno);
     if (status.ok()) status = BringUpLoopback();
     if (!status.ok()) return;
-    absl::StatusOr<OwnedDescriptor> tun = MakeTun("wan", far, near);
+    absl::StatusOr<OwnedDescriptor> tun = MakeTun(joined.far_device, far, near);
     status = tun.status();
     if (tun.ok()) joined.far_tun = *std::move(tun);
   }).join();
   if (!status.ok()) return status;
-  absl::StatusOr<OwnedDescriptor> tun = MakeTun(absl::StrCat("wan", index), near, far);
+  absl::StatusOr<OwnedDescriptor> tun = MakeTun(joined.near_device, near, far);
   if (!tun.ok()) return tun.status();
   joined.near_tun = *std::move(tun);
   return joined;

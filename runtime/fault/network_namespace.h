@@ -39,6 +39,8 @@ struct JoinedNetwork {
   OwnedDescriptor near_tun;  // The TUN device in the calling thread's network; reads do not block.
   OwnedDescriptor far_tun;   // And that in the other one.
   std::string near_address;  // "10.87.I.1"
+  std::string near_device;   // The devices' names.
+  std::string far_device;
 };
 // `index`: 0 to 255, of its own for each. FAILED_PRECONDITION as above.
 absl::StatusOr<JoinedNetwork> JoinNetwork(int index);

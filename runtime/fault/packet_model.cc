@@ -7,7 +7,6 @@
 namespace wukong {
 namespace {
 
-constexpr int64_t kFullPacketBytes = 1500;
 constexpr int64_t kQueuePacketsMin = 64;
 
 LinkShape WithoutLoss(LinkShape shape) {

@@ -13,6 +13,8 @@
 
 namespace wukong {
 
+inline constexpr int64_t kFullPacketBytes = 1500;  // With its headers.
+
 // Bytes that may wait for a wire: the queue of a router. One bandwidth-delay product, at least 64 full packets.
 int64_t PacketQueueBytes(const LinkShape& shape, absl::Duration rtt);
 

@@ -13,9 +13,11 @@
 #include <string>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "runtime/fault/netem.h"
 
 namespace wukong {
 namespace {
@@ -69,8 +71,12 @@ absl::Status InOwnNetwork(const std::function<void()>& work) {
   return status;
 }
 
-TEST(PacketRelayTest, TcpGoesThroughWithItsDelayAndRepairsWhatIsLost) {
-  const absl::Status status = InOwnNetwork([] {
+using StartLink = absl::StatusOr<std::unique_ptr<EmulatedLink>> (*)(JoinedNetwork*, const PacketRelayOptions&);
+
+// FAILED_PRECONDITION: this machine cannot.
+absl::Status TcpGoesThroughWithItsDelayAndRepairsWhatIsLost(StartLink start) {
+  absl::Status started;
+  const absl::Status status = InOwnNetwork([&] {
     auto joined = JoinNetwork(7);
     ASSERT_TRUE(joined.ok()) << joined.status();
     const OwnedDescriptor listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -83,8 +89,9 @@ TEST(PacketRelayTest, TcpGoesThroughWithItsDelayAndRepairsWhatIsLost) {
     PacketRelayOptions options;
     options.port = ntohs(address.sin_port);
     options.up.delay = options.down.delay = kDelay;
-    const auto relay = StartPacketRelay(&*joined, options);
-    ASSERT_TRUE(relay.ok()) << relay.status();
+    const auto relay = start(&*joined, options);
+    started = relay.status();
+    if (!started.ok()) return;
     EXPECT_EQ((*relay)->address(), absl::StrCat("10.87.7.1:", options.port));
 
     std::string text;
@@ -111,8 +118,23 @@ TEST(PacketRelayTest, TcpGoesThroughWithItsDelayAndRepairsWhatIsLost) {
     EXPECT_GT((*relay)->stats(LinkDirection::kUp).losses, 0);
     EXPECT_GT((*relay)->stats(LinkDirection::kDown).losses, 0);
   });
+  return status.ok() ? started : status;
+}
+
+TEST(PacketRelayTest, TcpGoesThroughWithItsDelayAndRepairsWhatIsLost) {
+  const absl::Status status = TcpGoesThroughWithItsDelayAndRepairsWhatIsLost(StartPacketRelay);
   if (absl::IsFailedPrecondition(status)) GTEST_SKIP() << status;
   ASSERT_TRUE(status.ok()) << status;
+}
+
+TEST(NetemLinkTest, TcpGoesThroughOrTheMachineSaysWhatItLacks) {
+  const absl::Status status = TcpGoesThroughWithItsDelayAndRepairsWhatIsLost(StartNetemLink);
+  if (status.ok()) return;
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_FALSE(absl::StrContains(status.message(), "What is")) << "tc does not know these words: " << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "sch_netem") ||
+              absl::StrContains(status.message(), "network namespaces need"))
+      << status;
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 namespace wukong::integration {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 std::string Read(const std::string& path) {
@@ -124,6 +125,24 @@ TEST(ChaosRunTest, PacketsAreDroppedBetweenNetworksAndNothingIsLost) {
   const Json report = RunRecord(workspace.Path("run")).Report();
   EXPECT_GT(report["wan"]["shenzhen"]["emulated_losses"], 0) << "of packets";
   EXPECT_GT(report["wan"]["beijing"]["wire_bytes_up"], report["wan"]["beijing"]["payload_bytes_up"]) << "with headers";
+}
+
+TEST(ChaosRunTest, TheKernelsNetemIsUsedOrTheMachineSaysThatItHasNone) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: cut, target: [beijing], at: 1s, for: 1s}\n"
+                                  "  - {fault: loss, target: [shenzhen], probability: 5%, at: 1s, for: 3s}\n",
+                                  "netem");
+  if (run.code == 3) {
+    EXPECT_THAT(run.out, AnyOf(HasSubstr("network namespaces need"),
+                               HasSubstr("needs iproute2's tc and a kernel with sch_netem")));
+    return;
+  }
+  ASSERT_EQ(run.code, 0) << run.out;
+  EXPECT_EQ(run.result["network"], "netem");
+  EXPECT_EQ(run.result["loss"], 4000);
+  EXPECT_GT(RunRecord(workspace.Path("run")).Report()["wan"]["shenzhen"]["emulated_losses"], 0) << "of packets";
 }
 
 // All workers are taken for dead, and the coordinator dies before anything but that made it write its log.
