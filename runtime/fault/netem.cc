@@ -38,7 +38,7 @@ absl::StatusOr<std::string> RunIn(int network, const std::string& command) {
     // Not everybody's PATH has where tc is.
     FILE* const pipe = ::popen(absl::StrCat("PATH=\"$PATH:/usr/sbin:/sbin\" ", command, " 2>&1").c_str(), "re");
     if (pipe == nullptr) {
-      status = absl::FailedPreconditionError(absl::StrCat("cannot run tc: ", std::strerror(errno)));
+      status = absl::FailedPreconditionError(absl::StrCat("cannot run tc or ip: ", std::strerror(errno)));
       return;
     }
     std::array<char, 4096> buffer;
@@ -46,10 +46,10 @@ absl::StatusOr<std::string> RunIn(int network, const std::string& command) {
     while ((bytes = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0) output.append(buffer.data(), bytes);
     const int code = ::pclose(pipe);
     if (WIFEXITED(code) && WEXITSTATUS(code) == 0) return;
-    status = absl::FailedPreconditionError(
-        absl::StrCat("`", command, "` failed: ", absl::StripTrailingAsciiWhitespace(output),
-                     " (--network netem needs iproute2's tc and a kernel with sch_netem; --network namespaces does "
-                     "the same to packets without them)"));
+    status = absl::FailedPreconditionError(absl::StrCat(
+        "`", command, "` failed: ", absl::StripTrailingAsciiWhitespace(output),
+        " (--network netem needs iproute2's tc and ip, and a kernel with sch_netem; --network namespaces does "
+        "the same to packets without them)"));
   }).join();
   if (!status.ok()) return status;
   return output;
@@ -62,9 +62,13 @@ class NetemLink final : public EmulatedLink {
 
   // The packets' way between the devices, which changes nothing.
   void SetWire(std::unique_ptr<EmulatedLink> wire) { wire_ = std::move(wire); }
-  absl::Status Apply(LinkDirection direction) {
+  absl::Status Begin(LinkDirection direction) {
     MutexLock lock(mutex_);
-    return ApplyLocked(Of(direction));
+    const Direction& one = Of(direction);
+    // Else what TCP hands down in one piece, up to 64 KiB, is one packet to netem.
+    const absl::Status status =
+        RunIn(one.network, absl::StrCat("ip link set dev ", one.device, " gso_max_segs 1")).status();
+    return status.ok() ? ApplyLocked(one) : status;
   }
 
   std::string address() const override { return wire_->address(); }
@@ -152,7 +156,7 @@ absl::StatusOr<std::unique_ptr<EmulatedLink>> StartNetemLink(JoinedNetwork* netw
                                                              const PacketRelayOptions& options) {
   auto link = std::make_unique<NetemLink>(*network, options);
   for (const LinkDirection direction : {LinkDirection::kUp, LinkDirection::kDown}) {
-    if (absl::Status status = link->Apply(direction); !status.ok()) return status;
+    if (absl::Status status = link->Begin(direction); !status.ok()) return status;
   }
   PacketRelayOptions unchanged;
   unchanged.port = options.port;

@@ -111,7 +111,7 @@ absl::Status TcpGoesThroughWithItsDelayAndRepairsWhatIsLost(StartLink start) {
     echo();
     EXPECT_EQ((*relay)->stats(LinkDirection::kUp).losses, 0);
     EXPECT_GT((*relay)->stats(LinkDirection::kUp).bytes, 200'000);
-    options.up.loss = options.down.loss = 0.03;
+    options.up.loss = options.down.loss = 0.08;  // Of 140 packets: that none is lost has a probability of 1e-5.
     (*relay)->SetShape(LinkDirection::kUp, options.up);
     (*relay)->SetShape(LinkDirection::kDown, options.down);
     echo();

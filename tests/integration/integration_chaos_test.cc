@@ -136,7 +136,7 @@ TEST(ChaosRunTest, TheKernelsNetemIsUsedOrTheMachineSaysThatItHasNone) {
                                   "netem");
   if (run.code == 3) {
     EXPECT_THAT(run.out, AnyOf(HasSubstr("network namespaces need"),
-                               HasSubstr("needs iproute2's tc and a kernel with sch_netem")));
+                               HasSubstr("needs iproute2's tc and ip, and a kernel with sch_netem")));
     return;
   }
   ASSERT_EQ(run.code, 0) << run.out;
