@@ -24,7 +24,9 @@
 namespace wukong {
 namespace {
 
-constexpr double kBitsPerSecondMax = 10e9;  // Of a link without a limit.
+// Of a link without a limit.
+constexpr double kBitsPerSecondMax = 10e9;
+constexpr double kQueueBytesMax = 64 << 20;
 
 // What `command` prints, run in network `network` (-1: in that of the calling thread).
 absl::StatusOr<std::string> RunIn(int network, const std::string& command) {
@@ -67,7 +69,7 @@ class NetemLink final : public EmulatedLink {
     const Direction& one = Of(direction);
     // Else what TCP hands down in one piece, up to 64 KiB, is one packet to netem.
     const absl::Status status =
-        RunIn(one.network, absl::StrCat("ip link set dev ", one.device, " gso_max_segs 1")).status();
+        RunIn(one.network, absl::StrCat("ip link set dev ", one.device, " gso_max_segs 1 txqueuelen 10000")).status();
     return status.ok() ? ApplyLocked(one) : status;
   }
 
@@ -75,7 +77,9 @@ class NetemLink final : public EmulatedLink {
   void SetShape(LinkDirection direction, const LinkShape& shape) override {
     MutexLock lock(mutex_);
     Of(direction).shape = shape;
-    Complain(ApplyLocked(Of(direction)));
+    // The queue of each depends on the delays of both.
+    Complain(ApplyLocked(up_));
+    Complain(ApplyLocked(down_));
   }
   void SetCut(LinkDirection direction, bool cut) override {
     MutexLock lock(mutex_);
@@ -115,7 +119,7 @@ class NetemLink final : public EmulatedLink {
         .status();
   }
   static void Complain(const absl::Status& status) {
-    if (!status.ok()) LOG(ERROR) << status.message();
+    if (!status.ok()) LOG(ERROR) << "a link stays as it was: " << status.message();
   }
 
   std::unique_ptr<EmulatedLink> wire_;
@@ -131,15 +135,13 @@ std::string NetemArguments(const LinkShape& wanted, bool cut, absl::Duration rtt
   const double rate = shape.bandwidth_bits_per_s > 0 ? shape.bandwidth_bits_per_s : kBitsPerSecondMax;
   // It counts what is under way as well as what waits for the wire.
   const double under_way = rate / 8 * absl::ToDoubleSeconds(shape.delay + 4 * shape.jitter);
-  LinkShape with_rate = shape;
-  with_rate.bandwidth_bits_per_s = rate;
-  const double limit = std::ceil((under_way + static_cast<double>(PacketQueueBytes(with_rate, rtt))) /
-                                 static_cast<double>(kFullPacketBytes));
-  std::string arguments =
-      absl::StrFormat("netem limit %.0f delay %.0fus", limit, absl::ToDoubleMicroseconds(shape.delay));
-  if (shape.jitter > absl::ZeroDuration()) {
-    absl::StrAppendFormat(&arguments, " %.0fus distribution normal", absl::ToDoubleMicroseconds(shape.jitter));
-  }
+  const double queue =
+      shape.bandwidth_bits_per_s > 0 ? static_cast<double>(PacketQueueBytes(shape, rtt)) : kQueueBytesMax;
+  const double limit = std::ceil((under_way + queue) / static_cast<double>(kFullPacketBytes));
+  const int64_t delay_us = absl::ToInt64Microseconds(shape.delay), jitter_us = absl::ToInt64Microseconds(shape.jitter);
+  std::string arguments = absl::StrFormat("netem limit %.0f delay %dus", limit, delay_us);
+  // It takes no jitter without a delay.
+  if (delay_us > 0 && jitter_us > 0) absl::StrAppendFormat(&arguments, " %dus distribution normal", jitter_us);
   if (cut || shape.loss > 0) absl::StrAppendFormat(&arguments, " loss %.6g%%", cut ? 100 : 100 * shape.loss);
   absl::StrAppendFormat(&arguments, " rate %.0fbit", rate);
   return arguments;

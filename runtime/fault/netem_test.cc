@@ -23,7 +23,17 @@ TEST(NetemArgumentsTest, SayWhatTheLinkIs) {
 
 TEST(NetemArgumentsTest, ALinkWithoutLimitsHasARateThatKeepsOrder) {
   EXPECT_EQ(NetemArguments(LinkShape(), /*cut=*/false, absl::ZeroDuration()),
-            "netem limit 64 delay 0us rate 10000000000bit");
+            "netem limit 44740 delay 0us rate 10000000000bit");
+}
+
+TEST(NetemArgumentsTest, ThereIsNoJitterWithoutADelay) {
+  LinkShape shape;
+  shape.jitter = absl::Milliseconds(1);
+  shape.bandwidth_bits_per_s = 1e6;
+  EXPECT_EQ(NetemArguments(shape, /*cut=*/false, absl::ZeroDuration()), "netem limit 65 delay 0us rate 1000000bit");
+  shape.delay = absl::Milliseconds(1);
+  shape.jitter = absl::Nanoseconds(400);
+  EXPECT_EQ(NetemArguments(shape, /*cut=*/false, absl::Milliseconds(1)), "netem limit 65 delay 1000us rate 1000000bit");
 }
 
 TEST(NetemArgumentsTest, WhatNoLinkCanBeIsMadeTheNearest) {
@@ -32,7 +42,7 @@ TEST(NetemArgumentsTest, WhatNoLinkCanBeIsMadeTheNearest) {
   shape.loss = 2;
   shape.bandwidth_bits_per_s = std::numeric_limits<double>::quiet_NaN();
   EXPECT_EQ(NetemArguments(shape, /*cut=*/false, absl::ZeroDuration()),
-            "netem limit 64 delay 0us loss 90% rate 10000000000bit");
+            "netem limit 44740 delay 0us loss 90% rate 10000000000bit");
 }
 
 }  // namespace
