@@ -49,6 +49,9 @@ class Attachment {
   void VersionSeen() {
     if (attached()) link_->VersionSeen();
   }
+  absl::Status Send(const Manifest& manifest, const ParentPort::Encode& encode) {
+    return link_->Send(manifest, encode);
+  }
   void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
     link_->Send(manifest, std::move(payload));
   }

@@ -2,7 +2,10 @@
 #ifndef WUKONG_WORKER_CONTRIBUTION_FAULT_H_
 #define WUKONG_WORKER_CONTRIBUTION_FAULT_H_
 
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "runtime/base/fault_point.h"
@@ -18,14 +21,16 @@ std::shared_ptr<const EncodedVector> WithNan(const EncodedVector& payload);
 std::shared_ptr<const EncodedVector> Scaled(const EncodedVector& payload, absl::Span<const FragmentSpan> fragments,
                                             float factor);
 
-// `payload`, or what this machine's damage makes of it. Beside what was ordered, the fault points
-// worker.nan_contribution and worker.scale_contribution (a million times).
-inline std::shared_ptr<const EncodedVector> AsSent(std::shared_ptr<const EncodedVector> payload,
-                                                   absl::Span<const FragmentSpan> fragments, const Damage& damage) {
-  if (damage.nan || FaultHappens("worker.nan_contribution")) return WithNan(*payload);
-  if (FaultHappens("worker.scale_contribution")) return Scaled(*payload, fragments, 1e6f);
-  if (damage.scale != 1) return Scaled(*payload, fragments, static_cast<float>(damage.scale));
-  return payload;
+// What this machine's damage is to make of the next contribution; nothing where it is whole. Beside what was ordered,
+// the fault points worker.nan_contribution and worker.scale_contribution (a million times).
+using Spoil = std::function<std::shared_ptr<const EncodedVector>(const EncodedVector& payload)>;
+inline Spoil NextSpoil(std::vector<FragmentSpan> fragments, const Damage& damage) {
+  if (damage.nan || FaultHappens("worker.nan_contribution")) return WithNan;
+  const float factor = FaultHappens("worker.scale_contribution") ? 1e6f : static_cast<float>(damage.scale);
+  if (factor == 1) return nullptr;
+  return [fragments = std::move(fragments), factor](const EncodedVector& payload) {
+    return Scaled(payload, fragments, factor);
+  };
 }
 
 }  // namespace wukong

@@ -125,13 +125,23 @@ absl::Status Leaf::Train(const LeafSchedule::Train& train) {
 absl::Status Leaf::Contribute(const LeafSchedule::Contribute& contribute) {
   absl::Status pulled = gradient_progress_ ? trainer_->PullGradient() : trainer_->PullParameters();
   if (!pulled.ok()) return pulled;
-  const auto payload = gradient_progress_ ? replica_.Send(contribute.manifest.sequence, trainer_->gradient())
-                                          : replica_.Send(contribute.manifest.sequence, {}, contribute.whole);
-  if (!payload.ok()) {
-    return absl::OutOfRangeError(absl::StrCat("diverged: the progress is not finite: ", payload.status().message()));
+  const auto encode = [&](const Replica::Begun& begun) {
+    return replica_.Send(contribute.manifest.sequence,
+                         gradient_progress_ ? trainer_->gradient() : absl::Span<const float>(), contribute.whole,
+                         begun);
+  };
+  absl::Status sent;
+  if (const Spoil spoil = NextSpoil(Fragments(), session_->damage()); spoil == nullptr) {
+    sent = parent_.Send(contribute.manifest, encode);
+  } else {
+    const auto payload = encode(nullptr);
+    if (payload.ok()) parent_.Send(contribute.manifest, spoil(**payload));
+    sent = payload.status();
+  }
+  if (!sent.ok()) {
+    return absl::OutOfRangeError(absl::StrCat("diverged: the progress is not finite: ", sent.message()));
   }
   if (gradient_progress_) trainer_->ZeroGradient();
-  parent_.Send(contribute.manifest, AsSent(*payload, Fragments(), session_->damage()));
   return absl::OkStatus();
 }
 

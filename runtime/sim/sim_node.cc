@@ -299,6 +299,12 @@ void SimUplink::Take(FollowMessage message, int connections) {
   callbacks_.on_version();
 }
 
+absl::Status SimUplink::Send(const Manifest& manifest, const Encode& encode) {
+  absl::StatusOr<std::shared_ptr<const EncodedVector>> payload = encode(nullptr);
+  if (payload.ok()) Send(manifest, *std::move(payload));
+  return payload.status();
+}
+
 void SimUplink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
   Outgoing outgoing{manifest, std::move(payload)};
   outgoing.manifest.sender = options_.self;

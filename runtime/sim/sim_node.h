@@ -125,7 +125,9 @@ class SimUplink final : public ParentPort {
 
   const FollowedParameters& parameters() const override { return parameters_; }
   void VersionSeen() override;
-  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
+  // Begins when it is encoded.
+  absl::Status Send(const Manifest& manifest, const Encode& encode) override;
+  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload);
 
  private:
   struct Outgoing {

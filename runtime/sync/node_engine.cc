@@ -309,16 +309,16 @@ void NodeEngine::PublishNow(const ParentNode::Publish& publish) {
 }
 
 void NodeEngine::Do(const ParentNode::SendUp& send) {
-  const absl::StatusOr<std::shared_ptr<const EncodedVector>> payload =
-      options_.progress == PROGRESS_GRADIENT ? replica_->Send(send.manifest.sequence, outer_.gradient())
-                                             : replica_->Send(send.manifest.sequence, {}, send.whole);
-  if (!payload.ok()) {
-    Fatal(
-        absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", payload.status().message())));
+  const bool gradient = options_.progress == PROGRESS_GRADIENT;
+  const absl::Status sent = up_->Send(send.manifest, [&](const Replica::Begun& begun) {
+    return replica_->Send(send.manifest.sequence, gradient ? outer_.gradient() : absl::Span<const float>(), send.whole,
+                          begun);
+  });
+  if (!sent.ok()) {
+    Fatal(absl::OutOfRangeError(absl::StrFormat("the region's progress is not finite: %s", sent.message())));
     return;
   }
-  if (options_.progress == PROGRESS_GRADIENT) std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
-  up_->Send(send.manifest, *payload);
+  if (gradient) std::fill(outer_.gradient().begin(), outer_.gradient().end(), 0.0f);
 }
 
 }  // namespace wukong

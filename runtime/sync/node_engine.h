@@ -33,8 +33,10 @@ class ParentPort {
   virtual const FollowedParameters& parameters() const = 0;
   // The newest version that came was looked at: there is room for others.
   virtual void VersionSeen() = 0;
-  // Takes a contribution along; each is answered sometime.
-  virtual void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) = 0;
+  // Takes a contribution along, which `encode` makes (Replica::Send), beginning while it does so or afterwards; each is
+  // answered sometime. Returns what `encode` did; a contribution that failed is not sent.
+  using Encode = std::function<absl::StatusOr<std::shared_ptr<const EncodedVector>>(const Replica::Begun& begun)>;
+  virtual absl::Status Send(const Manifest& manifest, const Encode& encode) = 0;
 };
 
 // Thread-compatible.

@@ -9,6 +9,7 @@
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/mutation.h"
+#include "runtime/sync/outgoing_payload.h"
 
 namespace wukong {
 
@@ -66,11 +67,8 @@ void Replica::Included(Sequence sequence) {
 }
 
 absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequence, absl::Span<const float> gradient,
-                                                                   bool whole) {
+                                                                   bool whole, const Begun& begun) {
   CHECK(pending_.empty() || pending_.back().sequence < sequence);
-  auto payload = std::make_shared<EncodedVector>();
-  payload->codec = options_.codec;
-  payload->fragments.resize(fragments_.size());
   if (!moves_base()) {
     CHECK_EQ(gradient.size(), theta_.size());
     // Before the error feedback takes any fragment: it would keep the remainder of a gradient that is never sent.
@@ -80,33 +78,50 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
           absl::StrFormat("value %d of %d of the gradient is %g", bad - gradient.begin(), gradient.size(), *bad));
     }
   }
-  for (size_t f = 0; f < fragments_.size(); ++f) {
-    const FragmentSpan& span = fragments_[f];
-    const std::unique_ptr<Codec> codec = MakeCodec(options_.codec, span);
-    if (!moves_base()) {
-      const absl::Status status =
-          feedback_->Encode(*codec, span.begin, gradient.subspan(span.begin, span.size()), &payload->fragments[f]);
-      if (!status.ok()) return status;
-      continue;
+  const auto is_sent = [&](size_t f) { return !moves_base() || whole || HasItsTurn(sequence, f); };
+  auto payload = std::make_shared<EncodedVector>();
+  payload->codec = options_.codec;
+  payload->fragments.resize(fragments_.size());
+  std::shared_ptr<OutgoingPayload> outgoing;
+  if (begun != nullptr) {
+    std::vector<int64_t> sizes(fragments_.size());
+    for (size_t f = 0; f < fragments_.size(); ++f) {
+      if (!is_sent(f)) continue;
+      sizes[f] = static_cast<int64_t>(EncodedBytes(options_.codec, absl::MakeConstSpan(fragments_).subspan(f, 1)));
     }
-    if (!whole && !HasItsTurn(sequence, f)) continue;
-    const float* theta = theta_.data() + span.begin;
-    const float* base = base_.data() + span.begin;
-    float* difference = scratch_.data();
-    for (int64_t i = 0; i < span.size(); ++i) difference[i] = theta[i] - base[i];
-    const absl::Status status =
-        codec->Encode(absl::MakeConstSpan(scratch_).subspan(0, span.size()), &payload->fragments[f]);
-    if (!status.ok()) return status;  // The base has not moved yet.
+    outgoing = std::make_shared<OutgoingPayload>(payload, std::move(sizes));
+    begun(outgoing);
+  }
+  for (size_t f = 0; f < fragments_.size(); ++f) {
+    const absl::Status status = is_sent(f) ? Encode(f, gradient, &payload->fragments[f]) : absl::OkStatus();
+    if (!status.ok()) {  // The base has not moved yet.
+      if (outgoing != nullptr) outgoing->Abandon();
+      return status;
+    }
+    if (outgoing != nullptr) outgoing->Encoded();
   }
   if (moves_base()) {
     const absl::Status status =
         Mutated("replica.base_stays") ? absl::OkStatus() : AddToBase(*payload, 1.0f, /*theta_too=*/false);
-    if (!status.ok()) return status;
+    CHECK(status.ok()) << "a codec cannot read what it wrote: " << status;
     pending_.push_back({sequence, payload});
   } else {
     pending_.push_back({sequence, nullptr});  // Nothing to take back: parameters do not hold it.
   }
   return payload;
+}
+
+absl::Status Replica::Encode(size_t f, absl::Span<const float> gradient, std::string* payload) {
+  const FragmentSpan& span = fragments_[f];
+  const std::unique_ptr<Codec> codec = MakeCodec(options_.codec, span);
+  if (!moves_base()) {
+    return feedback_->Encode(*codec, span.begin, gradient.subspan(span.begin, span.size()), payload);
+  }
+  const float* theta = theta_.data() + span.begin;
+  const float* base = base_.data() + span.begin;
+  float* difference = scratch_.data();
+  for (int64_t i = 0; i < span.size(); ++i) difference[i] = theta[i] - base[i];
+  return codec->Encode(absl::MakeConstSpan(scratch_).subspan(0, span.size()), payload);
 }
 
 absl::Status Replica::AddToBase(const EncodedVector& payload, float sign, bool theta_too) {

@@ -13,6 +13,7 @@
 #define WUKONG_RUNTIME_SYNC_REPLICA_H_
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,6 +38,8 @@ struct EncodedVector {
 
 // Fills `values` with fragment f, which is `span`. INVALID_ARGUMENT for a payload that the codec does not take.
 absl::Status DecodeFragment(const EncodedVector& vector, size_t f, const FragmentSpan& span, absl::Span<float> values);
+
+class OutgoingPayload;
 
 class Replica {
  public:
@@ -63,9 +66,11 @@ class Replica {
   // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is
   // what is sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite:
   // theta, base and the error feedback are then as before.
-  // `whole`: all parts.
+  // `whole`: all parts. `begun`, where there is one, is called with what is going to be the payload before it is
+  // encoded, and is filled meanwhile; it is abandoned where Send fails.
+  using Begun = std::function<void(std::shared_ptr<const OutgoingPayload>)>;
   absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {},
-                                                            bool whole = false);
+                                                            bool whole = false, const Begun& begun = nullptr);
 
   // Takes the parent's newer public parameters, in which `included` is the last of our contributions. With mix < 1 a
   // version that includes nothing new changes nothing: the parent's weight is applied once per included contribution,
@@ -97,6 +102,7 @@ class Replica {
     Sequence sequence;
     std::shared_ptr<const EncodedVector> payload;
   };
+  absl::Status Encode(size_t f, absl::Span<const float> gradient, std::string* payload);
   absl::Status AddToBase(const EncodedVector& payload, float sign, bool theta_too);
   std::shared_ptr<const EncodedVector> RemovePending(Sequence sequence);
   bool moves_base() const { return options_.progress == PROGRESS_PARAMETERS; }

@@ -160,13 +160,20 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
       header.codec(), options_.fragments, options_.node.parts > 1, header.payload_bytes(), header.streams());
   const TransferKey key(header.member(), header.incarnation(), header.transfer());
   if (header.streams() > 1) Open(&ParameterServer::assemblies_, key, assembly);
+  std::optional<uint64_t> sent_checksum;
   const auto read = [&] {
     while (reader->Read(&message)) {
+      if (sent_checksum.has_value()) return absl::InvalidArgumentError("more after the end of the contribution");
+      if (message.has_end()) {
+        sent_checksum = message.end().payload_checksum();
+        continue;
+      }
       if (!message.has_fragment()) return absl::InvalidArgumentError("something else among the fragments");
       absl::Status added = assembly->Add(std::move(*message.mutable_fragment()));
       if (!added.ok()) return added;
     }
     if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
+    if (!sent_checksum.has_value()) return absl::InvalidArgumentError("the contribution ends without its checksum");
     assembly->StreamEnded(absl::OkStatus());
     while (true) {
       const std::optional<absl::Status> whole = assembly->Wait(kPoll);
@@ -182,11 +189,12 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
   offer->payload = assembly->payload();
   offer->norm = assembly->norm();
   const uint64_t checksum = offer->payload->checksum();
-  if (checksum != header.payload_checksum()) {
+  if (checksum != *sent_checksum) {
     // Damaged on the way: the sender still has it.
     return absl::UnavailableError(
-        absl::StrFormat("payload checksum %016x, the header says %016x", checksum, header.payload_checksum()));
+        absl::StrFormat("payload checksum %016x, the sender says %016x", checksum, *sent_checksum));
   }
+  offer->header.set_payload_checksum(checksum);
   return absl::OkStatus();
 }
 

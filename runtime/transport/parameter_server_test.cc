@@ -20,8 +20,8 @@ void Poison(float value, ContributeMessages* messages) {
   std::string* payload = messages->at(2).mutable_fragment()->mutable_payload();
   std::memcpy(payload->data() + 17 * sizeof(value), &value, sizeof(value));
   EncodedVector whole;
-  for (size_t i = 1; i < messages->size(); ++i) whole.fragments.push_back(messages->at(i).fragment().payload());
-  messages->front().mutable_header()->set_payload_checksum(whole.checksum());
+  for (size_t i = 1; i + 1 < messages->size(); ++i) whole.fragments.push_back(messages->at(i).fragment().payload());
+  messages->back().mutable_end()->set_payload_checksum(whole.checksum());
 }
 
 class ParameterServerTest : public ::testing::Test {
@@ -137,12 +137,15 @@ TEST_F(ParameterServerTest, AMalformedContributionChangesNothing) {
       {"a fragment twice", grpc::INVALID_ARGUMENT, [](M* m) { m->at(3) = m->at(2); }},
       {"a negative index", grpc::INVALID_ARGUMENT, [](M* m) { m->at(1).mutable_fragment()->set_index(-1); }},
       {"a second header", grpc::INVALID_ARGUMENT, [](M* m) { m->at(2) = m->at(0); }},
-      {"a missing fragment", grpc::INVALID_ARGUMENT, [](M* m) { m->pop_back(); }},
+      {"a missing fragment", grpc::INVALID_ARGUMENT, [](M* m) { m->erase(m->end() - 2); }},
       {"a header and no more", grpc::INVALID_ARGUMENT, [](M* m) { m->resize(1); }},
-      {"a fragment too many", grpc::INVALID_ARGUMENT, [](M* m) { m->push_back(m->back()); }},
+      {"a fragment too many", grpc::INVALID_ARGUMENT, [](M* m) { m->insert(m->end() - 1, *(m->end() - 2)); }},
+      {"no end", grpc::INVALID_ARGUMENT, [](M* m) { m->pop_back(); }},
+      {"an end before a fragment", grpc::INVALID_ARGUMENT, [](M* m) { std::swap(m->back(), *(m->end() - 2)); }},
+      {"two ends", grpc::INVALID_ARGUMENT, [](M* m) { m->push_back(m->back()); }},
       // Damage on the way is worth another try.
       {"a flipped bit", grpc::UNAVAILABLE, [&](M* m) { payload(m, 3)->at(5) ^= 4; }},
-      {"another checksum", grpc::UNAVAILABLE, [&](M* m) { header(m)->set_payload_checksum(1); }},
+      {"another checksum", grpc::UNAVAILABLE, [](M* m) { m->back().mutable_end()->set_payload_checksum(1); }},
   };
   const std::vector<float> theta = node_->Theta();
   for (const Malformed& malformed : cases) {

@@ -47,7 +47,15 @@ ParentLink::ParentLink(const Options& options, Callbacks callbacks)
 
 ParentLink::~ParentLink() { Shutdown(); }
 
+absl::Status ParentLink::Send(const Manifest& manifest, const Encode& encode) {
+  return encode([&](std::shared_ptr<const OutgoingPayload> payload) { Queue(manifest, std::move(payload)); }).status();
+}
+
 void ParentLink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
+  Queue(manifest, std::make_shared<OutgoingPayload>(std::move(payload)));
+}
+
+void ParentLink::Queue(const Manifest& manifest, std::shared_ptr<const OutgoingPayload> payload) {
   Outgoing outgoing{manifest, std::move(payload)};
   outgoing.manifest.sender = options_.self;
   MutexLock lock(mutex_);
@@ -353,7 +361,13 @@ class ParentLink::Sending {
     }
     ContributeMessage message;
     *message.mutable_header() = Header();
-    if (writer->Write(message)) WritePieces(0, writer.get());
+    if (writer->Write(message) && WritePieces(0, writer.get())) {
+      if (const std::optional<uint64_t> checksum = outgoing_.payload->Checksum()) {
+        message.mutable_end()->set_payload_checksum(*checksum);
+        if (writer->Write(message)) Written(writer->WritesDone());
+      }
+    }
+    if (outgoing_.payload->abandoned()) context.TryCancel();
     const grpc::Status finished = writer->Finish();
     link_->End(&context);
     for (grpc::ClientContext& part : part_contexts) part.TryCancel();
@@ -366,42 +380,48 @@ class ParentLink::Sending {
   void DealOut() {
     pieces_.resize(connections_.size());
     size_t turn = 0;
-    for (size_t f = 0; f < outgoing_.payload->fragments.size(); ++f) {
-      const auto size = static_cast<int64_t>(outgoing_.payload->fragments[f].size());
-      const int64_t piece = PieceBytes(size, static_cast<int>(pieces_.size()));
-      for (int64_t offset = 0; offset < size; offset += piece) {
-        pieces_[turn++ % pieces_.size()].push_back({static_cast<int>(f), offset, std::min(piece, size - offset)});
+    const std::vector<int64_t>& sizes = outgoing_.payload->sizes();
+    for (size_t f = 0; f < sizes.size(); ++f) {
+      const int64_t piece = PieceBytes(sizes[f], static_cast<int>(pieces_.size()));
+      for (int64_t offset = 0; offset < sizes[f]; offset += piece) {
+        pieces_[turn++ % pieces_.size()].push_back({static_cast<int>(f), offset, std::min(piece, sizes[f] - offset)});
       }
     }
   }
 
   ContributionHeader Header() const {
-    const EncodedVector& payload = *outgoing_.payload;
+    const OutgoingPayload& payload = *outgoing_.payload;
     ContributionHeader header;
     ManifestToProto(outgoing_.manifest, &header);
-    header.set_codec(payload.codec);
+    header.set_codec(payload.codec());
     header.set_schema_digest(link_->options_.schema_digest);
-    header.set_fragments(static_cast<int>(payload.fragments.size()));
-    header.set_payload_checksum(payload.checksum());
+    header.set_fragments(static_cast<int>(payload.sizes().size()));
     header.set_payload_bytes(payload.bytes());
     header.set_streams(static_cast<int>(connections_.size()));
     header.set_transfer(transfer_);
     return header;
   }
 
-  // A call's share of the contribution, unless it breaks off.
+  // A call's share of the contribution; false when it breaks off.
   template <typename Message>
-  void WritePieces(size_t part, grpc::ClientWriter<Message>* writer) {
+  bool WritePieces(size_t part, grpc::ClientWriter<Message>* writer) {
     Message message;
     for (const Piece& piece : pieces_[part]) {
+      const std::string* bytes = outgoing_.payload->Fragment(piece.fragment);
+      if (bytes == nullptr) return false;
       FragmentPayload* fragment = message.mutable_fragment();
       fragment->set_index(piece.fragment);
       fragment->set_offset(piece.offset);
-      fragment->mutable_payload()->assign(outgoing_.payload->fragments[piece.fragment], piece.offset, piece.length);
-      if (!writer->Write(message)) return;
+      fragment->mutable_payload()->assign(*bytes, piece.offset, piece.length);
+      if (!writer->Write(message)) return false;
       link_->bytes_up_ += piece.length;
     }
-    if (writer->WritesDone() && --unwritten_ == 0) on_written_();
+    return true;
+  }
+
+  // A call has handed all of its share to the network.
+  void Written(bool done) {
+    if (done && --unwritten_ == 0) on_written_();
   }
 
   absl::Status SendPart(size_t part, grpc::ClientContext* context) {
@@ -410,7 +430,8 @@ class ParentLink::Sending {
     auto writer = connections_[part]->stub->ContributePart(context, &reply);
     ContributePartMessage message;
     *message.mutable_part_of() = link_->PartOfTransfer(transfer_);
-    if (writer->Write(message)) WritePieces(part, writer.get());
+    if (writer->Write(message) && WritePieces(part, writer.get())) Written(writer->WritesDone());
+    if (outgoing_.payload->abandoned()) context->TryCancel();
     const grpc::Status finished = writer->Finish();
     link_->End(context);
     return FromGrpc(finished, "a part of a contribution");
@@ -494,6 +515,14 @@ bool ParentLink::Deliver(const Outgoing& outgoing) {
     if (IsFatal(status)) {
       callbacks_.on_fatal(status);
       return false;
+    }
+    if (outgoing.payload->abandoned()) {
+      // Whoever was encoding it has been told why.
+      MutexLock lock(mutex_);
+      unanswered_.erase(sequence);
+      writing_ = false;
+      changed_.NotifyAll();
+      return true;
     }
     LOG_IF(WARNING, attempt == 0) << "contribution " << sequence << " to " << options_.parent_name
                                   << " is sent again: " << (status.ok() ? reply.detail() : status.ToString());

@@ -20,6 +20,7 @@
 #include "runtime/base/mutex.h"
 #include "runtime/model/parameter_layout.h"
 #include "runtime/sync/node_engine.h"
+#include "runtime/sync/outgoing_payload.h"
 #include "runtime/sync/public_copy.h"
 #include "runtime/sync/replica.h"
 #include "runtime/sync/stream_tuner.h"
@@ -67,9 +68,12 @@ class ParentLink final : public ParentPort {
   // Whoever does not call it when a version has come is sent no others, once versions_ahead have come.
   void VersionSeen() override;
 
-  // Queues a contribution. Up to in_flight_max are under way, and each begins when the one before it has been written;
-  // one that must be sent again may be overtaken.
-  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) override;
+  // Queues a contribution, and goes on while it is sent: its first fragments may leave while others are being encoded.
+  // Up to in_flight_max are under way, and each begins when the one before it has been written; one that must be sent
+  // again may be overtaken.
+  absl::Status Send(const Manifest& manifest, const Encode& encode) override;
+  // Likewise, of what is encoded.
+  void Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload);
 
   // Cancels what is under way and joins the threads: no callback comes any more. Not from a callback.
   void Shutdown();
@@ -81,7 +85,7 @@ class ParentLink final : public ParentPort {
  private:
   struct Outgoing {
     Manifest manifest;
-    std::shared_ptr<const EncodedVector> payload;
+    std::shared_ptr<const OutgoingPayload> payload;
   };
   struct Connection {
     std::shared_ptr<grpc::Channel> channel;
@@ -100,6 +104,7 @@ class ParentLink final : public ParentPort {
   void SendLoop();
   FollowRequest MakeFollowRequest();
   int64_t VersionsArrived();
+  void Queue(const Manifest& manifest, std::shared_ptr<const OutgoingPayload> payload);
   // Sends it until it is answered; false when nothing more is to be sent.
   bool Deliver(const Outgoing& outgoing);
   // What the next contribution goes over.

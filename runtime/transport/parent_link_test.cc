@@ -61,6 +61,85 @@ INSTANTIATE_TEST_SUITE_P(Codecs, FollowTest,
                                            CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED),
                          [](const auto& codec) { return CodecKind_Name(codec.param); });
 
+// A contribution whose fragments a test lets come one by one.
+class SlowContribution {
+ public:
+  SlowContribution(const std::vector<FragmentSpan>& fragments, float value)
+      : whole_(Encode(CODEC_KIND_FP32, fragments, std::vector<float>(kValues, value))),
+        sent_(std::make_shared<EncodedVector>()) {
+    sent_->codec = CODEC_KIND_FP32;
+    sent_->fragments.resize(whole_->fragments.size());
+    std::vector<int64_t> sizes;
+    for (const std::string& fragment : whole_->fragments) sizes.push_back(static_cast<int64_t>(fragment.size()));
+    outgoing_ = std::make_shared<OutgoingPayload>(sent_, std::move(sizes));
+  }
+  size_t fragments() const { return whole_->fragments.size(); }
+  int64_t bytes() const { return outgoing_->bytes(); }
+  const std::shared_ptr<OutgoingPayload>& outgoing() const { return outgoing_; }
+  // Encodes the next fragment; how many bytes that makes in all.
+  int64_t EncodeNext() {
+    sent_->fragments[next_] = whole_->fragments[next_];
+    outgoing_->Encoded();
+    return encoded_ += outgoing_->sizes()[next_++];
+  }
+  std::shared_ptr<const EncodedVector> sent() const { return sent_; }
+
+ private:
+  const std::shared_ptr<const EncodedVector> whole_;
+  const std::shared_ptr<EncodedVector> sent_;
+  std::shared_ptr<OutgoingPayload> outgoing_;
+  size_t next_ = 0;
+  int64_t encoded_ = 0;
+};
+
+TEST_P(StreamsTest, WhatIsEncodedLeavesWhileTheRestIsBeingEncoded) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  SlowContribution contribution(options.fragments, 2.0f);
+  ASSERT_GT(contribution.fragments(), 2u);
+  const absl::Status sent = child.link().Send(
+      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
+        begun(contribution.outgoing());
+        for (size_t f = 0; f < contribution.fragments(); ++f) {
+          const int64_t encoded = contribution.EncodeNext();
+          if (!child.AwaitBytesUp(encoded)) return absl::DeadlineExceededError("nothing left before all was there");
+        }
+        return contribution.sent();
+      });
+  ASSERT_TRUE(sent.ok()) << sent;
+  ASSERT_TRUE(child.AwaitAnswers(1));
+  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
+  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 2.0f));
+  EXPECT_EQ(child.link().payload_bytes_up(), contribution.bytes());
+}
+
+TEST_P(StreamsTest, WhatIsNotEncodedToItsEndNeverWas) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  SlowContribution contribution(options.fragments, 2.0f);
+  const absl::Status sent = child.link().Send(
+      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
+        begun(contribution.outgoing());
+        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
+        contribution.outgoing()->Abandon();
+        return absl::InvalidArgumentError("value 5 is nan");
+      });
+  EXPECT_EQ(sent, absl::InvalidArgumentError("value 5 is nan"));
+  // The same number is free for another one.
+  child.link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 3.0f)));
+  ASSERT_TRUE(child.AwaitAnswers(1));
+  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
+  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 3.0f));
+  EXPECT_TRUE(child.fatal().ok()) << child.fatal();
+  EXPECT_EQ(child.written(), std::vector<Sequence>{Sequence(1)});
+}
+
 TEST_P(StreamsTest, ContributionsAreMergedOnceAndInOrder) {
   constexpr int64_t kCount = 20;
   const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));

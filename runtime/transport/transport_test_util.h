@@ -240,12 +240,10 @@ class TestChild {
     return watched_.Await([&] { return snapshot().included >= sequence; });
   }
   bool AwaitBytesDown(int64_t bytes) {
-    const absl::Time deadline = absl::Now() + kPatience;
-    while (link_->payload_bytes_down() < bytes) {
-      if (absl::Now() > deadline) return false;
-      absl::SleepFor(absl::Milliseconds(1));
-    }
-    return true;
+    return AwaitBytes([&] { return link_->payload_bytes_down() >= bytes; });
+  }
+  bool AwaitBytesUp(int64_t bytes) {
+    return AwaitBytes([&] { return link_->payload_bytes_up() >= bytes; });
   }
   bool AwaitValues(const std::vector<float>& values) {
     return watched_.Await([&] { return Values() == values; });
@@ -276,6 +274,17 @@ class TestChild {
   }
 
  private:
+  // The link does not say when it counts a byte.
+  template <typename Condition>
+  bool AwaitBytes(Condition there) {
+    const absl::Time deadline = absl::Now() + kPatience;
+    while (!there()) {
+      if (absl::Now() > deadline) return false;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return true;
+  }
+
   std::atomic<ParameterServer*> node_{nullptr};
   Watched watched_;
   std::vector<Answer> answers_;    // Under watched_.
@@ -318,7 +327,6 @@ inline std::vector<ContributeMessage> Messages(MemberKey sender, Manifest manife
   header->set_codec(payload.codec);
   header->set_schema_digest(kSchema);
   header->set_fragments(static_cast<int>(payload.fragments.size()));
-  header->set_payload_checksum(payload.checksum());
   header->set_payload_bytes(payload.bytes());
   header->set_streams(1);
   for (size_t f = 0; f < payload.fragments.size(); ++f) {
@@ -326,6 +334,7 @@ inline std::vector<ContributeMessage> Messages(MemberKey sender, Manifest manife
     fragment->set_index(static_cast<int>(f));
     fragment->set_payload(payload.fragments[f]);
   }
+  messages.emplace_back().mutable_end()->set_payload_checksum(payload.checksum());
   return messages;
 }
 
