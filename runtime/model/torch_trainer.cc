@@ -497,8 +497,11 @@ class TorchTrainer final : public Trainer {
     });
   }
 
-  // The number of threads belongs to the thread that calls.
-  void Start() const { at::set_num_threads(options_.threads); }
+  // The number of threads belongs to the thread that calls. Each time that it is set, libtorch makes another pool of
+  // threads, which spin for a while although nothing uses them.
+  void Start() const {
+    if (at::get_num_threads() != options_.threads) at::set_num_threads(options_.threads);
+  }
 
   absl::Time Now() const { return options_.clock == nullptr ? absl::Time() : options_.clock->Now(); }
   void Count(absl::Time begin, absl::Duration TrainerTimes::*part) const {

@@ -9,10 +9,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 # What our workers ask of libtorch and the C library (runtime/model/compute_process.h), as far as an environment can say it.
 TUNED = {
-    "ATEN_CPU_CAPABILITY": "avx512",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
                       ":glibc.malloc.top_pad=67108864",
 }
+with open("/proc/cpuinfo", encoding="utf-8") as cpu:
+    if "avx512_vbmi2" in cpu.read():
+        TUNED["ATEN_CPU_CAPABILITY"] = "avx512"
 
 
 def say(text):

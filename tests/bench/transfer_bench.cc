@@ -4,19 +4,19 @@
 //   transfer_bench send --to HOST:PORT --bytes N ...          a region; prints what it saw as JSON
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <iostream>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "absl/strings/str_cat.h"
+#include "absl/strings/ascii.h"
 #include "absl/time/clock.h"
 #include "glog/logging.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/base/mutex.h"
 #include "runtime/base/random.h"
-#include "runtime/codec/codec.h"
 #include "runtime/fault/wan_relay.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
@@ -51,7 +51,7 @@ int Relay(const WanRelay::Options& options) {
   return 0;
 }
 
-int Serve(int64_t bytes) {
+int Serve(int64_t bytes, CodecKind codec) {
   const RealClock clock;
   std::vector<float> theta(bytes / sizeof(float), 0.5F);
   ParameterServer::Options options;
@@ -66,7 +66,7 @@ int Serve(int64_t bytes) {
   level->set_mix(1);
   level->set_send_every(1);
   options.node.in_flight_max = 4;
-  options.codec_up = CODEC_KIND_FP32;
+  options.codec_up = codec;
   options.codec_down = CODEC_KIND_FP32;
   options.fragments = Fragments(bytes);
   options.schema_digest = kSchema;
@@ -97,25 +97,34 @@ struct Heard {
   absl::Status fatal ABSL_GUARDED_BY(mutex);
 };
 
-int Send(const std::string& to, int64_t bytes, int count, int streams, absl::Duration round_trip) {
-  const std::vector<FragmentSpan> fragments = Fragments(bytes);
-  auto payload = std::make_shared<EncodedVector>();
-  payload->codec = CODEC_KIND_FP32;
+struct SendOptions {
+  std::string to;
+  int64_t bytes = 64 << 20;
+  CodecKind codec = CODEC_KIND_FP32;
+  int count = 3;
+  int streams = 16;
+  double round_trip_seconds = 0.15;
+  bool whole = false;
+};
+
+int Send(const SendOptions& sending) {
+  const std::vector<FragmentSpan> fragments = Fragments(sending.bytes);
+  std::vector<float> theta(sending.bytes / sizeof(float));
+  Replica::Options replica_options;
+  replica_options.codec = sending.codec;
+  Replica replica(absl::MakeSpan(theta), fragments, replica_options);
   Random random(1);
-  for (const FragmentSpan& span : fragments) {
-    std::vector<float> values(span.size());
-    for (float& value : values) value = static_cast<float>(1e-3 * random.Normal());
-    CHECK(MakeCodec(CODEC_KIND_FP32, span)->Encode(values, &payload->fragments.emplace_back()).ok());
-  }
+  for (float& value : theta) value = static_cast<float>(1e-3 * random.Normal());
+  const std::vector<float> trained = theta;
   ParentLink::Options options;
-  options.address = to;
+  options.address = sending.to;
   options.parent_name = "root";
   options.self = {MemberId(1), Incarnation(1)};
   options.schema_digest = kSchema;
   options.fragments = fragments;
-  options.streams_max = streams;
+  options.streams_max = sending.streams;
   options.versions_ahead = 1 << 30;
-  options.round_trip = round_trip;
+  options.round_trip = absl::Seconds(sending.round_trip_seconds);
   Heard heard;
   ParentLink::Callbacks callbacks;
   callbacks.on_version = [&] {
@@ -132,19 +141,43 @@ int Send(const std::string& to, int64_t bytes, int count, int streams, absl::Dur
   callbacks.on_fatal = [&](const absl::Status& status) { LOG(FATAL) << status; };
   const absl::Time began = absl::Now();
   ParentLink link(options, std::move(callbacks));
+  // The start of a connection, its windows' growth among it, apart from the rest.
+  absl::Time under_way = began;
+  int64_t before = 0;
   {
     MutexLock lock(heard.mutex);
-    while (!heard.version) heard.changed.Wait(heard.mutex);
+    while (!heard.version) {
+      heard.changed.WaitFor(heard.mutex, absl::Milliseconds(2));
+      if (before > 0 || link.payload_bytes_down() < sending.bytes / 4) continue;
+      before = link.payload_bytes_down();
+      under_way = absl::Now();
+    }
   }
+  const absl::Time whole = absl::Now();
   nlohmann::json result;
-  result["down_seconds"] = absl::ToDoubleSeconds(absl::Now() - began);
-  for (int i = 1; i <= count; ++i) {
-    const absl::Time sent = absl::Now();
+  result["down_seconds"] = absl::ToDoubleSeconds(whole - began);
+  result["down_under_way"] = {{"bytes", link.payload_bytes_down() - before},
+                              {"seconds", absl::ToDoubleSeconds(whole - under_way)}};
+  for (int i = 1; i <= sending.count; ++i) {
+    std::fill(theta.begin(), theta.end(), 0.0F);
+    replica.Reset(theta);
+    std::copy(trained.begin(), trained.end(), theta.begin());
     Manifest manifest;
     manifest.sequence = Sequence(i);
     manifest.base = manifest.root_base = Version(1);
     manifest.steps = manifest.tokens = 1;
-    link.Send(manifest, payload);
+    const absl::Time sent = absl::Now();
+    if (sending.whole) {
+      const auto payload = replica.Send(manifest.sequence);
+      CHECK(payload.ok()) << payload.status();
+      result["encode_seconds"].push_back(absl::ToDoubleSeconds(absl::Now() - sent));
+      link.Send(manifest, *payload);
+    } else {
+      const absl::Status encoded = link.Send(manifest, [&](const Replica::Begun& begun) {
+        return replica.Send(manifest.sequence, {}, /*whole=*/false, begun);
+      });
+      CHECK(encoded.ok()) << encoded;
+    }
     MutexLock lock(heard.mutex);
     while (heard.answers < i) heard.changed.Wait(heard.mutex);
     result["up_seconds"].push_back(absl::ToDoubleSeconds(absl::Now() - sent));
@@ -157,33 +190,35 @@ int Send(const std::string& to, int64_t bytes, int count, int streams, absl::Dur
 int Main(int argc, char** argv) {
   CLI::App app("Parameters on their way over a link.");
   app.require_subcommand(1);
-  int64_t bytes = 64 << 20;
-  double rtt = 0.15, bandwidth = 1e9;
+  SendOptions sent;
+  double bandwidth = 1e9;
+  std::string codec = "fp32";
   WanRelay::Options relay;
   CLI::App* relaying = app.add_subcommand("relay", "an emulated link");
   relaying->add_option("--target", relay.target, "HOST:PORT that it leads to")->required();
-  relaying->add_option("--rtt", rtt, "seconds");
+  relaying->add_option("--rtt", sent.round_trip_seconds, "seconds");
   relaying->add_option("--bandwidth", bandwidth, "bits per second");
   relaying->add_option("--loss", relay.up.loss, "share of the segments");
   CLI::App* serving = app.add_subcommand("serve", "a root");
-  serving->add_option("--bytes", bytes, "of the parameters as fp32");
+  serving->add_option("--bytes", sent.bytes, "of the parameters as fp32");
+  serving->add_option("--codec", codec, "of contributions");
   CLI::App* sending = app.add_subcommand("send", "a region");
-  std::string to;
-  int count = 3, streams = 16;
-  sending->add_option("--to", to, "HOST:PORT")->required();
-  sending->add_option("--bytes", bytes, "of the parameters as fp32");
-  sending->add_option("--count", count, "contributions");
-  sending->add_option("--streams", streams, "connections at most");
-  sending->add_option("--rtt", rtt, "seconds, as a region measures it when it joins");
+  sending->add_option("--to", sent.to, "HOST:PORT")->required();
+  sending->add_option("--bytes", sent.bytes, "of the parameters as fp32");
+  sending->add_option("--codec", codec, "of contributions");
+  sending->add_option("--count", sent.count, "contributions");
+  sending->add_option("--streams", sent.streams, "connections at most");
+  sending->add_option("--rtt", sent.round_trip_seconds, "seconds, as a region measures it when it joins");
+  sending->add_flag("--whole", sent.whole, "encode all of a contribution before it is sent");
   CLI11_PARSE(app, argc, argv);
   if (*relaying) {
-    relay.up.delay = absl::Seconds(rtt / 2);
+    relay.up.delay = absl::Seconds(sent.round_trip_seconds / 2);
     relay.up.bandwidth_bits_per_s = bandwidth;
     relay.down = relay.up;
     return Relay(relay);
   }
-  if (*serving) return Serve(bytes);
-  return Send(to, bytes, count, streams, absl::Seconds(rtt));
+  CHECK(CodecKind_Parse("CODEC_KIND_" + absl::AsciiStrToUpper(codec), &sent.codec)) << "no codec is called " << codec;
+  return *serving ? Serve(sent.bytes, sent.codec) : Send(sent);
 }
 
 }  // namespace
