@@ -34,7 +34,8 @@ class ParentPort {
   // The newest version that came was looked at: there is room for others.
   virtual void VersionSeen() = 0;
   // Takes a contribution along, which `encode` makes (Replica::Send), beginning while it does so or afterwards; each is
-  // answered sometime. Returns what `encode` did; a contribution that failed is not sent.
+  // answered sometime. Returns what `encode` did. One that failed and was begun is abandoned by then, never counts at
+  // the parent, and is not answered.
   using Encode = std::function<absl::StatusOr<std::shared_ptr<const EncodedVector>>(const Replica::Begun& begun)>;
   virtual absl::Status Send(const Manifest& manifest, const Encode& encode) = 0;
 };

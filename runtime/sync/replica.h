@@ -66,8 +66,8 @@ class Replica {
   // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is
   // what is sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite:
   // theta, base and the error feedback are then as before.
-  // `whole`: all parts. `begun`, where there is one, is called with what is going to be the payload before it is
-  // encoded, and is filled meanwhile; it is abandoned where Send fails.
+  // `whole`: all parts. `begun`, where there is one, is called with what is going to be the payload before any of it is
+  // encoded; it is filled then, or abandoned where Send fails. (Not called where Send fails before.)
   using Begun = std::function<void(std::shared_ptr<const OutgoingPayload>)>;
   absl::StatusOr<std::shared_ptr<const EncodedVector>> Send(Sequence sequence, absl::Span<const float> gradient = {},
                                                             bool whole = false, const Begun& begun = nullptr);

@@ -73,6 +73,7 @@ class SlowContribution {
     for (const std::string& fragment : whole_->fragments) sizes.push_back(static_cast<int64_t>(fragment.size()));
     outgoing_ = std::make_shared<OutgoingPayload>(sent_, std::move(sizes));
   }
+  ~SlowContribution() { outgoing_->Abandon(); }  // Where a test has failed, nobody is to wait for it.
   size_t fragments() const { return whole_->fragments.size(); }
   int64_t bytes() const { return outgoing_->bytes(); }
   const std::shared_ptr<OutgoingPayload>& outgoing() const { return outgoing_; }
@@ -114,6 +115,53 @@ TEST_P(StreamsTest, WhatIsEncodedLeavesWhileTheRestIsBeingEncoded) {
   EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
   EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 2.0f));
   EXPECT_EQ(child.link().payload_bytes_up(), contribution.bytes());
+}
+
+TEST_P(StreamsTest, AConnectionThatBreaksWhileItIsEncodedCostsOnlyTheRepeat) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  WanRelay::Options network;
+  network.target = node.address();
+  const auto relay = WanRelay::Start(network);
+  ASSERT_TRUE(relay.ok()) << relay.status();
+  TestChild child((*relay)->address(), 7, options.fragments, kSchema, GetParam());
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  SlowContribution contribution(options.fragments, 2.0f);
+  const absl::Status sent = child.link().Send(
+      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
+        begun(contribution.outgoing());
+        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
+        (*relay)->Reset();
+        for (size_t f = 1; f < contribution.fragments(); ++f) contribution.EncodeNext();
+        return contribution.sent();
+      });
+  ASSERT_TRUE(sent.ok()) << sent;
+  ASSERT_TRUE(child.AwaitAnswers(1));
+  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
+  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 2.0f));
+  EXPECT_EQ(node.merged().size(), 1u);
+  EXPECT_GT(child.link().payload_bytes_up(), contribution.bytes()) << "nothing was sent again";
+}
+
+TEST_P(StreamsTest, TheEndDoesNotWaitForMoreThanTheEncoder) {
+  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node(options, std::vector<float>(kValues, 0.0f));
+  node.Serve();
+  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
+  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  SlowContribution contribution(options.fragments, 2.0f);
+  std::thread ending;
+  const absl::Status sent = child.link().Send(
+      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
+        begun(contribution.outgoing());
+        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
+        ending = std::thread([&] { child.link().Shutdown(); });
+        for (size_t f = 1; f < contribution.fragments(); ++f) contribution.EncodeNext();
+        return contribution.sent();
+      });
+  ending.join();
+  EXPECT_TRUE(sent.ok()) << sent;
 }
 
 TEST_P(StreamsTest, WhatIsNotEncodedToItsEndNeverWas) {
