@@ -301,8 +301,9 @@ void SimUplink::Take(FollowMessage message, int connections) {
 
 absl::Status SimUplink::Send(const Manifest& manifest, const Encode& encode) {
   absl::StatusOr<std::shared_ptr<const EncodedVector>> payload = encode(nullptr);
-  if (payload.ok()) Send(manifest, *std::move(payload));
-  return payload.status();
+  if (!payload.ok()) return payload.status();
+  Send(manifest, *std::move(payload));
+  return absl::OkStatus();
 }
 
 void SimUplink::Send(const Manifest& manifest, std::shared_ptr<const EncodedVector> payload) {
