@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/functional/function_ref.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/wan_relay.h"
 #include "runtime/transport/transport_test_util.h"
@@ -83,6 +84,7 @@ class SlowContribution {
     outgoing_->Encoded();
     return encoded_ += outgoing_->sizes()[next_++];
   }
+  int64_t encoded() const { return encoded_; }
   std::shared_ptr<const EncodedVector> sent() const { return sent_; }
 
  private:
@@ -93,117 +95,115 @@ class SlowContribution {
   int64_t encoded_ = 0;
 };
 
-TEST_P(StreamsTest, WhatIsEncodedLeavesWhileTheRestIsBeingEncoded) {
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
-  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
-  SlowContribution contribution(options.fragments, 2.0f);
-  ASSERT_GT(contribution.fragments(), 2u);
-  const absl::Status sent = child.link().Send(
-      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
-        begun(contribution.outgoing());
-        for (size_t f = 0; f < contribution.fragments(); ++f) {
-          const int64_t encoded = contribution.EncodeNext();
-          if (!child.AwaitBytesUp(encoded)) return absl::DeadlineExceededError("nothing left before all was there");
-        }
-        return contribution.sent();
-      });
+// A node whose parameters are zeros, and a child of it that holds its first version.
+class OneChildTest : public StreamsTest {
+ protected:
+  OneChildTest() { node_.Serve(); }
+  // Whom the child calls: the node, or a relay before it.
+  void Connect(const std::string& address, int member = 7, int in_flight_max = 1) {
+    child_ = std::make_unique<TestChild>(address, member, fragments(), kSchema, GetParam(), in_flight_max);
+    ASSERT_TRUE(child_->AwaitVersion(Version(1)));
+  }
+  // Sends `contribution_` while `encode` encodes it.
+  absl::Status Send(absl::FunctionRef<absl::Status()> encode) {
+    return child_->link().Send(
+        TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
+          begun(contribution_.outgoing());
+          if (absl::Status encoded = encode(); !encoded.ok()) return encoded;
+          return contribution_.sent();
+        });
+  }
+  void EncodeTheRest() {
+    while (contribution_.encoded() < contribution_.bytes()) contribution_.EncodeNext();
+  }
+  // The child's one contribution, all of whose values are `value`, counts.
+  void ExpectAccepted(float value) {
+    ASSERT_TRUE(child_->AwaitAnswers(1));
+    EXPECT_EQ(child_->answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
+    EXPECT_EQ(node_.Theta(), std::vector<float>(kValues, value));
+    EXPECT_EQ(node_.merged().size(), 1u);
+  }
+  const std::vector<FragmentSpan>& fragments() const { return options_.fragments; }
+
+  const ParameterServer::Options options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  TestNode node_{options_, std::vector<float>(kValues, 0.0f)};
+  SlowContribution contribution_{fragments(), 2.0f};
+  std::unique_ptr<TestChild> child_;
+};
+INSTANTIATE_TEST_SUITE_P(Connections, OneChildTest, ::testing::Values(1, 2, 7));
+
+TEST_P(OneChildTest, WhatIsEncodedLeavesWhileTheRestIsBeingEncoded) {
+  ASSERT_NO_FATAL_FAILURE(Connect(node_.address()));
+  ASSERT_GT(contribution_.fragments(), 2u);
+  const absl::Status sent = Send([&] {
+    for (size_t f = 0; f < contribution_.fragments(); ++f) {
+      const int64_t encoded = contribution_.EncodeNext();
+      if (!child_->AwaitBytesUp(encoded)) return absl::DeadlineExceededError("nothing left before all was there");
+    }
+    return absl::OkStatus();
+  });
   ASSERT_TRUE(sent.ok()) << sent;
-  ASSERT_TRUE(child.AwaitAnswers(1));
-  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
-  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 2.0f));
-  EXPECT_EQ(child.link().payload_bytes_up(), contribution.bytes());
+  ExpectAccepted(2.0f);
+  EXPECT_EQ(child_->link().payload_bytes_up(), contribution_.bytes());
 }
 
-TEST_P(StreamsTest, AConnectionThatBreaksWhileItIsEncodedCostsOnlyTheRepeat) {
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
+TEST_P(OneChildTest, AConnectionThatBreaksWhileItIsEncodedCostsOnlyTheRepeat) {
   WanRelay::Options network;
-  network.target = node.address();
+  network.target = node_.address();
   const auto relay = WanRelay::Start(network);
   ASSERT_TRUE(relay.ok()) << relay.status();
-  TestChild child((*relay)->address(), 7, options.fragments, kSchema, GetParam());
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
-  SlowContribution contribution(options.fragments, 2.0f);
-  const absl::Status sent = child.link().Send(
-      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
-        begun(contribution.outgoing());
-        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
-        (*relay)->Reset();
-        for (size_t f = 1; f < contribution.fragments(); ++f) contribution.EncodeNext();
-        return contribution.sent();
-      });
+  ASSERT_NO_FATAL_FAILURE(Connect((*relay)->address()));
+  const absl::Status sent = Send([&] {
+    EXPECT_TRUE(child_->AwaitBytesUp(contribution_.EncodeNext()));
+    (*relay)->Reset();
+    EncodeTheRest();
+    return absl::OkStatus();
+  });
   ASSERT_TRUE(sent.ok()) << sent;
-  ASSERT_TRUE(child.AwaitAnswers(1));
-  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
-  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 2.0f));
-  EXPECT_EQ(node.merged().size(), 1u);
-  EXPECT_GT(child.link().payload_bytes_up(), contribution.bytes()) << "nothing was sent again";
+  ExpectAccepted(2.0f);
+  EXPECT_GT(child_->link().payload_bytes_up(), contribution_.bytes()) << "nothing was sent again";
 }
 
-TEST_P(StreamsTest, TheEndDoesNotWaitForMoreThanTheEncoder) {
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
-  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
-  SlowContribution contribution(options.fragments, 2.0f);
+TEST_P(OneChildTest, TheEndDoesNotWaitForMoreThanTheEncoder) {
+  ASSERT_NO_FATAL_FAILURE(Connect(node_.address()));
   std::thread ending;
-  const absl::Status sent = child.link().Send(
-      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
-        begun(contribution.outgoing());
-        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
-        ending = std::thread([&] { child.link().Shutdown(); });
-        for (size_t f = 1; f < contribution.fragments(); ++f) contribution.EncodeNext();
-        return contribution.sent();
-      });
+  const absl::Status sent = Send([&] {
+    EXPECT_TRUE(child_->AwaitBytesUp(contribution_.EncodeNext()));
+    ending = std::thread([&] { child_->link().Shutdown(); });
+    EncodeTheRest();
+    return absl::OkStatus();
+  });
   ending.join();
   EXPECT_TRUE(sent.ok()) << sent;
 }
 
-TEST_P(StreamsTest, WhatIsNotEncodedToItsEndNeverWas) {
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
-  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
-  SlowContribution contribution(options.fragments, 2.0f);
-  const absl::Status sent = child.link().Send(
-      TestManifest(1), [&](const Replica::Begun& begun) -> absl::StatusOr<std::shared_ptr<const EncodedVector>> {
-        begun(contribution.outgoing());
-        EXPECT_TRUE(child.AwaitBytesUp(contribution.EncodeNext()));
-        contribution.outgoing()->Abandon();
-        return absl::InvalidArgumentError("value 5 is nan");
-      });
+TEST_P(OneChildTest, WhatIsNotEncodedToItsEndNeverWas) {
+  ASSERT_NO_FATAL_FAILURE(Connect(node_.address()));
+  const absl::Status sent = Send([&] {
+    EXPECT_TRUE(child_->AwaitBytesUp(contribution_.EncodeNext()));
+    contribution_.outgoing()->Abandon();
+    return absl::InvalidArgumentError("value 5 is nan");
+  });
   EXPECT_EQ(sent, absl::InvalidArgumentError("value 5 is nan"));
   // The same number is free for another one.
-  child.link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 3.0f)));
-  ASSERT_TRUE(child.AwaitAnswers(1));
-  EXPECT_EQ(child.answers()[0], std::make_pair(Sequence(1), VERDICT_ACCEPTED));
-  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, 3.0f));
-  EXPECT_TRUE(child.fatal().ok()) << child.fatal();
-  EXPECT_EQ(child.written(), std::vector<Sequence>{Sequence(1)});
+  child_->link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, fragments(), std::vector<float>(kValues, 3.0f)));
+  ExpectAccepted(3.0f);
+  EXPECT_TRUE(child_->fatal().ok()) << child_->fatal();
+  EXPECT_EQ(child_->written(), std::vector<Sequence>{Sequence(1)});
 }
 
-TEST_P(StreamsTest, ContributionsAreMergedOnceAndInOrder) {
+TEST_P(OneChildTest, ContributionsAreMergedOnceAndInOrder) {
   constexpr int64_t kCount = 20;
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
-  TestChild child(node.address(), 7, options.fragments, kSchema, GetParam());
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  ASSERT_NO_FATAL_FAILURE(Connect(node_.address()));
   for (int64_t s = 1; s <= kCount; ++s) {
-    child.link().Send(TestManifest(s),
-                      Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, static_cast<float>(s))));
+    child_->link().Send(TestManifest(s),
+                        Encode(CODEC_KIND_FP32, fragments(), std::vector<float>(kValues, static_cast<float>(s))));
   }
-  ASSERT_TRUE(child.AwaitAnswers(kCount));
-  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount)));
-  const std::vector<Manifest> merged = node.merged();
+  ASSERT_TRUE(child_->AwaitAnswers(kCount));
+  ASSERT_TRUE(child_->AwaitIncluded(Sequence(kCount)));
+  const std::vector<Manifest> merged = node_.merged();
   ASSERT_EQ(merged.size(), static_cast<size_t>(kCount));
-  const auto answers = child.answers();
+  const auto answers = child_->answers();
   for (int64_t s = 1; s <= kCount; ++s) {
     EXPECT_EQ(merged[s - 1].sequence, Sequence(s));
     EXPECT_EQ(merged[s - 1].sender.member, MemberId(7));
@@ -211,36 +211,32 @@ TEST_P(StreamsTest, ContributionsAreMergedOnceAndInOrder) {
   }
   float sum = 0;
   for (const Manifest& manifest : merged) sum += static_cast<float>(manifest.sequence.value());
-  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, sum));
-  EXPECT_EQ(child.Values(), std::vector<float>(kValues, sum));
-  EXPECT_EQ(child.link().contributions_sent(), kCount);
-  EXPECT_EQ(child.link().payload_bytes_up(), kCount * kValues * 4);
+  EXPECT_EQ(node_.Theta(), std::vector<float>(kValues, sum));
+  EXPECT_EQ(child_->Values(), std::vector<float>(kValues, sum));
+  EXPECT_EQ(child_->link().contributions_sent(), kCount);
+  EXPECT_EQ(child_->link().payload_bytes_up(), kCount * kValues * 4);
 }
 
-TEST_P(StreamsTest, GoesOnWhenItsConnectionsBreak) {
+TEST_P(OneChildTest, GoesOnWhenItsConnectionsBreak) {
   constexpr int64_t kCount = 30;
-  const ParameterServer::Options options = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
-  TestNode node(options, std::vector<float>(kValues, 0.0f));
-  node.Serve();
   WanRelay::Options network;
-  network.target = node.address();
+  network.target = node_.address();
   network.up.delay = network.down.delay = absl::Milliseconds(2);
   const auto relay = WanRelay::Start(network);
   ASSERT_TRUE(relay.ok()) << relay.status();
-  TestChild child((*relay)->address(), 1, options.fragments, kSchema, GetParam(), /*in_flight_max=*/3);
-  ASSERT_TRUE(child.AwaitVersion(Version(1)));
+  ASSERT_NO_FATAL_FAILURE(Connect((*relay)->address(), /*member=*/1, /*in_flight_max=*/3));
   for (int64_t s = 1; s <= kCount; ++s) {
-    child.link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, options.fragments, std::vector<float>(kValues, 1.0f)));
+    child_->link().Send(TestManifest(s), Encode(CODEC_KIND_FP32, fragments(), std::vector<float>(kValues, 1.0f)));
     if (s % 10 != 0) continue;
-    ASSERT_TRUE(node.AwaitMerged(static_cast<size_t>(s - 8))) << child.fatal();
+    ASSERT_TRUE(node_.AwaitMerged(static_cast<size_t>(s - 8))) << child_->fatal();
     (*relay)->Reset();  // The others of this round are on their way, and answers to some that were merged.
   }
-  ASSERT_TRUE(child.AwaitIncluded(Sequence(kCount))) << child.fatal();
-  ASSERT_TRUE(child.AwaitAnswers(kCount)) << child.fatal();
-  EXPECT_EQ(node.Theta(), std::vector<float>(kValues, static_cast<float>(kCount))) << "each was merged once";
-  EXPECT_EQ(child.Values(), node.Theta());
-  EXPECT_EQ(node.Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, kCount}}));
-  EXPECT_TRUE(child.fatal().ok()) << child.fatal();
+  ASSERT_TRUE(child_->AwaitIncluded(Sequence(kCount))) << child_->fatal();
+  ASSERT_TRUE(child_->AwaitAnswers(kCount)) << child_->fatal();
+  EXPECT_EQ(node_.Theta(), std::vector<float>(kValues, static_cast<float>(kCount))) << "each was merged once";
+  EXPECT_EQ(child_->Values(), node_.Theta());
+  EXPECT_EQ(node_.Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, kCount}}));
+  EXPECT_TRUE(child_->fatal().ok()) << child_->fatal();
   EXPECT_GT((*relay)->stats(LinkDirection::kUp).connections, 2) << "it connected again";
 }
 
