@@ -48,20 +48,20 @@ void Line(const char* name, const std::string& value, std::string* text) {
 }
 
 // The member of an object, or null; also where there is no object. A report may be of another version, or be damaged.
-const Json& At(const Json& object, const std::string& key) {
+const Json& At(const Json& object, const char* key) {
   static const Json* const nothing = new Json();
   const auto found = object.find(key);
   return found == object.end() ? *nothing : *found;
 }
 
-double Number(const Json& object, const std::string& key) {
+double Number(const Json& object, const char* key) {
   const Json& value = At(object, key);
   return value.is_number() ? value.get<double>() : 0.0;
 }
 
-int64_t Count(const Json& object, const std::string& key) { return static_cast<int64_t>(Number(object, key)); }
+int64_t Count(const Json& object, const char* key) { return static_cast<int64_t>(Number(object, key)); }
 
-std::string Words(const Json& object, const std::string& key) {
+std::string Words(const Json& object, const char* key) {
   const Json& value = At(object, key);
   return value.is_string() ? value.get<std::string>() : std::string();
 }

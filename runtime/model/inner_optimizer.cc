@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -14,6 +16,18 @@ namespace {
 constexpr char kMomentum[] = "momentum";
 constexpr char kFirstMoment[] = "first_moment";
 constexpr char kSecondMoment[] = "second_moment";
+
+// A key of torch::optim: the pointer itself (libtorch 2) or its text (libtorch 1).
+template <typename Key>
+Key Address(void* pointer) {
+  if constexpr (std::is_convertible_v<void*, Key>) {
+    return pointer;
+  } else {
+    std::ostringstream text;
+    text << pointer;
+    return text.str();
+  }
+}
 
 // A contiguous piece of the flat vector whose values are all treated alike.
 struct Piece {
@@ -135,9 +149,11 @@ class AdamW final : public InnerOptimizer {
   }
 
  private:
+  using States = std::decay_t<decltype(std::declval<torch::optim::AdamW&>().state())>;
+
   // As torch::optim keeps its state: by the parameter's address. Each group is one flat tensor.
-  static std::string StateKey(const torch::optim::OptimizerParamGroup& group) {
-    return c10::guts::to_string(group.params()[0].unsafeGetTensorImpl());
+  static States::key_type StateKey(const torch::optim::OptimizerParamGroup& group) {
+    return Address<States::key_type>(group.params()[0].unsafeGetTensorImpl());
   }
 
   const torch::Tensor parameters_;
