@@ -4,11 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <functional>
-#include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -20,6 +18,7 @@
 #include "coordinator/root_faults.h"
 #include "coordinator/root_log.h"
 #include "coordinator/root_recovery.h"
+#include "coordinator/validation.h"
 #include "glog/logging.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/clock.h"
@@ -29,7 +28,6 @@
 #include "runtime/base/file.h"
 #include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
-#include "runtime/data/token_dataset.h"
 #include "runtime/fault/active_faults.h"
 #include "runtime/model/trainer.h"
 #include "runtime/storage/checkpoint.h"
@@ -50,25 +48,6 @@ constexpr int kTicksOfRoot =
     10;  // The root learns of everything else as it happens: only quarantines end by the clock.
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
 constexpr absl::Duration kFarewell = absl::Seconds(5);  // For members to hear that the run is over.
-
-// Mean loss over `tokens` tokens of the validation split, spread evenly over it.
-absl::StatusOr<double> Validate(Trainer* trainer, const SampleReader& reader, int64_t tokens) {
-  constexpr int64_t kBatch = 16;
-  const int64_t samples = std::clamp<int64_t>(tokens / reader.context(), 1, reader.samples_per_epoch());
-  double sum = 0;
-  for (int64_t first = 0; first < samples; first += kBatch) {
-    Batch batch;
-    batch.context = reader.context();
-    for (int64_t i = first; i < std::min(samples, first + kBatch); ++i) {
-      reader.AppendInOrder(i * reader.samples_per_epoch() / samples, &batch.tokens, &batch.targets);
-      ++batch.samples;
-    }
-    const absl::StatusOr<double> loss = trainer->Evaluate(batch);
-    if (!loss.ok()) return loss.status();
-    sum += *loss * static_cast<double>(batch.samples);
-  }
-  return sum / static_cast<double>(samples);
-}
 
 // Null: there is nothing left to do for this standby.
 absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const CoordinatorOptions& options,
@@ -105,324 +84,25 @@ std::unique_ptr<grpc::Server> Listen(const std::string& address, const std::vect
   return *port == 0 ? nullptr : std::move(server);
 }
 
-// The job's data, as the coordinator uses it.
-struct ValidationData {
-  std::unique_ptr<TokenFile> train;
-  std::shared_ptr<const TokenFile> validation;
-  int vocabulary = 0;
-  // Of the validation split, by a model that knows only how often each token comes. Reads both files.
-  // NaN where there is no text.
-  double UnigramLoss() const {
-    if (train == nullptr) return std::numeric_limits<double>::quiet_NaN();
-    return wukong::UnigramLoss(train->tokens(), validation->tokens(), vocabulary);
+// What report.json says of the root's node.
+void ReportNode(const ParentNode& node, Json* report) {
+  (*report)["versions"] = node.version().value();
+  Json rejected = Json::object();
+  for (const auto& [verdict, count] : node.stats().contributions) {
+    if (verdict != VERDICT_ACCEPTED) rejected[VerdictName(verdict)] = count;
   }
-  std::unique_ptr<SampleReader> reader;
-};
-
-absl::StatusOr<ValidationData> OpenData(const Job& job) {
-  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
-    ValidationData data;
-    data.reader = std::make_unique<SampleReader>(SampleReader::Numbers());
-    return data;
-  }
-  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
-  if (!files.ok()) return files.status();
-  absl::StatusOr<std::unique_ptr<TokenFile>> validation = TokenFile::Open(files->validation);
-  if (!validation.ok()) return validation.status();
-  absl::StatusOr<std::unique_ptr<TokenFile>> train = TokenFile::Open(files->train);
-  if (!train.ok()) return train.status();
-  ValidationData data;
-  data.train = *std::move(train);
-  data.validation = *std::move(validation);
-  data.vocabulary = job.model().vocabulary();
-  absl::StatusOr<SampleReader> reader = SampleReader::Make(data.validation, job.model().context(), job.seed());
-  if (!reader.ok()) return reader.status();
-  data.reader = std::make_unique<SampleReader>(*std::move(reader));
-  return data;
+  const auto accepted = node.stats().contributions.find(VERDICT_ACCEPTED);
+  (*report)["contributions"] = {{"accepted", accepted == node.stats().contributions.end() ? 0 : accepted->second},
+                                {"rejected", rejected}};
+  Json staleness = Json::object();
+  for (const auto& [versions, count] : node.stats().staleness) staleness[std::to_string(versions)] = count;
+  (*report)["staleness"] = staleness;
 }
 
-// Where this life of the coordinator begins: a new run, or the end of its log.
-absl::StatusOr<RecoveredRoot> Begin(FileSystem* files, const CoordinatorOptions& options, const Clock& clock,
-                                    Trainer* trainer) {
-  const Job& job = options.job;
-  if (options.resume) {
-    absl::StatusOr<RecoveredRoot> recovered = RecoverRoot(files, options.run_dir, job, trainer);
-    if (recovered.ok()) return recovered;
-    if (recovered.status().code() == absl::StatusCode::kFailedPrecondition) {
-      return absl::InvalidArgumentError(recovered.status().message());
-    }
-    // A coordinator that died before its first snapshot had told nobody anything.
-    if (!absl::IsNotFound(recovered.status()) || !files->Size(options.run_dir + "/config.resolved.yaml").ok()) {
-      return recovered.status();
-    }
-  }
-  return BeginRun(files, options.run_dir, job, clock, trainer);
-}
-
-}  // namespace
-
-absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal& stop) {
-  const Job& job = options.job;
-  const RealClock clock;
-  const absl::Time process_started = clock.Now();
-  const std::string& run_dir = options.run_dir;
-  std::unique_ptr<FaultyDisk> faulty_disk;
-  if (job.fault_injection() == FAULT_INJECTION_ALLOWED) {
-    faulty_disk = std::make_unique<FaultyDisk>(&clock, DeriveSeed(job.seed(), "coordinator.disk"));
-  }
-  FileSystem* const files = faulty_disk != nullptr ? faulty_disk.get() : FileSystem::Real();
-  if (!options.crash_at.empty()) {
-    if (absl::Status status = ArmFaultPoint("coordinator", options.crash_at); !status.ok()) return status;
-  }
-  if (absl::Status status = MakeDirectories(run_dir); !status.ok()) return status;
-  const absl::StatusOr<ValidationData> data = OpenData(job);
-  if (!data.ok()) return data.status();
-  TrainerOptions trainer_options;
-  trainer_options.threads = options.threads;
-  const absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, trainer_options);
-  if (!trainer.ok()) return trainer.status();
-  const ParameterLayout& layout = (*trainer)->layout();
-
-  const absl::StatusOr<std::unique_ptr<FileLock>> lock = LockRunDirectory(files, options, stop);
-  if (!lock.ok()) return lock.status();
-  if (*lock == nullptr) return absl::OkStatus();
-  const absl::Time life_began = options.standby ? clock.Now() : process_started;
-  const bool holds_a_run =
-      ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
-  if (!options.resume && holds_a_run) {
-    return absl::AlreadyExistsError(absl::StrCat(
-        "run directory ", run_dir, " holds another run; name a new one, remove it, or go on with it (--resume)"));
-  }
-  const std::string config = run_dir + "/config.resolved.yaml";
-  if (!options.resume) {
-    if (absl::Status status = WriteFileAtomic(config, options.resolved_yaml); !status.ok()) return status;
-  }
-
-  absl::StatusOr<RecoveredRoot> begun = Begin(files, options, clock, trainer->get());
-  if (!begun.ok()) return begun.status();
-  // Only now is it known that the directory is this job's.
-  if (absl::Status status = WriteFileAtomic(config, options.resolved_yaml); !status.ok()) return status;
-  ::unlink((run_dir + "/report.json").c_str());  // Of a part of the run that is over; the whole will have its own.
-  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> events = JsonLinesWriter::Open(run_dir + "/events.jsonl");
-  if (!events.ok()) return events.status();
-  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> metrics = JsonLinesWriter::Open(run_dir + "/metrics.jsonl");
-  if (!metrics.ok()) return metrics.status();
-  const std::string run = begun->identity.run();
-  ParameterServer::Restored restored = begun->replay->Restored();
-  RootLog::Options log_options;
-  log_options.fsync = options.fsync;
-  log_options.snapshot_bytes = job.limits().snapshot_bytes();
-  log_options.bytes_since_snapshot = begun->bytes_replayed;
-  const absl::StatusOr<std::unique_ptr<RootLog>> opened =
-      RootLog::Open(files, run_dir, begun->identity, restored.state, begun->log, log_options);
-  if (!opened.ok()) return opened.status();
-  RootLog* const log = opened->get();
-  LogRecord term;
-  term.mutable_term_begun()->set_term(restored.state.term() + 1);
-  term.mutable_term_begun()->set_unix_ns(absl::ToUnixNanos(clock.WallNow()));
-  term.mutable_term_begun()->set_pid(::getpid());
-  term.mutable_term_begun()->set_host(HostName());
-  log->Append(term);
-  if (absl::Status status = log->MakeDurableOnce(); !status.ok()) return status;
-
-  const RootState state = log->state();
-  const bool started_before = state.started_unix_ns() > 0;
-  CoordinatorService service(job, run, layout.schema_digest(), layout.size(), state, log, &clock, events->get(),
-                             metrics->get());
-  if (state.term() > 1) {
-    service.RecordEvent({{"event", "resumed"},
-                         {"term", state.term()},
-                         {"version", state.version()},
-                         {"snapshot", begun->snapshot},
-                         {"records_replayed", begun->records_replayed},
-                         {"log_bytes", begun->log.bytes},
-                         {"seconds", absl::ToDoubleSeconds(clock.Now() - life_began)},
-                         {"warnings", begun->warnings}});
-    for (const std::string& warning : begun->warnings) LOG(WARNING) << warning;
-    LOG(INFO) << "term " << state.term() << " goes on at version " << state.version() << ", " << begun->records_replayed
-              << " records after " << begun->snapshot;
-  }
-  begun->replay.reset();
-
-  ParameterServer::Hooks hooks;
-  hooks.admit = [&](const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
-    Verdict verdict = VERDICT_UNSPECIFIED;
-    service.With([&](CoordinatorCore& core, absl::Time) { verdict = core.Admit(manifest, accepted, detail); });
-    return verdict;
-  };
-  hooks.record = [log](const LogRecord& record) { log->Append(record); };
-  hooks.make_durable = [log] { return log->MakeDurable(); };
-  hooks.on_merged = [&](const ParentNode::Apply& apply) {
-    Json parts = Json::array();
-    for (const Manifest& manifest : apply.manifests) {
-      parts.push_back({{"member", manifest.sender.member.value()},
-                       {"sequence", manifest.sequence.value()},
-                       {"base", manifest.base.value()},
-                       {"steps", manifest.steps},
-                       {"tokens", manifest.tokens}});
-    }
-    service.With([&](CoordinatorCore& core, absl::Time now) { core.Merged(apply.manifests, now); });
-    service.RecordEvent({{"event", "merged"}, {"staleness", apply.staleness_max}, {"contributions", parts}});
-  };
-  hooks.on_refused = [&](const Manifest& manifest, Verdict verdict, const std::string& detail) {
-    service.With([&](CoordinatorCore& core, absl::Time) { core.Refused(manifest); });
-    service.RecordEvent({{"event", "refused"},
-                         {"member", manifest.sender.member.value()},
-                         {"sequence", manifest.sequence.value()},
-                         {"reason", VerdictName(verdict)},
-                         {"detail", detail}});
-  };
-  int64_t merged_tokens = state.tokens_merged();  // The node's executor's.
-  hooks.gradient_rate = [&](const ParentNode::Apply& apply) {
-    for (const Manifest& manifest : apply.manifests) merged_tokens += manifest.tokens;
-    // The rate for the tokens with this step's: a step at the very beginning would otherwise have a rate of zero.
-    const int64_t step_tokens = StepSamples(job) * job.model().context();
-    return LearningRate(job.optimizer(), job.stop().tokens(), merged_tokens + step_tokens);
-  };
-  hooks.gradient_step = [&](absl::Span<float> gradient, double learning_rate) -> absl::Status {
-    absl::Span<float> target = (*trainer)->gradient();
-    std::copy(gradient.begin(), gradient.end(), target.begin());
-    if (absl::Status status = (*trainer)->PushGradient(); !status.ok()) return status;
-    const absl::StatusOr<double> norm = (*trainer)->OptimizerStep(learning_rate);
-    if (!norm.ok()) return norm.status();
-    return (*trainer)->PullParameters();
-  };
-  Mutex fatal_mutex;
-  absl::Status fatal;
-  hooks.on_fatal = [&](const absl::Status& status) {
-    MutexLock hold(fatal_mutex);
-    fatal.Update(status);
-  };
-  const ParameterServer::Options root_options = RootOptions(job, layout);
-  ParameterServer root(root_options, std::move(hooks), (*trainer)->parameters(), NotesOf(state), nullptr, &clock,
-                       &restored);
-  restored = ParameterServer::Restored();  // Kept, it would be three more vectors until the end.
-  service.SetRoot(&root);
-  std::unique_ptr<RootFaults> faults;
-  if (faulty_disk != nullptr) {
-    faults = std::make_unique<RootFaults>(
-        faulty_disk.get(), &clock, DeriveSeed(job.seed(), "coordinator.faults", static_cast<uint64_t>(state.term())),
-        RootFaults::Hooks{[&service](const Json& event) { service.RecordEvent(event); },
-                          [&root] { return root.version(); }, CarryOutOnThisProcess, absl::SleepFor});
-    service.SetFaults(faults.get());
-  }
-
-  Executor snapshots("snapshots");
-  const auto take_snapshot = [&] {
-    root.PostSnapshot([&](ParameterServer::Vectors vectors) {
-      auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(
-          MakeSnapshot(log->identity(), log->state(), job.model().context(), trainer->get(), root_options.progress,
-                       std::move(vectors)));
-      snapshots.Post([&service, log, snapshot] {
-        const absl::Status status = snapshot->ok() ? log->WriteSnapshot(**snapshot) : snapshot->status();
-        if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;
-        service.RecordEvent({{"event", "snapshot"},
-                             {"version", snapshot->ok() ? (**snapshot).state.version() : 0},
-                             {"failure", std::string(status.message())}});
-      });
-    });
-  };
-
-  service.With([&](CoordinatorCore& core, absl::Time now) {
-    if (!started_before) core.HoldStart(true, now);
-    if (started_before) core.BackdateStart(now - (clock.WallNow() - absl::FromUnixNanos(state.started_unix_ns())));
-  });
-  int port = 0;
-  std::unique_ptr<grpc::Server> server = Listen(options.listen, {&service, &root}, &port);
-  // The kernel takes back a dead process's lock before its port.
-  while (server == nullptr && options.standby && clock.Now() - life_began < kPortOfTheDead && !stop.WaitFor(kTick)) {
-    server = Listen(options.listen, {&service, &root}, &port);
-  }
-  if (server == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("the coordinator cannot listen on ", options.listen,
-                                                   ": the port is in use, or the address is not of this machine"));
-  }
-  const std::string host(options.listen.substr(0, options.listen.rfind(':')));
-  const std::string address = absl::StrCat(host, ":", port);
-  if (absl::Status status = WriteFileAtomic(run_dir + "/coordinator.address", address); !status.ok()) return status;
-  LOG(INFO) << "run " << run << " of job " << job.name() << ": coordinator of term " << state.term() << " listens on "
-            << address << " after " << clock.Now() - life_began;
-
-  absl::StatusOr<double> initial_loss = state.validation_loss_initial();
-  if (!started_before) {
-    // While the other processes start. Nothing moves the parameters meanwhile: the node's executor is taken.
-    root.RunExclusive([&](const ParentNode&) {
-      initial_loss = Validate(trainer->get(), *data->reader, job.report().validation_tokens());
-    });
-    if (!initial_loss.ok()) return initial_loss.status();
-    service.SetInitialLoss(*initial_loss);
-    service.With([](CoordinatorCore& core, absl::Time now) { core.HoldStart(false, now); });
-    LOG(INFO) << layout.size() << " parameters, validation loss " << *initial_loss << " (unigram "
-              << data->UnigramLoss() << ")";
-  }
-
-  absl::Status outcome;
-  CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
-  for (int tick = 0; phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining; ++tick) {
-    const bool stopped = stop.WaitFor(kTick);
-    absl::Status broken;
-    {
-      MutexLock hold(fatal_mutex);
-      broken = fatal;
-    }
-    service.With([&](CoordinatorCore& core, absl::Time now) {
-      if (stopped) {
-        outcome = absl::CancelledError(absl::StrCat("stopped by a signal; --resume ", run_dir, " goes on"));
-        core.Fail("the coordinator was stopped by a signal", now);
-      } else if (!broken.ok()) {
-        outcome = broken;
-        core.Fail(std::string(broken.message()), now);
-      }
-      core.SetRootVersion(root.version());
-      core.Tick(now);
-      phase = core.phase();
-      if (phase == CoordinatorCore::Phase::kFailed && outcome.ok()) {
-        outcome = absl::AbortedError(core.failure());
-      }
-    });
-    if (tick % kTicksOfRoot == 0) root.Tick();
-    if (faults != nullptr) faults->Tick();
-    if (log->ClaimSnapshot()) take_snapshot();
-  }
-  if (!outcome.ok()) log->Stop();  // A log that cannot be written keeps nobody waiting any more.
-
-  // What is merged is merged: from here on nothing changes the parameters.
-  Json report = {{"job", job.name()},         {"run", run},
-                 {"seed", job.seed()},        {"preset", Preset_Name(job.strategy().preset())},
-                 {"completed", outcome.ok()}, {"failure", std::string(outcome.message())}};
-  absl::StatusOr<double> final_loss = *initial_loss;
-  take_snapshot();
-  root.RunExclusive([&](const ParentNode& node) {
-    report["parameters"] = layout.size();
-    report["versions"] = node.version().value();
-    Json rejected = Json::object();
-    for (const auto& [verdict, count] : node.stats().contributions) {
-      if (verdict != VERDICT_ACCEPTED) rejected[VerdictName(verdict)] = count;
-    }
-    const auto accepted = node.stats().contributions.find(VERDICT_ACCEPTED);
-    report["contributions"] = {{"accepted", accepted == node.stats().contributions.end() ? 0 : accepted->second},
-                               {"rejected", rejected}};
-    Json staleness = Json::object();
-    for (const auto& [versions, count] : node.stats().staleness) staleness[std::to_string(versions)] = count;
-    report["staleness"] = staleness;
-    report["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan((*trainer)->parameters()));
-    if (outcome.ok()) final_loss = Validate(trainer->get(), *data->reader, job.report().validation_tokens());
-  });
-  if (!final_loss.ok()) outcome.Update(final_loss.status());
-  const absl::Time farewell = clock.Now() + kFarewell;
-  bool all_told = false;
-  while (!all_told && clock.Now() < farewell) {
-    if (faults != nullptr) faults->Tick();
-    service.With([&](CoordinatorCore& core, absl::Time now) {
-      core.Tick(now);
-      all_told = core.AllToldFinish();
-    });
-    if (!all_told) stop.WaitFor(outcome.code() == absl::StatusCode::kCancelled ? absl::ZeroDuration() : kTick);
-  }
-  service.With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
-  const RootState end = log->Summary();
-  report["term"] = end.term();
-  Json& by_sender = report["contributions"]["rejected_by_sender"];  // At regions; what follows is at the root.
+// What it says of the log, once what the node and the members say is in it.
+void ReportLog(const RootState& end, int64_t durable_index, Json* report) {
+  (*report)["term"] = end.term();
+  Json& by_sender = (*report)["contributions"]["rejected_by_sender"];  // At regions; what follows is at the root.
   for (const auto& [sender, count] : end.refused_by_sender()) {
     by_sender[sender] = by_sender.value(sender, int64_t{0}) + count;
   }
@@ -433,31 +113,412 @@ absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal&
                 {"tokens_not_used", std::max<int64_t>(0, computed - committed)}};
   };
   Json regions = Json::object();
-  for (const auto& [region, usage] : report["compute"]["regions"].items()) {
+  for (const auto& [region, usage] : (*report)["compute"]["regions"].items()) {
     const auto committed = end.tokens_by_region().find(region);
     regions[region] =
         account(usage["tokens_computed"], committed == end.tokens_by_region().end() ? 0 : committed->second);
   }
-  report["ledger"] = {{"all", account(report["tokens_computed"], end.tokens_accepted())}, {"regions", regions}};
-  report["log"] = {
+  (*report)["ledger"] = {{"all", account((*report)["tokens_computed"], end.tokens_accepted())}, {"regions", regions}};
+  (*report)["log"] = {
       {"records", end.index()},
-      {"durable_records", log->durable_index()},
+      {"durable_records", durable_index},
       {"bytes", end.bytes()},
       {"bytes_per_committed_token",
-       end.tokens_merged() > 0 ? static_cast<double>(end.bytes()) / static_cast<double>(end.tokens_merged()) : 0.0},
-      {"telemetry_lines_dropped", service.lines_dropped()}};
-  report["validation_loss_initial"] = *initial_loss;
+       end.tokens_merged() > 0 ? static_cast<double>(end.bytes()) / static_cast<double>(end.tokens_merged()) : 0.0}};
+}
+
+// One life of a run's coordinator: each step needs those before it, and what comes last is destroyed first.
+class CoordinatorLife {
+ public:
+  CoordinatorLife(const CoordinatorOptions& options, const StopSignal& stop)
+      : options_(options), job_(options.job), stop_(stop), began_(clock_.Now()) {}
+
+  absl::Status Run() {
+    if (absl::Status status = Prepare(); !status.ok()) return status;
+    const absl::StatusOr<bool> mine = TakeRunDirectory();
+    if (!mine.ok() || !*mine) return mine.status();
+    if (absl::Status status = BeginTerm(); !status.ok()) return status;
+    if (absl::Status status = Serve(); !status.ok()) return status;
+    if (absl::Status status = JudgeTheStart(); !status.ok()) return status;
+    return Finish(AwaitTheEnd());
+  }
+
+ private:
+  // What needs no lock.
+  absl::Status Prepare();
+  // Alone with the run directory, which holds this job's run or none. False: there is nothing left to do for this
+  // standby.
+  absl::StatusOr<bool> TakeRunDirectory();
+  // From the log or anew: what this life begins with, up to the root.
+  absl::Status BeginTerm();
+  absl::StatusOr<RecoveredRoot> NewOrRecovered();
+  void MakeRoot(ParameterServer::Restored restored);
+  ParameterServer::Hooks RootHooks();
+  absl::Status Serve();
+  // The loss that the run begins with.
+  absl::Status JudgeTheStart();
+  void TakeSnapshot();
+  // No snapshot is in memory or on its way there.
+  void AwaitSnapshots();
+  // Until the budget is committed (OK), the run has failed or a signal came.
+  absl::Status AwaitTheEnd();
+  // The last validation and snapshot, the farewell and the report.
+  absl::Status Finish(absl::Status outcome);
+  void Farewell(bool wait);
+  absl::Status Fatal() const {
+    MutexLock hold(fatal_mutex_);
+    return fatal_;
+  }
+
+  const CoordinatorOptions& options_;
+  const Job& job_;
+  const StopSignal& stop_;
+  const RealClock clock_;
+  absl::Time began_;  // Of a standby: when its turn came.
+  std::unique_ptr<FaultyDisk> faulty_disk_;
+  FileSystem* files_ = FileSystem::Real();
+  std::optional<Validation> validation_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<FileLock> lock_;
+  std::string run_;
+  std::unique_ptr<JsonLinesWriter> events_;
+  std::unique_ptr<JsonLinesWriter> metrics_;
+  std::unique_ptr<RootLog> log_;
+  RootState state_;  // At the beginning of this life.
+  std::unique_ptr<CoordinatorService> service_;
+  int64_t merged_tokens_ = 0;  // The node's executor's.
+  mutable Mutex fatal_mutex_;
+  absl::Status fatal_ ABSL_GUARDED_BY(fatal_mutex_);
+  std::unique_ptr<ParameterServer> root_;
+  std::unique_ptr<RootFaults> faults_;
+  std::unique_ptr<Executor> snapshots_;
+  std::unique_ptr<grpc::Server> server_;
+  double initial_loss_ = 0;
+};
+
+absl::Status CoordinatorLife::Prepare() {
+  if (job_.fault_injection() == FAULT_INJECTION_ALLOWED) {
+    faulty_disk_ = std::make_unique<FaultyDisk>(&clock_, DeriveSeed(job_.seed(), "coordinator.disk"));
+    files_ = faulty_disk_.get();
+  }
+  if (!options_.crash_at.empty()) {
+    if (absl::Status status = ArmFaultPoint("coordinator", options_.crash_at); !status.ok()) return status;
+  }
+  if (absl::Status status = MakeDirectories(options_.run_dir); !status.ok()) return status;
+  absl::StatusOr<Validation> validation = Validation::Open(job_);
+  if (!validation.ok()) return validation.status();
+  validation_ = *std::move(validation);
+  TrainerOptions trainer_options;
+  trainer_options.threads = options_.threads;
+  absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job_, trainer_options);
+  if (!trainer.ok()) return trainer.status();
+  trainer_ = *std::move(trainer);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
+  const std::string& run_dir = options_.run_dir;
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = LockRunDirectory(files_, options_, stop_);
+  if (!lock.ok()) return lock.status();
+  if (*lock == nullptr) return false;
+  lock_ = *std::move(lock);
+  if (options_.standby) began_ = clock_.Now();
+  const bool holds_a_run =
+      ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
+  if (!options_.resume && holds_a_run) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        "run directory ", run_dir, " holds another run; name a new one, remove it, or go on with it (--resume)"));
+  }
+  return true;
+}
+
+absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
+  if (options_.resume) {
+    absl::StatusOr<RecoveredRoot> recovered = RecoverRoot(files_, options_.run_dir, job_, trainer_.get());
+    if (recovered.ok()) return recovered;
+    if (recovered.status().code() == absl::StatusCode::kFailedPrecondition) {
+      return absl::InvalidArgumentError(recovered.status().message());
+    }
+    // A coordinator that died before its first snapshot had told nobody anything.
+    if (!absl::IsNotFound(recovered.status()) || !files_->Size(options_.run_dir + "/config.resolved.yaml").ok()) {
+      return recovered.status();
+    }
+  }
+  return BeginRun(files_, options_.run_dir, job_, clock_, trainer_.get());
+}
+
+absl::Status CoordinatorLife::BeginTerm() {
+  const std::string& run_dir = options_.run_dir;
+  const std::string config = run_dir + "/config.resolved.yaml";
+  if (!options_.resume) {
+    if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
+  }
+  absl::StatusOr<RecoveredRoot> begun = NewOrRecovered();
+  if (!begun.ok()) return begun.status();
+  // Only now is it known that the directory is this job's.
+  if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
+  ::unlink((run_dir + "/report.json").c_str());  // Of a part of the run that is over; the whole will have its own.
+  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> events = JsonLinesWriter::Open(run_dir + "/events.jsonl");
+  if (!events.ok()) return events.status();
+  events_ = *std::move(events);
+  absl::StatusOr<std::unique_ptr<JsonLinesWriter>> metrics = JsonLinesWriter::Open(run_dir + "/metrics.jsonl");
+  if (!metrics.ok()) return metrics.status();
+  metrics_ = *std::move(metrics);
+  run_ = begun->identity.run();
+  ParameterServer::Restored restored = begun->replay->Restored();
+  RootLog::Options log_options;
+  log_options.fsync = options_.fsync;
+  log_options.snapshot_bytes = job_.limits().snapshot_bytes();
+  log_options.bytes_since_snapshot = begun->bytes_replayed;
+  absl::StatusOr<std::unique_ptr<RootLog>> log =
+      RootLog::Open(files_, run_dir, begun->identity, restored.state, begun->log, log_options);
+  if (!log.ok()) return log.status();
+  log_ = *std::move(log);
+  LogRecord term;
+  term.mutable_term_begun()->set_term(restored.state.term() + 1);
+  term.mutable_term_begun()->set_unix_ns(absl::ToUnixNanos(clock_.WallNow()));
+  term.mutable_term_begun()->set_pid(::getpid());
+  term.mutable_term_begun()->set_host(HostName());
+  log_->Append(term);
+  if (absl::Status status = log_->MakeDurableOnce(); !status.ok()) return status;
+
+  state_ = log_->state();
+  const ParameterLayout& layout = trainer_->layout();
+  service_ = std::make_unique<CoordinatorService>(job_, run_, layout.schema_digest(), layout.size(), state_, log_.get(),
+                                                  &clock_, events_.get(), metrics_.get());
+  if (state_.term() > 1) {
+    service_->RecordEvent({{"event", "resumed"},
+                           {"term", state_.term()},
+                           {"version", state_.version()},
+                           {"snapshot", begun->snapshot},
+                           {"records_replayed", begun->records_replayed},
+                           {"log_bytes", begun->log.bytes},
+                           {"seconds", absl::ToDoubleSeconds(clock_.Now() - began_)},
+                           {"warnings", begun->warnings}});
+    for (const std::string& warning : begun->warnings) LOG(WARNING) << warning;
+    LOG(INFO) << "term " << state_.term() << " goes on at version " << state_.version() << ", "
+              << begun->records_replayed << " records after " << begun->snapshot;
+  }
+  begun->replay.reset();
+  MakeRoot(std::move(restored));
+  return absl::OkStatus();
+}
+
+// `restored` is given away: kept, it would be three more vectors until the end.
+void CoordinatorLife::MakeRoot(ParameterServer::Restored restored) {
+  root_ = std::make_unique<ParameterServer>(RootOptions(job_, trainer_->layout()), RootHooks(), trainer_->parameters(),
+                                            NotesOf(state_), nullptr, &clock_, &restored);
+  service_->SetRoot(root_.get());
+  if (faulty_disk_ != nullptr) {
+    faults_ = std::make_unique<RootFaults>(
+        faulty_disk_.get(), &clock_,
+        DeriveSeed(job_.seed(), "coordinator.faults", static_cast<uint64_t>(state_.term())),
+        RootFaults::Hooks{[this](const Json& event) { service_->RecordEvent(event); },
+                          [this] { return root_->version(); }, CarryOutOnThisProcess, absl::SleepFor});
+    service_->SetFaults(faults_.get());
+  }
+  snapshots_ = std::make_unique<Executor>("snapshots");
+}
+
+ParameterServer::Hooks CoordinatorLife::RootHooks() {
+  ParameterServer::Hooks hooks;
+  hooks.admit = [this](const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
+    Verdict verdict = VERDICT_UNSPECIFIED;
+    service_->With([&](CoordinatorCore& core, absl::Time) { verdict = core.Admit(manifest, accepted, detail); });
+    return verdict;
+  };
+  hooks.record = [this](const LogRecord& record) { log_->Append(record); };
+  hooks.make_durable = [this] { return log_->MakeDurable(); };
+  hooks.on_merged = [this](const ParentNode::Apply& apply) {
+    Json parts = Json::array();
+    for (const Manifest& manifest : apply.manifests) {
+      parts.push_back({{"member", manifest.sender.member.value()},
+                       {"sequence", manifest.sequence.value()},
+                       {"base", manifest.base.value()},
+                       {"steps", manifest.steps},
+                       {"tokens", manifest.tokens}});
+    }
+    service_->With([&](CoordinatorCore& core, absl::Time now) { core.Merged(apply.manifests, now); });
+    service_->RecordEvent({{"event", "merged"}, {"staleness", apply.staleness_max}, {"contributions", parts}});
+  };
+  hooks.on_refused = [this](const Manifest& manifest, Verdict verdict, const std::string& detail) {
+    service_->With([&](CoordinatorCore& core, absl::Time) { core.Refused(manifest); });
+    service_->RecordEvent({{"event", "refused"},
+                           {"member", manifest.sender.member.value()},
+                           {"sequence", manifest.sequence.value()},
+                           {"reason", VerdictName(verdict)},
+                           {"detail", detail}});
+  };
+  merged_tokens_ = state_.tokens_merged();
+  hooks.gradient_rate = [this](const ParentNode::Apply& apply) {
+    for (const Manifest& manifest : apply.manifests) merged_tokens_ += manifest.tokens;
+    // The rate for the tokens with this step's: a step at the very beginning would otherwise have a rate of zero.
+    const int64_t step_tokens = StepSamples(job_) * job_.model().context();
+    return LearningRate(job_.optimizer(), job_.stop().tokens(), merged_tokens_ + step_tokens);
+  };
+  hooks.gradient_step = [this](absl::Span<float> gradient, double learning_rate) -> absl::Status {
+    absl::Span<float> target = trainer_->gradient();
+    std::copy(gradient.begin(), gradient.end(), target.begin());
+    if (absl::Status status = trainer_->PushGradient(); !status.ok()) return status;
+    const absl::StatusOr<double> norm = trainer_->OptimizerStep(learning_rate);
+    if (!norm.ok()) return norm.status();
+    return trainer_->PullParameters();
+  };
+  hooks.on_fatal = [this](const absl::Status& status) {
+    MutexLock hold(fatal_mutex_);
+    fatal_.Update(status);
+  };
+  return hooks;
+}
+
+absl::Status CoordinatorLife::Serve() {
+  const bool started_before = state_.started_unix_ns() > 0;
+  service_->With([&](CoordinatorCore& core, absl::Time now) {
+    if (!started_before) core.HoldStart(true, now);
+    if (started_before) core.BackdateStart(now - (clock_.WallNow() - absl::FromUnixNanos(state_.started_unix_ns())));
+  });
+  int port = 0;
+  server_ = Listen(options_.listen, {service_.get(), root_.get()}, &port);
+  // The kernel takes back a dead process's lock before its port.
+  while (server_ == nullptr && options_.standby && clock_.Now() - began_ < kPortOfTheDead && !stop_.WaitFor(kTick)) {
+    server_ = Listen(options_.listen, {service_.get(), root_.get()}, &port);
+  }
+  if (server_ == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("the coordinator cannot listen on ", options_.listen,
+                                                   ": the port is in use, or the address is not of this machine"));
+  }
+  const std::string host(options_.listen.substr(0, options_.listen.rfind(':')));
+  const std::string address = absl::StrCat(host, ":", port);
+  if (absl::Status status = WriteFileAtomic(options_.run_dir + "/coordinator.address", address); !status.ok()) {
+    return status;
+  }
+  LOG(INFO) << "run " << run_ << " of job " << job_.name() << ": coordinator of term " << state_.term()
+            << " listens on " << address << " after " << clock_.Now() - began_;
+  return absl::OkStatus();
+}
+
+absl::Status CoordinatorLife::JudgeTheStart() {
+  initial_loss_ = state_.validation_loss_initial();
+  if (state_.started_unix_ns() > 0) return absl::OkStatus();
+  // While the other processes start. Nothing moves the parameters meanwhile: the node's executor is taken.
+  absl::StatusOr<double> loss = 0.0;
+  root_->RunExclusive(
+      [&](const ParentNode&) { loss = validation_->Loss(trainer_.get(), job_.report().validation_tokens()); });
+  if (!loss.ok()) return loss.status();
+  initial_loss_ = *loss;
+  service_->SetInitialLoss(initial_loss_);
+  service_->With([](CoordinatorCore& core, absl::Time now) { core.HoldStart(false, now); });
+  LOG(INFO) << trainer_->layout().size() << " parameters, validation loss " << initial_loss_ << " (unigram "
+            << validation_->UnigramLoss() << ")";
+  return absl::OkStatus();
+}
+
+void CoordinatorLife::TakeSnapshot() {
+  root_->PostSnapshot([this](ParameterServer::Vectors vectors) {
+    auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(
+        MakeSnapshot(log_->identity(), log_->state(), job_.model().context(), trainer_.get(),
+                     RootOptions(job_, trainer_->layout()).progress, std::move(vectors)));
+    snapshots_->Post([this, snapshot] {
+      const absl::Status status = snapshot->ok() ? log_->WriteSnapshot(**snapshot) : snapshot->status();
+      if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;
+      service_->RecordEvent({{"event", "snapshot"},
+                             {"version", snapshot->ok() ? (**snapshot).state.version() : 0},
+                             {"failure", std::string(status.message())}});
+    });
+  });
+}
+
+void CoordinatorLife::AwaitSnapshots() {
+  root_->RunExclusive([](const ParentNode&) {});
+  Notification written;
+  snapshots_->Post([&written] { written.Notify(); });
+  while (!written.WaitFor(kTick)) {
+  }
+}
+
+absl::Status CoordinatorLife::AwaitTheEnd() {
+  absl::Status outcome;
+  CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
+  for (int tick = 0; phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining; ++tick) {
+    const bool stopped = stop_.WaitFor(kTick);
+    const absl::Status broken = Fatal();
+    service_->With([&](CoordinatorCore& core, absl::Time now) {
+      if (stopped) {
+        outcome = absl::CancelledError(absl::StrCat("stopped by a signal; --resume ", options_.run_dir, " goes on"));
+        core.Fail("the coordinator was stopped by a signal", now);
+      } else if (!broken.ok()) {
+        outcome = broken;
+        core.Fail(std::string(broken.message()), now);
+      }
+      core.SetRootVersion(root_->version());
+      core.Tick(now);
+      phase = core.phase();
+      if (phase == CoordinatorCore::Phase::kFailed && outcome.ok()) {
+        outcome = absl::AbortedError(core.failure());
+      }
+    });
+    if (tick % kTicksOfRoot == 0) root_->Tick();
+    if (faults_ != nullptr) faults_->Tick();
+    if (log_->ClaimSnapshot()) TakeSnapshot();
+  }
+  if (!outcome.ok()) log_->Stop();  // A log that cannot be written keeps nobody waiting any more.
+  return outcome;
+}
+
+void CoordinatorLife::Farewell(bool wait) {
+  const absl::Time until = clock_.Now() + kFarewell;
+  bool all_told = false;
+  while (!all_told && clock_.Now() < until) {
+    if (faults_ != nullptr) faults_->Tick();
+    service_->With([&](CoordinatorCore& core, absl::Time now) {
+      core.Tick(now);
+      all_told = core.AllToldFinish();
+    });
+    if (!all_told) stop_.WaitFor(wait ? kTick : absl::ZeroDuration());
+  }
+}
+
+absl::Status CoordinatorLife::Finish(absl::Status outcome) {
+  // What is merged is merged: from here on nothing changes the parameters.
+  Json report = {{"job", job_.name()},
+                 {"run", run_},
+                 {"seed", job_.seed()},
+                 {"preset", Preset_Name(job_.strategy().preset())},
+                 {"completed", outcome.ok()},
+                 {"failure", std::string(outcome.message())},
+                 {"parameters", trainer_->layout().size()}};
+  absl::StatusOr<double> final_loss = initial_loss_;
+  root_->RunExclusive([&](const ParentNode& node) {
+    ReportNode(node, &report);
+    report["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan(trainer_->parameters()));
+    if (outcome.ok()) final_loss = validation_->Loss(trainer_.get(), job_.report().validation_tokens());
+  });
+  if (!final_loss.ok()) outcome.Update(final_loss.status());
+  Farewell(/*wait=*/!absl::IsCancelled(outcome));
+  AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
+  TakeSnapshot();
+  service_->With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
+  ReportLog(log_->Summary(), log_->durable_index(), &report);
+  report["log"]["telemetry_lines_dropped"] = service_->lines_dropped();
+  report["validation_loss_initial"] = initial_loss_;
   report["validation_loss_final"] = final_loss.ok() ? Json(*final_loss) : Json();
-  report["validation_loss_unigram"] = data->UnigramLoss();
+  report["validation_loss_unigram"] = validation_->UnigramLoss();
+  AwaitSnapshots();
   report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
   report["coordinator_cpu_seconds"] = ProcessCpuSeconds();
 
-  root.Shutdown();
-  snapshots.Shutdown();
-  outcome.Update(WriteFileAtomic(run_dir + "/report.json", report.dump(2) + "\n"));
-  server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
-  server->Wait();
+  root_->Shutdown();
+  snapshots_->Shutdown();
+  outcome.Update(WriteFileAtomic(options_.run_dir + "/report.json", report.dump(2) + "\n"));
+  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  server_->Wait();
   return outcome;
+}
+
+}  // namespace
+
+absl::Status RunCoordinator(const CoordinatorOptions& options, const StopSignal& stop) {
+  return CoordinatorLife(options, stop).Run();
 }
 
 }  // namespace wukong

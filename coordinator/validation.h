@@ -1,0 +1,40 @@
+// What the coordinator judges the parameters by: the validation split of the job's data.
+#ifndef WUKONG_COORDINATOR_VALIDATION_H_
+#define WUKONG_COORDINATOR_VALIDATION_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "proto/job.pb.h"
+#include "runtime/data/token_dataset.h"
+#include "runtime/model/trainer.h"
+
+namespace wukong {
+
+class Validation {
+ public:
+  // The job's text, both splits, or numbers for a synthetic model. Errors are those of the files.
+  static absl::StatusOr<Validation> Open(const Job& job);
+
+  // Mean loss, nats per token, of the trainer's parameters over `tokens` tokens, spread evenly over the split; at least
+  // one sample, at most all.
+  absl::StatusOr<double> Loss(Trainer* trainer, int64_t tokens) const;
+  // Of a model that knows only how often each token comes in the training split. Reads both files. NaN where there is
+  // no text.
+  double UnigramLoss() const;
+
+ private:
+  explicit Validation(SampleReader reader) : reader_(std::move(reader)) {}
+
+  SampleReader reader_;
+  // Null where there is no text.
+  std::unique_ptr<TokenFile> train_;
+  std::shared_ptr<const TokenFile> validation_;
+  int vocabulary_ = 0;
+};
+
+}  // namespace wukong
+
+#endif  // WUKONG_COORDINATOR_VALIDATION_H_
