@@ -1,18 +1,18 @@
 #include "coordinator/coordinator.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <functional>
+#include <chrono>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/coordinator_service.h"
 #include "coordinator/root_faults.h"
@@ -20,12 +20,14 @@
 #include "coordinator/root_recovery.h"
 #include "coordinator/validation.h"
 #include "glog/logging.h"
+#include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/executor.h"
 #include "runtime/base/fault_point.h"
 #include "runtime/base/file.h"
+#include "runtime/base/mutex.h"
 #include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
 #include "runtime/fault/active_faults.h"
@@ -47,7 +49,6 @@ constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr int kTicksOfRoot =
     10;  // The root learns of everything else as it happens: only quarantines end by the clock.
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
-constexpr absl::Duration kFarewell = absl::Seconds(5);  // For members to hear that the run is over.
 
 // Null: there is nothing left to do for this standby.
 absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const CoordinatorOptions& options,
@@ -133,10 +134,24 @@ class CoordinatorLife {
   CoordinatorLife(const CoordinatorOptions& options, const StopSignal& stop)
       : options_(options), job_(options.job), stop_(stop), began_(clock_.Now()) {}
 
+  // A server waits for its calls, and a call that follows the root for the root.
+  ~CoordinatorLife() {
+    if (root_ != nullptr) root_->Shutdown();
+  }
+  CoordinatorLife(const CoordinatorLife&) = delete;
+  CoordinatorLife& operator=(const CoordinatorLife&) = delete;
+
   absl::Status Run() {
     if (absl::Status status = Prepare(); !status.ok()) return status;
+    // A standby has everything ready when its turn comes; others learn at once whether the directory is theirs.
+    if (options_.standby) {
+      if (absl::Status status = LoadModel(); !status.ok()) return status;
+    }
     const absl::StatusOr<bool> mine = TakeRunDirectory();
     if (!mine.ok() || !*mine) return mine.status();
+    if (!options_.standby) {
+      if (absl::Status status = LoadModel(); !status.ok()) return status;
+    }
     if (absl::Status status = BeginTerm(); !status.ok()) return status;
     if (absl::Status status = Serve(); !status.ok()) return status;
     if (absl::Status status = JudgeTheStart(); !status.ok()) return status;
@@ -144,10 +159,11 @@ class CoordinatorLife {
   }
 
  private:
-  // What needs no lock.
   absl::Status Prepare();
-  // Alone with the run directory, which holds this job's run or none. False: there is nothing left to do for this
-  // standby.
+  // And the data that it is judged by.
+  absl::Status LoadModel();
+  // Locks the run directory; one that holds a run is refused to who does not resume. False: there is nothing left to do
+  // for this standby.
   absl::StatusOr<bool> TakeRunDirectory();
   // From the log or anew: what this life begins with, up to the root.
   absl::Status BeginTerm();
@@ -157,14 +173,16 @@ class CoordinatorLife {
   absl::Status Serve();
   // The loss that the run begins with.
   absl::Status JudgeTheStart();
-  void TakeSnapshot();
+  // Has the root copied, then the copy written, each on its own thread.
+  void PostSnapshot();
   // No snapshot is in memory or on its way there.
   void AwaitSnapshots();
   // Until the budget is committed (OK), the run has failed or a signal came.
   absl::Status AwaitTheEnd();
   // The last validation and snapshot, the farewell and the report.
   absl::Status Finish(absl::Status outcome);
-  void Farewell(bool wait);
+  // For members to hear that the run is over.
+  void Farewell();
   absl::Status Fatal() const {
     MutexLock hold(fatal_mutex_);
     return fatal_;
@@ -204,7 +222,10 @@ absl::Status CoordinatorLife::Prepare() {
   if (!options_.crash_at.empty()) {
     if (absl::Status status = ArmFaultPoint("coordinator", options_.crash_at); !status.ok()) return status;
   }
-  if (absl::Status status = MakeDirectories(options_.run_dir); !status.ok()) return status;
+  return MakeDirectories(options_.run_dir);
+}
+
+absl::Status CoordinatorLife::LoadModel() {
   absl::StatusOr<Validation> validation = Validation::Open(job_);
   if (!validation.ok()) return validation.status();
   validation_ = *std::move(validation);
@@ -270,6 +291,7 @@ absl::Status CoordinatorLife::BeginTerm() {
   log_options.fsync = options_.fsync;
   log_options.snapshot_bytes = job_.limits().snapshot_bytes();
   log_options.bytes_since_snapshot = begun->bytes_replayed;
+  log_options.stop = &stop_;
   absl::StatusOr<std::unique_ptr<RootLog>> log =
       RootLog::Open(files_, run_dir, begun->identity, restored.state, begun->log, log_options);
   if (!log.ok()) return log.status();
@@ -413,13 +435,13 @@ absl::Status CoordinatorLife::JudgeTheStart() {
   return absl::OkStatus();
 }
 
-void CoordinatorLife::TakeSnapshot() {
+void CoordinatorLife::PostSnapshot() {
   root_->PostSnapshot([this](ParameterServer::Vectors vectors) {
     auto snapshot = std::make_shared<absl::StatusOr<Checkpoint>>(
         MakeSnapshot(log_->identity(), log_->state(), job_.model().context(), trainer_.get(),
                      RootOptions(job_, trainer_->layout()).progress, std::move(vectors)));
     snapshots_->Post([this, snapshot] {
-      const absl::Status status = snapshot->ok() ? log_->WriteSnapshot(**snapshot) : snapshot->status();
+      const absl::Status status = log_->WriteSnapshot(*snapshot);
       if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;
       service_->RecordEvent({{"event", "snapshot"},
                              {"version", snapshot->ok() ? (**snapshot).state.version() : 0},
@@ -432,8 +454,7 @@ void CoordinatorLife::AwaitSnapshots() {
   root_->RunExclusive([](const ParentNode&) {});
   Notification written;
   snapshots_->Post([&written] { written.Notify(); });
-  while (!written.WaitFor(kTick)) {
-  }
+  written.WaitFor(absl::InfiniteDuration());
 }
 
 absl::Status CoordinatorLife::AwaitTheEnd() {
@@ -459,56 +480,57 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
     });
     if (tick % kTicksOfRoot == 0) root_->Tick();
     if (faults_ != nullptr) faults_->Tick();
-    if (log_->ClaimSnapshot()) TakeSnapshot();
+    if (log_->ClaimSnapshot()) PostSnapshot();
   }
   if (!outcome.ok()) log_->Stop();  // A log that cannot be written keeps nobody waiting any more.
   return outcome;
 }
 
-void CoordinatorLife::Farewell(bool wait) {
-  const absl::Time until = clock_.Now() + kFarewell;
-  bool all_told = false;
-  while (!all_told && clock_.Now() < until) {
+void CoordinatorLife::Farewell() {
+  const absl::Time began = clock_.Now();
+  while (true) {
     if (faults_ != nullptr) faults_->Tick();
+    bool over = false;
     service_->With([&](CoordinatorCore& core, absl::Time now) {
       core.Tick(now);
-      all_told = core.AllToldFinish();
+      over = core.AllToldFinish() || now - began >= core.FarewellMax();
     });
-    if (!all_told) stop_.WaitFor(wait ? kTick : absl::ZeroDuration());
+    if (over) return;
+    absl::SleepFor(kTick);  // A signal that came once would end each StopSignal::WaitFor at once.
   }
 }
 
 absl::Status CoordinatorLife::Finish(absl::Status outcome) {
-  // What is merged is merged: from here on nothing changes the parameters.
   Json report = {{"job", job_.name()},
                  {"run", run_},
                  {"seed", job_.seed()},
                  {"preset", Preset_Name(job_.strategy().preset())},
-                 {"completed", outcome.ok()},
-                 {"failure", std::string(outcome.message())},
+                 {"completed", false},
+                 {"failure", ""},
                  {"parameters", trainer_->layout().size()}};
   absl::StatusOr<double> final_loss = initial_loss_;
+  AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
+  PostSnapshot();
   root_->RunExclusive([&](const ParentNode& node) {
     ReportNode(node, &report);
     report["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan(trainer_->parameters()));
     if (outcome.ok()) final_loss = validation_->Loss(trainer_.get(), job_.report().validation_tokens());
   });
   if (!final_loss.ok()) outcome.Update(final_loss.status());
-  Farewell(/*wait=*/!absl::IsCancelled(outcome));
-  AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
-  TakeSnapshot();
+  Farewell();
   service_->With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
   ReportLog(log_->Summary(), log_->durable_index(), &report);
-  report["log"]["telemetry_lines_dropped"] = service_->lines_dropped();
   report["validation_loss_initial"] = initial_loss_;
   report["validation_loss_final"] = final_loss.ok() ? Json(*final_loss) : Json();
   report["validation_loss_unigram"] = validation_->UnigramLoss();
-  AwaitSnapshots();
-  report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
-  report["coordinator_cpu_seconds"] = ProcessCpuSeconds();
-
   root_->Shutdown();
   snapshots_->Shutdown();
+  outcome.Update(Fatal());
+  report["completed"] = outcome.ok();
+  report["failure"] = std::string(outcome.message());
+  report["log"]["telemetry_lines_dropped"] = service_->lines_dropped();
+  report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
+  report["coordinator_cpu_seconds"] = ProcessCpuSeconds();
   outcome.Update(WriteFileAtomic(options_.run_dir + "/report.json", report.dump(2) + "\n"));
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   server_->Wait();

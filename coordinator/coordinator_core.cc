@@ -400,6 +400,14 @@ bool CoordinatorCore::AllToldFinish() const {
                      [](const auto& member) { return member->state != State::kLive || member->told_finish; });
 }
 
+absl::Duration CoordinatorCore::FarewellMax() const {
+  double trip = 0;
+  for (const RoundTrips& trips : round_trips_) {
+    if (!trips.seconds.empty()) trip = std::max(trip, trips.seconds.back());
+  }
+  return absl::Seconds(5) + 2 * absl::Seconds(trip);
+}
+
 std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {
   std::vector<Effect> effects;
   effects.swap(effects_);

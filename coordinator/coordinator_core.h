@@ -99,6 +99,8 @@ class CoordinatorCore {
   int64_t committed_tokens() const;
   // No member is waited for any more: all that live have been told that the run is over.
   bool AllToldFinish() const;
+  // How long that may take: somebody's heartbeat may just have left without it.
+  absl::Duration FarewellMax() const;
   // What a heartbeat of this member will need, as bytes: memory can be asked for ahead. Empty: nobody knows it.
   absl::Span<const char> MemoryOf(MemberId id) const {
     const Member* const member = Find(id);

@@ -67,7 +67,8 @@ absl::Status RootLog::MakeDurable() {
     }
     if (trouble_ != status.message()) LOG(ERROR) << "nothing is acknowledged: " << status;
     trouble_ = std::string(status.message());
-    if (stopping_) return absl::CancelledError(absl::StrCat("stopped while the log could not be written: ", trouble_));
+    const bool stopping = stopping_ || (options_.stop != nullptr && options_.stop->received() != 0);
+    if (stopping) return absl::CancelledError(absl::StrCat("stopped while the log could not be written: ", trouble_));
     changed_.WaitFor(mutex_, kRetry);
   }
 }
@@ -106,8 +107,8 @@ bool RootLog::ClaimSnapshot() {
   return true;
 }
 
-absl::Status RootLog::WriteSnapshot(const Checkpoint& checkpoint) {
-  const absl::Status status = WriteAndPrune(checkpoint);
+absl::Status RootLog::WriteSnapshot(const absl::StatusOr<Checkpoint>& checkpoint) {
+  const absl::Status status = checkpoint.ok() ? WriteAndPrune(*checkpoint) : checkpoint.status();
   MutexLock lock(mutex_);
   snapshot_claimed_ = false;
   return status;
@@ -116,6 +117,8 @@ absl::Status RootLog::WriteSnapshot(const Checkpoint& checkpoint) {
 absl::Status RootLog::WriteAndPrune(const Checkpoint& checkpoint) {
   const std::string directory = CheckpointDirectory(run_dir_);
   const std::string path = CheckpointPath(directory, checkpoint.state.version());
+  // The state has records that nobody waited for. A log that ends before its snapshot has lost something.
+  if (absl::Status status = writer_->Sync(); !status.ok()) return status;
   FaultPoint("snapshot.before_write");
   if (absl::Status status = WriteCheckpoint(files_, path, checkpoint); !status.ok()) return status;
   if (const absl::Status read = ReadCheckpointState(files_, path).status(); !read.ok()) {

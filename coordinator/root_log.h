@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "proto/log.pb.h"
 #include "runtime/base/mutex.h"
+#include "runtime/base/stop_signal.h"
 #include "runtime/storage/checkpoint.h"
 #include "runtime/storage/file_system.h"
 #include "runtime/storage/log.h"
@@ -31,6 +32,7 @@ class RootLog {
     // Of records since the newest snapshot that are in the log already: who dies again and again before it has written
     // enough for a snapshot of its own would replay more each time.
     int64_t bytes_since_snapshot = 0;
+    const StopSignal* stop = nullptr;  // Ends MakeDurable as Stop does. May be null; outlives the log.
   };
 
   // Goes on after `state`, the fold of every record up to the end of the log.
@@ -42,7 +44,7 @@ class RootLog {
   void Append(const LogRecord& record);
 
   // Blocks until every record so far is on the disk: while there is no space, or the disk fails, it says so in
-  // trouble() and tries again. CANCELLED once Stop was called.
+  // trouble() and tries again. CANCELLED once Stop was called or a signal has come.
   absl::Status MakeDurable();
   void Stop();
   // The same without trying again: for the start, where an error is for the person who started it.
@@ -62,9 +64,10 @@ class RootLog {
 
   // Enough has been written since the last snapshot, and none is being taken. Claims the next one.
   bool ClaimSnapshot();
-  // Writes the snapshot, reads it back, and only then removes what is no longer needed: all but the newest two
-  // snapshots, and the segments before them. Gives the claim back.
-  absl::Status WriteSnapshot(const Checkpoint& checkpoint);
+  // Has what the snapshot stands on in the log, writes it, reads it back, and only then removes what is no longer
+  // needed: all but the newest two snapshots, and the segments before them. Gives the claim back, also of one that
+  // could not be made.
+  absl::Status WriteSnapshot(const absl::StatusOr<Checkpoint>& checkpoint);
 
  private:
   RootLog(FileSystem* files, std::string run_dir, LogIdentity identity, const RootState& state,

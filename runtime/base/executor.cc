@@ -51,7 +51,7 @@ bool Notification::WaitFor(absl::Duration timeout) const {
   while (!notified_) {
     const absl::Duration left = deadline - absl::Now();
     if (left <= absl::ZeroDuration()) return false;
-    changed_.WaitFor(mutex_, std::min(left, absl::Seconds(1)));
+    changed_.WaitFor(mutex_, left);
   }
   return true;
 }

@@ -101,6 +101,26 @@ TEST(ExecutorTest, WorkThatWasRunIsLetGo) {
   EXPECT_EQ(guard.use_count(), 1);
 }
 
+TEST(CondVarTest, WaitsForAnInfiniteTime) {
+  Mutex mutex;
+  CondVar changed;
+  int notified = 0;
+  std::thread notifier;
+  {
+    MutexLock lock(mutex);
+    notifier = std::thread([&] {
+      MutexLock hold(mutex);
+      ++notified;
+      changed.NotifyAll();
+    });
+    for (int returns = 0; notified == 0 && returns < 1000; ++returns) {
+      EXPECT_TRUE(changed.WaitFor(mutex, absl::InfiniteDuration())) << "the time cannot run out";
+    }
+    EXPECT_EQ(notified, 1) << "it does not wait";
+  }
+  notifier.join();
+}
+
 TEST(NotificationTest, WakesAllWhoWait) {
   Notification notification;
   EXPECT_FALSE(notification.HasBeenNotified());
@@ -108,7 +128,7 @@ TEST(NotificationTest, WakesAllWhoWait) {
   std::atomic<int> woken{0};
   std::vector<std::thread> waiters;
   for (int i = 0; i < 4; ++i) {
-    waiters.emplace_back([&] { woken += notification.WaitFor(kLong) ? 1 : 0; });
+    waiters.emplace_back([&] { woken += notification.WaitFor(i % 2 == 0 ? kLong : absl::InfiniteDuration()) ? 1 : 0; });
   }
   notification.Notify();
   for (std::thread& waiter : waiters) waiter.join();

@@ -106,8 +106,7 @@ void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>&
       })) {
     return;
   }
-  while (!done.WaitFor(absl::Seconds(1))) {
-  }
+  done.WaitFor(absl::InfiniteDuration());
 }
 
 void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {

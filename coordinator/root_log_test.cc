@@ -1,0 +1,119 @@
+// What a snapshot stands on is in the log before it.
+#include "coordinator/root_log.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/root_recovery.h"
+#include "runtime/base/manual_clock.h"
+#include "runtime/model/trainer.h"
+#include "runtime/storage/faulty_disk.h"
+#include "runtime/sync/presets.h"
+
+namespace wukong {
+namespace {
+
+Job SmallJob() {
+  Job job;
+  job.set_name("small");
+  job.mutable_model()->set_synthetic(SYNTHETIC_KIND_COUNTER);
+  job.mutable_model()->set_size(100);
+  job.mutable_model()->set_context(1);
+  job.mutable_model()->set_vocabulary(2);
+  job.mutable_strategy()->set_preset(PRESET_ASYNC);
+  job.mutable_limits()->set_fragment_bytes(1024);
+  EXPECT_TRUE(ResolveStrategy(&job).ok());
+  return job;
+}
+
+class RootLogTest : public ::testing::Test {
+ protected:
+  RootLogTest()
+      : directory_(absl::StrCat(testing::TempDir(), "/root_log.", ::getpid(), ".",
+                                testing::UnitTest::GetInstance()->current_test_info()->name())),
+        disk_(&clock_, 1),
+        trainer_(*MakeTrainer(job_, TrainerOptions())) {
+    std::filesystem::create_directories(directory_);
+  }
+  ~RootLogTest() override { std::filesystem::remove_all(directory_); }
+
+  void Begin(const RootLog::Options& options = RootLog::Options()) {
+    begun_ = *BeginRun(&disk_, directory_, job_, clock_, trainer_.get());
+    log_ = *RootLog::Open(&disk_, directory_, begun_.identity, RootState(), begun_.log, options);
+  }
+  void BeginTerm(int64_t term) {
+    LogRecord record;
+    record.mutable_term_begun()->set_term(term);
+    log_->Append(record);
+    ASSERT_TRUE(begun_.replay->Add(log_->index(), record).ok());
+  }
+  // As another process finds it, which knows nothing of what is in memory here.
+  absl::StatusOr<RecoveredRoot> Recover() { return RecoverRoot(&disk_, directory_, job_, trainer_.get()); }
+
+  const Job job_ = SmallJob();
+  const std::string directory_;
+  ManualClock clock_;
+  FaultyDisk disk_;
+  const std::unique_ptr<Trainer> trainer_;
+  RecoveredRoot begun_;
+  std::unique_ptr<RootLog> log_;
+};
+
+TEST_F(RootLogTest, ASnapshotHasNoRecordThatTheLogDoesNotHave) {
+  Begin();
+  BeginTerm(1);
+  ASSERT_TRUE(log_->MakeDurable().ok());
+  BeginTerm(2);  // Nobody waits for this one to be on the disk.
+  ASSERT_EQ(log_->durable_index(), 1);
+  ASSERT_TRUE(log_->WriteSnapshot(begun_.replay->Snapshot(begun_.identity)).ok());
+  const absl::StatusOr<RecoveredRoot> recovered = Recover();
+  ASSERT_TRUE(recovered.ok()) << recovered.status();
+  EXPECT_EQ(recovered->replay->history().index(), 2);
+  EXPECT_EQ(recovered->replay->history().term(), 2);
+  EXPECT_EQ(recovered->records_replayed, 0) << "the newer snapshot is the one";
+}
+
+TEST_F(RootLogTest, WithoutItsRecordsThereIsNoSnapshot) {
+  Begin();
+  BeginTerm(1);
+  ASSERT_TRUE(log_->MakeDurable().ok());
+  BeginTerm(2);
+  disk_.FillUntil(clock_.Now() + absl::Hours(1));
+  EXPECT_FALSE(log_->WriteSnapshot(begun_.replay->Snapshot(begun_.identity)).ok());
+  const absl::StatusOr<RecoveredRoot> recovered = Recover();
+  ASSERT_TRUE(recovered.ok()) << recovered.status();
+  EXPECT_EQ(recovered->replay->history().term(), 1);
+}
+
+TEST_F(RootLogTest, ASnapshotThatCouldNotBeMadeGivesItsClaimBack) {
+  RootLog::Options options;
+  options.snapshot_bytes = 1;
+  Begin(options);
+  BeginTerm(1);
+  ASSERT_TRUE(log_->ClaimSnapshot());
+  BeginTerm(2);
+  EXPECT_FALSE(log_->ClaimSnapshot()) << "one is being made";
+  EXPECT_EQ(log_->WriteSnapshot(absl::InternalError("no memory")).code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(log_->ClaimSnapshot());
+}
+
+TEST_F(RootLogTest, ASignalEndsTheWaitForADiskThatFails) {
+  const StopSignal stop;
+  RootLog::Options options;
+  options.stop = &stop;
+  Begin(options);
+  BeginTerm(1);
+  disk_.FillUntil(clock_.Now() + absl::Hours(1));
+  ASSERT_EQ(::raise(SIGTERM), 0);
+  EXPECT_EQ(log_->MakeDurable().code(), absl::StatusCode::kCancelled);
+  EXPECT_FALSE(log_->trouble().empty());
+}
+
+}  // namespace
+}  // namespace wukong
