@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "launch/chaos_command.h"
 #include "launch/exit_code.h"
+#include "launch/job_units.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
@@ -53,12 +54,12 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
   order.set_on(place);
   order.set_version(flags.version);
   if (!flags.time.empty()) {
-    absl::Duration time;
-    if (!absl::ParseDuration(flags.time, &time) || time <= absl::ZeroDuration()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("chaos inject: --for ", flags.time, " is no time (expected one such as 15s or 500ms)"));
+    Fault fault;  // As a scenario has it.
+    if (absl::Status status = SetScalar(*Fault::descriptor()->FindFieldByName("for_ns"), flags.time, &fault);
+        !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("chaos inject: --for: ", status.message()));
     }
-    order.set_for_ns(absl::ToInt64Nanoseconds(time));
+    order.set_for_ns(fault.for_ns());
   }
   return order;
 }
@@ -115,7 +116,7 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
   verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
   verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator");
   verb->add_option("--for", flags->time,
-                   "How long, as 15s; without it for good (freeze and faults of the disk need it)");
+                   "How long, as 15s or 5min; without it for good (freeze and faults of the disk need it)");
   verb->add_option("--factor", flags->factor, "slow: times slower; scale: times larger");
   verb->add_option("--on", flags->on,
                    "Of the root, once, when it gets there: after_append_before_ack, after_ack or after_publish");

@@ -20,6 +20,7 @@
 #include "runtime/codec/codec.h"
 #include "runtime/data/manifest.h"
 #include "runtime/data/token_dataset.h"
+#include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
@@ -28,6 +29,8 @@ namespace wukong {
 namespace {
 
 constexpr size_t kJobNameMax = 100;
+// A connection whose peer does not answer is given up after 10 s (runtime/transport/grpc_options.h).
+constexpr absl::Duration kRoundTripMax = absl::Seconds(9);
 // AdamW and Muon move every weight by about this much per step, and weights begin near 0.02.
 constexpr double kLearningRateMax = 0.1;
 
@@ -235,6 +238,27 @@ class JobChecker {
           absl::StrFormat("one late heartbeat would end it (expected at least twice limits.heartbeat, %gs, got %gs)",
                           2e-9 * static_cast<double>(limits.heartbeat_ns()),
                           1e-9 * static_cast<double>(limits.lease_ns())));
+      return;
+    }
+    // The next one leaves a period after the last one was answered.
+    for (const Region& region : job_.regions()) {
+      const absl::Duration trip = ShapeOfLink(job_.wan(), region.name(), DIRECTION_UP).delay +
+                                  ShapeOfLink(job_.wan(), region.name(), DIRECTION_DOWN).delay;
+      if (trip > kRoundTripMax) {
+        Add("wan.rtt",
+            absl::StrFormat("%s is %gs away, and connections without an answer are given up (expected at most "
+                            "%gs)",
+                            region.name(), absl::ToDoubleSeconds(trip), absl::ToDoubleSeconds(kRoundTripMax)));
+        return;
+      }
+      const absl::Duration least = 2 * (absl::Nanoseconds(limits.heartbeat_ns()) + trip);
+      if (absl::Nanoseconds(limits.lease_ns()) >= least) continue;
+      Add("limits.lease",
+          absl::StrFormat("one late heartbeat of %s would end it, which is %gs away (expected at least twice its round "
+                          "trip and limits.heartbeat, %gs, got %gs)",
+                          region.name(), absl::ToDoubleSeconds(trip), absl::ToDoubleSeconds(least),
+                          1e-9 * static_cast<double>(limits.lease_ns())));
+      return;
     }
   }
 

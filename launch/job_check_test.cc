@@ -153,6 +153,12 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
        "FILE:18: limits.fragment_bytes: cuts a value (expected a multiple of 4, got 1025)"},
       {Extended("limits: {heartbeat: 10s}\n"),
        "FILE:18: limits.lease: one late heartbeat would end it (expected at least twice"},
+      {Extended("wan:\n  rtt: 10s\nlimits: {lease: 9s}\n"),
+       "FILE:19: wan.rtt: beijing is 10s away, and connections without an answer are given up (expected at most 9s)"},
+      {Extended("wan:\n  links:\n    - {region: shenzhen, direction: up, rtt: 9s}\nlimits: {lease: 9s}\n"),
+       "FILE:21: limits.lease: one late heartbeat of shenzhen would end it, which is 4.5s away (expected at least "
+       "twice "
+       "its round trip and limits.heartbeat, 10s, got 9s)"},
       {Extended("strategy:\n  root:\n    quorum: 3\n"),
        "FILE:20: strategy.root.quorum: can never be reached (expected at most the job's 2 regions or `all`, got 3)"},
       {Extended("strategy: {preset: ddp, inner_steps: 2}\n"),
@@ -173,6 +179,14 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
     EXPECT_THAT(errors, testing::Contains(StartsWith(error)));
     EXPECT_EQ(errors.size(), 1u) << testing::PrintToString(errors);
   }
+}
+
+TEST_F(JobCheckTest, OnlyASyntheticModelNeedsNoData) {
+  const std::string without = Changed("data:\n  train: train.bin\n  validation: validation.bin\n", "");
+  EXPECT_THAT(Errors(without),
+              testing::ElementsAre(StartsWith("FILE:1: data: has no tokens (expected data.directory")));
+  EXPECT_EQ(Check(without, {"model={synthetic: counter, size: 100, step: 2s, context: 1, vocabulary: 2}"}).message(),
+            "");
 }
 
 TEST_F(JobCheckTest, EveryKindOfOptimizerPassesAlsoAsItIsResolved) {

@@ -24,9 +24,10 @@ Session::~Session() { StopHeartbeats(absl::ZeroDuration()); }
 
 absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration timeout, const StopSignal& stop) {
   const absl::Time deadline = absl::Now() + timeout;
-  while (true) {
+  for (int timeouts = 0;;) {
     grpc::ClientContext context;
-    SetDeadline(&context, std::min(kCoordinatorTimeout, std::max(deadline - absl::Now(), kCoordinatorRetry)));
+    SetDeadline(&context, std::min(CoordinatorTimeout(absl::ZeroDuration(), timeouts),
+                                   std::max(deadline - absl::Now(), kCoordinatorRetry)));
     GetJobRequest request;
     request.set_region(region_);
     request.set_new_region(new_region);
@@ -36,6 +37,7 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
     if (status.ok()) return reply;
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status)) return status;
+    if (absl::IsDeadlineExceeded(status)) ++timeouts;
     if (absl::Now() >= deadline) {
       return absl::UnavailableError(
           absl::StrFormat("no coordinator answers at %s (tried for %s); is it running, and is the address right? %s",
@@ -50,9 +52,9 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
   request.set_region(region_);
   request.set_pid(::getpid());
   request.set_host(HostName());
-  while (true) {
+  for (int timeouts = 0;;) {
     grpc::ClientContext context;
-    SetDeadline(&context, kCoordinatorTimeout);
+    SetDeadline(&context, CoordinatorTimeout(absl::ZeroDuration(), timeouts));
     JoinReply reply;
     const absl::Time began = absl::Now();
     const absl::Status status =
@@ -64,6 +66,7 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
     }
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status) || absl::Now() >= deadline) return status;
+    if (absl::IsDeadlineExceeded(status)) ++timeouts;
     stop.WaitFor(kCoordinatorRetry);
   }
 }
@@ -142,9 +145,9 @@ bool Session::Beat() {
   }
   const absl::Time first = absl::Now();
   absl::Time sent = first;
-  while (true) {
+  for (int timeouts = 0;;) {
     grpc::ClientContext context;
-    SetDeadline(&context, kCoordinatorTimeout);
+    SetDeadline(&context, CoordinatorTimeout(round_trip(), timeouts));
     HeartbeatReply reply;
     const absl::Status status =
         FromGrpc(stub_->Heartbeat(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", heartbeat"));
@@ -165,6 +168,7 @@ bool Session::Beat() {
       return false;
     }
     LOG_IF(WARNING, sent == first) << status;
+    if (absl::IsDeadlineExceeded(status)) ++timeouts;
     if (absl::Now() - first > patience_) {
       callbacks_.on_lost(
           absl::UnavailableError(absl::StrFormat("the coordinator at %s has been away for %s: %s", address_,

@@ -15,7 +15,6 @@ namespace {
 constexpr char kRunDir[] = "/run";
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
-constexpr absl::Duration kFarewell = absl::Seconds(5);  // As coordinator/coordinator.cc waits for members to hear it.
 
 }  // namespace
 
@@ -312,11 +311,13 @@ void SimCoordinator::Tick() {
   Life* life = life_state_.get();
   CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
   bool told = false;
+  absl::Duration farewell;
   With([&](CoordinatorCore& core) {
     core.SetRootVersion(life->engine->public_parameters().version());
     core.Tick(Now());
     phase = core.phase();
     told = core.AllToldFinish();
+    farewell = core.FarewellMax();
   });
   life->engine->Handle(ParentNode::Tick{});
   life->engine->Flush();
@@ -325,7 +326,7 @@ void SimCoordinator::Tick() {
   if (phase == CoordinatorCore::Phase::kDone) {
     life->over = std::min(life->over, Now());
     budget_committed_ = true;
-    if (told || Now() - life->over >= kFarewell) done_ = true;
+    if (told || Now() - life->over >= farewell) done_ = true;
   }
   if (life->log->ClaimSnapshot()) life->snapshot_due = true;
   TakeSnapshotIfDue();

@@ -1,7 +1,5 @@
 #include "runtime/sim/sim_session.h"
 
-#include "runtime/sync/retry.h"
-
 namespace wukong {
 
 void SimSession::Join(const JoinRequest& request, std::function<void(const JoinReply&)> joined) {
@@ -9,7 +7,7 @@ void SimSession::Join(const JoinRequest& request, std::function<void(const JoinR
     self_->After(kCoordinatorRetry, [this, request, joined] { Join(request, joined); });
   };
   world_->network.Call(
-      self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), kCoordinatorTimeout,
+      self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), Timeout(),
       [this, request, joined, again, door = door_](const SimNetwork::Respond& respond) {
         door->join(request, [this, respond, joined, again](const absl::StatusOr<JoinReply>& reply) {
           respond(64, [this, reply, joined, again] {
@@ -17,6 +15,7 @@ void SimSession::Join(const JoinRequest& request, std::function<void(const JoinR
               again();
               return;
             }
+            timeouts_ = 0;
             key_ = {MemberId(reply->member()), Incarnation(reply->incarnation())};
             self_->SetMemoryAtRoot(door_->memory_of(key_.member));
             joined(*reply);
@@ -24,7 +23,10 @@ void SimSession::Join(const JoinRequest& request, std::function<void(const JoinR
           });
         });
       },
-      [again](const absl::Status&) { again(); });
+      [this, again](const absl::Status& status) {
+        if (absl::IsDeadlineExceeded(status)) ++timeouts_;
+        again();
+      });
 }
 
 void SimSession::Kick() {
@@ -71,6 +73,7 @@ void SimSession::BeatFailed(const HeartbeatRequest& request, const absl::Status&
     callbacks_.on_lost(status);
     return;
   }
+  if (absl::IsDeadlineExceeded(status)) ++timeouts_;
   const std::shared_ptr<SimBeat> again = NewBeat();
   again->request = request;
   self_->After(kCoordinatorRetry, [this, again] { SendBeat(again); });
@@ -82,6 +85,7 @@ void SimSession::BeatAnswered(const SimBeat& beat) {
     return;
   }
   round_trip_ = absl::ToDoubleSeconds(self_->Now() - beat.sent);
+  timeouts_ = 0;
   beating_ = false;
   callbacks_.on_reply(beat.reply);
   Wait();
@@ -91,7 +95,7 @@ void SimSession::SendBeat(const std::shared_ptr<SimBeat>& beat) {
   beat->sent = self_->Now();
   const auto bytes = static_cast<int64_t>(beat->request.ByteSizeLong());
   world_->network.Call(
-      self_, door_->process, bytes, kCoordinatorTimeout,
+      self_, door_->process, bytes, Timeout(),
       [beat](const SimNetwork::Respond& respond) {
         if (!respond.wanted()) {
           const auto reply = std::make_shared<HeartbeatReply>();

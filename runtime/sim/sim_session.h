@@ -14,6 +14,7 @@
 #include "proto/wire.pb.h"
 #include "runtime/sim/sim_beat.h"
 #include "runtime/sim/sim_node.h"
+#include "runtime/sync/retry.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
@@ -53,6 +54,7 @@ class SimSession {
   void BeatFailed(const HeartbeatRequest& request, const absl::Status& status);
   void BeatAnswered(const SimBeat& beat);
   void Wait();
+  absl::Duration Timeout() const { return CoordinatorTimeout(absl::Seconds(round_trip_), timeouts_); }
 
   SimWorld* const world_;
   SimProcess* const self_;
@@ -65,6 +67,7 @@ class SimSession {
   int64_t timer_ = 0;
   absl::Time first_try_;
   double round_trip_ = 0;
+  int timeouts_ = 0;  // Calls in a row that were not answered in time.
 };
 
 }  // namespace wukong

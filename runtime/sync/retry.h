@@ -9,8 +9,12 @@
 
 namespace wukong {
 
-// Of a call to the coordinator.
-inline constexpr absl::Duration kCoordinatorTimeout = absl::Seconds(5);
+// Of a call to the coordinator. `round_trip` is the last one that was seen, 0 before there is one; `timeouts` calls in
+// a row were not answered in time: each has the next one wait twice as long, up to four times, so that a coordinator
+// that is far is reached, and a silent one is given up soon where it is near.
+inline absl::Duration CoordinatorTimeout(absl::Duration round_trip, int timeouts) {
+  return std::max(absl::Seconds(5), 4 * round_trip) * (1 << std::min(timeouts, 2));
+}
 // Between two tries of one.
 inline constexpr absl::Duration kCoordinatorRetry = absl::Milliseconds(100);
 

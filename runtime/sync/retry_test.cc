@@ -14,6 +14,15 @@ TEST(RetryTest, ThePauseDoublesToASecondAndHalfOfItIsJitter) {
   EXPECT_EQ(ParentRetry(1'000'000, 1.0), absl::Seconds(1)) << "however often";
 }
 
+TEST(RetryTest, ACallToTheCoordinatorIsGivenWhatItsLinkNeeds) {
+  EXPECT_EQ(CoordinatorTimeout(absl::ZeroDuration(), 0), absl::Seconds(5));
+  EXPECT_EQ(CoordinatorTimeout(absl::Milliseconds(150), 0), absl::Seconds(5));
+  EXPECT_EQ(CoordinatorTimeout(absl::Seconds(3), 0), absl::Seconds(12));
+  EXPECT_EQ(CoordinatorTimeout(absl::ZeroDuration(), 1), absl::Seconds(10));
+  EXPECT_EQ(CoordinatorTimeout(absl::ZeroDuration(), 2), absl::Seconds(20));
+  EXPECT_EQ(CoordinatorTimeout(absl::ZeroDuration(), 1'000'000), absl::Seconds(20)) << "however often";
+}
+
 TEST(RetryTest, WhoIsAwayIsAskedAgainAndWhoRefusesIsNot) {
   EXPECT_TRUE(IsTransient(absl::UnavailableError("")));
   EXPECT_TRUE(IsTransient(absl::DeadlineExceededError("")));

@@ -26,13 +26,13 @@ inline std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   // A server that comes back is found within a quarter of a second. MIN is what one attempt may take: two round trips,
   // for TCP's handshake and for HTTP/2's first frames, of the longest link with bulk on it.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 10000);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 20000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
-  // A silent peer is noticed within ten seconds, without waiting for TCP. A ping waits behind the data that is under
-  // way: 5 s are a window of 4 MB at 7 Mbit/s. Without the last line a client pings only twice before it must send
-  // data, which a follower never does.
+  // A silent peer is noticed within fifteen seconds, without waiting for TCP. A ping takes a round trip, and waits
+  // behind the data that is under way: 5 s are a window of 4 MB at 7 Mbit/s. Without the last line a client pings only
+  // twice before it must send data, which a follower never does.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }

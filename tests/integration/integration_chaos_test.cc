@@ -378,6 +378,7 @@ TEST(ChaosInjectTest, AJobThatDoesNotAllowItIsLeftAlone) {
   for (const std::vector<std::string>& flags :
        std::vector<std::vector<std::string>>{{"explode", "root", "--run-dir", "run"},
                                              {"freeze", "root", "--for", "soon", "--run-dir", "run"},
+                                             {"freeze", "root", "--for", "5m", "--run-dir", "run"},
                                              {"kill", "root"},
                                              {"kill", "root", "--run-dir", "nowhere"}}) {
     std::vector<std::string> arguments = {"chaos", "inject"};
