@@ -206,7 +206,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"eager_diloco", Preset("eager_diloco", 60000), {"optimizer.learning_rate=5e-3"}},
                       Case{"decoupled", Preset("decoupled", 40000), {}}, Case{"ssp", Preset("ssp", 40000), {}},
                       // Two round trips and more pass before anybody has connected.
-                      Case{"async_far", Preset("async", 40000), {"wan.rtt=1500ms"}},
+                      Case{"async_far", Preset("async", 40000), {"wan.rtt=1500ms", "limits.lease=4s"}},
                       Case{"diloco", Preset("diloco", 30000), {}}, Case{"ddp", Preset("ddp", 15000), {}},
                       // Snapshots on the way hold the state of the root's optimizer.
                       Case{"ddp_muon", Preset("ddp", 15000), {"optimizer.kind=muon", "limits.snapshot_bytes=256KiB"}},
