@@ -46,8 +46,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kTick = absl::Milliseconds(50);
-constexpr int kTicksOfRoot =
-    10;  // The root learns of everything else as it happens: only quarantines end by the clock.
+// The root learns of everything else as it happens: only quarantines end by the clock, and what a grace waits for.
+constexpr int kTicksOfQuarantine = 10;
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
 
 // Null: there is nothing left to do for this standby.
@@ -250,6 +250,13 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
     return absl::AlreadyExistsError(absl::StrCat(
         "run directory ", run_dir, " holds another run; name a new one, remove it, or go on with it (--resume)"));
   }
+  // Whoever dies from here on may be started again with --resume.
+  if (!options_.resume) {
+    if (absl::Status status = WriteFileAtomic(run_dir + "/config.resolved.yaml", options_.resolved_yaml);
+        !status.ok()) {
+      return status;
+    }
+  }
   return true;
 }
 
@@ -271,9 +278,6 @@ absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
 absl::Status CoordinatorLife::BeginTerm() {
   const std::string& run_dir = options_.run_dir;
   const std::string config = run_dir + "/config.resolved.yaml";
-  if (!options_.resume) {
-    if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
-  }
   absl::StatusOr<RecoveredRoot> begun = NewOrRecovered();
   if (!begun.ok()) return begun.status();
   // Only now is it known that the directory is this job's.
@@ -349,7 +353,13 @@ ParameterServer::Hooks CoordinatorLife::RootHooks() {
     service_->With([&](CoordinatorCore& core, absl::Time) { verdict = core.Admit(manifest, accepted, detail); });
     return verdict;
   };
-  hooks.record = [this](const LogRecord& record) { log_->Append(record); };
+  hooks.record = [this](const LogRecord& record) {
+    // A stranger, of a run directory that was put back to an earlier time, may send before its heartbeat learns that it
+    // is none. It will not ask again.
+    const ContributionHeader& sender = record.refused().header();
+    if (record.has_refused() && !log_->Joined(sender.member(), sender.incarnation())) return;
+    log_->Append(record);
+  };
   hooks.make_durable = [this] { return log_->MakeDurable(); };
   hooks.on_merged = [this](const ParentNode::Apply& apply) {
     Json parts = Json::array();
@@ -460,11 +470,14 @@ void CoordinatorLife::AwaitSnapshots() {
 absl::Status CoordinatorLife::AwaitTheEnd() {
   absl::Status outcome;
   CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
+  const int root_ticks = job_.strategy().root().grace_ns() > 0 ? 1 : kTicksOfQuarantine;
   for (int tick = 0; phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining; ++tick) {
     const bool stopped = stop_.WaitFor(kTick);
     const absl::Status broken = Fatal();
     service_->With([&](CoordinatorCore& core, absl::Time now) {
-      if (stopped) {
+      if (core.phase() == CoordinatorCore::Phase::kDone) {
+        // All of it is committed: a signal comes too late to stop anything.
+      } else if (stopped) {
         outcome = absl::CancelledError(absl::StrCat("stopped by a signal; --resume ", options_.run_dir, " goes on"));
         core.Fail("the coordinator was stopped by a signal", now);
       } else if (!broken.ok()) {
@@ -478,7 +491,7 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
         outcome = absl::AbortedError(core.failure());
       }
     });
-    if (tick % kTicksOfRoot == 0) root_->Tick();
+    if (tick % root_ticks == 0) root_->Tick();
     if (faults_ != nullptr) faults_->Tick();
     if (log_->ClaimSnapshot()) PostSnapshot();
   }

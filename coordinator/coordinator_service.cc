@@ -6,6 +6,11 @@
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
+namespace {
+
+constexpr absl::Duration kDiskRetry = absl::Milliseconds(200);
+
+}  // namespace
 
 CoordinatorService::CoordinatorService(const Job& job, const std::string& run, const std::string& schema_digest,
                                        int64_t parameters, const RootState& state, RootLog* log, const Clock* clock,
@@ -25,8 +30,8 @@ void CoordinatorService::Journal(LogRecord record) {
     record.mutable_run_started()->set_unix_ns(absl::ToUnixNanos(clock_->WallNow()));
     record.mutable_run_started()->set_validation_loss(initial_loss_);
   }
-  ceiling_raised_ = ceiling_raised_ || record.has_lease_ceiling();
   log_->Append(record);
+  if (record.has_lease_ceiling()) ceiling_index_ = log_->index();  // Or one after it.
 }
 
 template <typename Reply, typename Use>
@@ -44,30 +49,42 @@ grpc::Status CoordinatorService::GetJob(grpc::ServerContext*, const GetJobReques
   return Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
 }
 
-grpc::Status CoordinatorService::Join(grpc::ServerContext*, const JoinRequest* request, JoinReply* reply) {
+grpc::Status CoordinatorService::Join(grpc::ServerContext* context, const JoinRequest* request, JoinReply* reply) {
   const grpc::Status status =
       Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Join(*request, now); });
   if (!status.ok()) return status;
   // Nobody may be told an incarnation that another life of this coordinator could give away again.
-  const absl::Status durable = log_->MakeDurable();
-  return durable.ok() ? status : ToGrpc(absl::UnavailableError(durable.message()));
+  while (true) {
+    const absl::Status durable = log_->MakeDurableOnce();
+    if (durable.ok()) return status;
+    if (context->IsCancelled()) return ToGrpc(absl::UnavailableError(durable.message()));
+    absl::SleepFor(kDiskRetry);
+  }
 }
 
 grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request,
                                            HeartbeatReply* reply) {
   absl::Status status;
   With([&](CoordinatorCore& core, absl::Time now) { status = core.Heartbeat(*request, now, reply); });
-  bool raised = false;
+  int64_t ceiling = 0;
   {
     MutexLock lock(mutex_);
-    std::swap(raised, ceiling_raised_);
+    ceiling = ceiling_index_;
   }
   // Without the ceiling another life of this coordinator would give away again what is leased beyond it: nothing would
   // count twice, but work would be lost. Not worth a member that hears nothing while the disk is full.
-  if (raised) LOG_IF(WARNING, !log_->MakeDurableOnce().ok()) << "the ceiling of the leases is not on the disk";
+  if (log_->durable_index() < ceiling) {
+    LOG_IF(WARNING, !log_->MakeDurableOnce().ok()) << "the ceiling of the leases is not on the disk";
+  }
   // Another life of this coordinator must know whom an aggregator fenced. It would take them for live otherwise, and
   // lease to them for ever what their aggregator refuses. A fence that cannot be kept waits.
   if (reply->fence_size() > 0 && !log_->MakeDurableOnce().ok()) reply->clear_fence();
+  // Who hears that its work is committed throws its copy away. It asks again, with the same heartbeat.
+  if (reply->committed_size() > 0) {
+    if (const absl::Status durable = log_->MakeDurableOnce(); !durable.ok()) {
+      return ToGrpc(absl::UnavailableError(durable.message()));
+    }
+  }
   return ToGrpc(status);
 }
 
@@ -100,12 +117,17 @@ void CoordinatorService::Keep(const absl::Status& status) {
   ++lines_dropped_;
 }
 
-void CoordinatorService::Carry(const CoordinatorCore::Effect& effect, ParameterServer* root) {
+void CoordinatorService::TellRoot(const CoordinatorCore::Effect& effect) {
+  if (root_ == nullptr) return;
   if (const auto* fence = std::get_if<CoordinatorCore::FenceChild>(&effect)) {
-    if (root != nullptr) root->Fence(fence->child, [](const std::vector<LeasedRange>&) {});
+    root_->Fence(fence->child, [](const std::vector<LeasedRange>&) {});
   } else if (const auto* idle = std::get_if<CoordinatorCore::SetIdle>(&effect)) {
-    if (root != nullptr) root->SetIdle(idle->idle);
-  } else if (const auto* record = std::get_if<CoordinatorCore::Record>(&effect)) {
+    root_->SetIdle(idle->idle);
+  }
+}
+
+void CoordinatorService::WriteDown(const CoordinatorCore::Effect& effect) {
+  if (const auto* record = std::get_if<CoordinatorCore::Record>(&effect)) {
     nlohmann::ordered_json line = {
         {"time", absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", clock_->WallNow(), absl::UTCTimeZone())},
         {"seconds", std::round(Seconds() * 1e3) / 1e3}};

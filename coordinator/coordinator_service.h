@@ -57,19 +57,17 @@ class CoordinatorService final : public Coordinator::Service {
   template <typename Use>
   void With(Use use) {
     std::vector<CoordinatorCore::Effect> effects;
-    ParameterServer* root = nullptr;
     {
       MutexLock lock(mutex_);
       use(core_, clock_->Now());
       effects = core_.TakeEffects();
-      root = root_;
+      // In the order of the decisions: the root goes by the last set of idle children that it was told.
+      for (const CoordinatorCore::Effect& effect : effects) TellRoot(effect);
     }
-    // Posting to the root is ordered enough outside the lock: fences and idle sets say how things stand, not what
-    // changed.
-    for (const CoordinatorCore::Effect& effect : effects) Carry(effect, root);
+    for (const CoordinatorCore::Effect& effect : effects) WriteDown(effect);
   }
 
-  void RecordEvent(nlohmann::ordered_json event) { Carry(CoordinatorCore::Record{std::move(event)}, nullptr); }
+  void RecordEvent(nlohmann::ordered_json event) { WriteDown(CoordinatorCore::Record{std::move(event)}); }
   // Lines of events and metrics that could not be written. They are for people; what counts is in the log.
   int64_t lines_dropped() const { return lines_dropped_; }
 
@@ -78,7 +76,9 @@ class CoordinatorService final : public Coordinator::Service {
   grpc::Status Call(Reply* reply, Use use);
   double Seconds() const { return absl::ToDoubleSeconds(clock_->Now() - started_); }
   void Keep(const absl::Status& status);
-  void Carry(const CoordinatorCore::Effect& effect, ParameterServer* root);
+  // What concerns the root, which only queues it, and what concerns the files.
+  void TellRoot(const CoordinatorCore::Effect& effect) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WriteDown(const CoordinatorCore::Effect& effect);
   void Journal(LogRecord record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Clock* const clock_;
@@ -89,7 +89,7 @@ class CoordinatorService final : public Coordinator::Service {
   std::atomic<int64_t> lines_dropped_{0};
   Mutex mutex_;
   double initial_loss_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool ceiling_raised_ ABSL_GUARDED_BY(mutex_) = false;
+  int64_t ceiling_index_ ABSL_GUARDED_BY(mutex_) = 0;  // Record that the newest ceiling of the leases is in.
   CoordinatorCore core_ ABSL_GUARDED_BY(mutex_);
   ParameterServer* root_ ABSL_GUARDED_BY(mutex_) = nullptr;
   RootFaults* faults_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "glog/logging.h"
@@ -37,6 +38,14 @@ absl::StatusOr<std::unique_ptr<RootLog>> RootLog::Open(FileSystem* files, const 
   for (const std::string& directory : {LogDirectory(run_dir), CheckpointDirectory(run_dir)}) {
     if (absl::Status status = files->MakeDirectories(directory); !status.ok()) return status;
   }
+  // What was made by a life that did not come to this.
+  if (absl::Status status = files->SyncDirectory(run_dir); !status.ok()) return status;
+  absl::StatusOr<std::vector<std::string>> names = files->List(CheckpointDirectory(run_dir));
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    if (!absl::EndsWith(name, ".tmp")) continue;  // A snapshot in whose middle a life ended.
+    if (absl::Status status = files->Remove(CheckpointDirectory(run_dir) + "/" + name); !status.ok()) return status;
+  }
   LogOptions log_options;
   log_options.sync = options.fsync;
   auto writer = LogWriter::Open(files, LogDirectory(run_dir), identity, end, log_options);
@@ -45,13 +54,21 @@ absl::StatusOr<std::unique_ptr<RootLog>> RootLog::Open(FileSystem* files, const 
 }
 
 void RootLog::Append(const LogRecord& record) {
-  std::string bytes = record.SerializeAsString();
+  std::string bytes;
+  CHECK(record.SerializeToString(&bytes)) << "a record of " << record.ByteSizeLong() << " bytes";
   MutexLock lock(mutex_);
-  bytes_since_snapshot_ += static_cast<int64_t>(bytes.size());
-  const int64_t index = writer_->Append(std::move(bytes));
+  // Before it is in the log, where every later life would find the contradiction.
+  const int64_t index = history_.index() + 1;
   const absl::Status status = history_.Add(index, record);
   CHECK(status.ok()) << "this coordinator contradicts its own log: " << status << "; "
                      << LogRecordToJson(index, record);
+  bytes_since_snapshot_ += static_cast<int64_t>(bytes.size());
+  CHECK_EQ(writer_->Append(std::move(bytes)), index);
+}
+
+bool RootLog::Joined(int64_t member, int64_t incarnation) const {
+  MutexLock lock(mutex_);
+  return history_.Joined(member, incarnation);
 }
 
 absl::Status RootLog::MakeDurable() {
@@ -129,22 +146,27 @@ absl::Status RootLog::WriteAndPrune(const Checkpoint& checkpoint) {
   absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files_, directory);
   if (!snapshots.ok()) return snapshots.status();
   FaultPoint("snapshot.before_prune");
-  while (snapshots->size() > kSnapshotsKept) {
-    if (absl::Status status = files_->Remove(snapshots->front().path); !status.ok()) return status;
-    verified_.erase(snapshots->front().path);
-    snapshots->erase(snapshots->begin());
-  }
-  // Both that are kept can be the one that a restart begins with.
-  int64_t needed = checkpoint.state.index() + 1;
-  const std::string& older = snapshots->front().path;
-  if (older != path && !Mutated("snapshot.older_one_loses_its_log")) {
-    if (verified_.count(older) == 0) {
-      const absl::StatusOr<Checkpoint> read = ReadCheckpointState(files_, older);
-      if (read.ok()) verified_[older] = read->state.index();
+  // Each of the newest two that can be read may be the one that a restart begins with. A damaged one counts for
+  // neither.
+  std::vector<int64_t> kept;  // Their last records.
+  for (auto snapshot = snapshots->rbegin(); snapshot != snapshots->rend(); ++snapshot) {
+    if (kept.size() == kSnapshotsKept) {
+      if (absl::Status status = files_->Remove(snapshot->path); !status.ok()) return status;
+      verified_.erase(snapshot->path);
+      continue;
     }
-    const auto found = verified_.find(older);
-    if (found != verified_.end()) needed = std::min(needed, found->second + 1);
+    if (verified_.count(snapshot->path) == 0) {
+      const absl::StatusOr<Checkpoint> read = ReadCheckpointState(files_, snapshot->path);
+      if (absl::IsDataLoss(read.status())) continue;
+      if (!read.ok()) return read.status();  // Another time it may be readable.
+      verified_[snapshot->path] = read->state.index();
+    }
+    kept.push_back(verified_[snapshot->path]);
   }
+  if (Mutated("snapshot.older_one_loses_its_log")) kept.resize(1);
+  // No segment may be gone while a snapshot that needs it can come back.
+  if (absl::Status status = files_->SyncDirectory(directory); !status.ok()) return status;
+  const int64_t needed = *std::min_element(kept.begin(), kept.end()) + 1;
   if (absl::Status status = writer_->RemoveBefore(needed); !status.ok()) return status;
   FaultPoint("snapshot.after_prune");
   return absl::OkStatus();

@@ -57,6 +57,8 @@ class RootLog {
 
   // Of the last record.
   int64_t index() const;
+  // Whether this is the newest life of a member that has joined.
+  bool Joined(int64_t member, int64_t incarnation) const;
   // With everything a snapshot needs, or without what waits for its quorum.
   RootState state() const;
   RootState Summary() const;

@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/root_recovery.h"
+#include "runtime/base/file.h"
 #include "runtime/base/manual_clock.h"
 #include "runtime/model/trainer.h"
 #include "runtime/storage/faulty_disk.h"
@@ -89,6 +91,64 @@ TEST_F(RootLogTest, WithoutItsRecordsThereIsNoSnapshot) {
   const absl::StatusOr<RecoveredRoot> recovered = Recover();
   ASSERT_TRUE(recovered.ok()) << recovered.status();
   EXPECT_EQ(recovered->replay->history().term(), 1);
+}
+
+TEST_F(RootLogTest, ALogThatIsGoneIsNoNewRun) {
+  Begin();
+  BeginTerm(1);
+  ASSERT_TRUE(log_->WriteSnapshot(begun_.replay->Snapshot(begun_.identity)).ok());
+  log_.reset();
+  std::filesystem::remove_all(LogDirectory(directory_));
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kDataLoss) << Recover().status();
+}
+
+TEST_F(RootLogTest, ALogWithoutSnapshotsIsNoNewRun) {
+  Begin();
+  BeginTerm(1);
+  ASSERT_TRUE(log_->MakeDurable().ok());
+  log_.reset();
+  std::filesystem::remove_all(CheckpointDirectory(directory_));
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kDataLoss) << Recover().status();
+  std::filesystem::remove_all(LogDirectory(directory_));
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kNotFound) << Recover().status();
+}
+
+// A version each, so that each has a name of its own.
+TEST_F(RootLogTest, ADamagedSnapshotIsNotOneOfTheTwoThatAreKept) {
+  Begin();
+  std::vector<std::string> paths = {CheckpointPath(CheckpointDirectory(directory_), 1)};
+  const auto snapshot = [&] {
+    BeginTerm(log_->state().term() + 1);
+    absl::StatusOr<Checkpoint> made = begun_.replay->Snapshot(begun_.identity);
+    made->state.set_version(static_cast<int64_t>(paths.size()) + 1);
+    ASSERT_TRUE(log_->WriteSnapshot(made).ok());
+    paths.push_back(CheckpointPath(CheckpointDirectory(directory_), made->state.version()));
+  };
+  snapshot();
+  snapshot();
+  std::filesystem::resize_file(paths[2], 100);
+  // Another life, which has read none of them.
+  const LogSummary end =
+      *ReadLog(&disk_, LogDirectory(directory_), 0, [](int64_t, absl::string_view) { return absl::OkStatus(); });
+  const RootState state = log_->state();
+  log_.reset();
+  log_ = *RootLog::Open(&disk_, directory_, begun_.identity, state, end, RootLog::Options());
+  snapshot();
+  EXPECT_FALSE(std::filesystem::exists(paths[0]));
+  EXPECT_TRUE(std::filesystem::exists(paths[1])) << "the older of those that can be read";
+  EXPECT_TRUE(std::filesystem::exists(paths[3]));
+  const absl::StatusOr<LogSummary> log =
+      ReadLog(&disk_, LogDirectory(directory_), 2, [](int64_t, absl::string_view) { return absl::OkStatus(); });
+  EXPECT_TRUE(log.ok()) << "it goes on from the older one: " << log.status();
+}
+
+TEST_F(RootLogTest, WhatALifeLeftUnfinishedIsRemoved) {
+  std::filesystem::create_directories(CheckpointDirectory(directory_));
+  const std::string left = CheckpointPath(CheckpointDirectory(directory_), 7) + ".tmp";
+  ASSERT_TRUE(WriteFileAtomic(left, "half a snapshot").ok());
+  Begin();
+  EXPECT_FALSE(std::filesystem::exists(left));
+  EXPECT_TRUE(std::filesystem::exists(CheckpointPath(CheckpointDirectory(directory_), 1)));
 }
 
 TEST_F(RootLogTest, ASnapshotThatCouldNotBeMadeGivesItsClaimBack) {

@@ -277,6 +277,14 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
   RecoveredRoot recovered;
   absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files, CheckpointDirectory(run_dir));
   if (!snapshots.ok()) return snapshots.status();
+  if (snapshots->empty()) {
+    const auto ignore = [](int64_t, absl::string_view) { return absl::OkStatus(); };
+    if (!absl::IsNotFound(ReadLog(files, LogDirectory(run_dir), 0, ignore).status())) {
+      return absl::DataLossError(absl::StrCat("there is a log in ", LogDirectory(run_dir),
+                                              " and no snapshot that it begins with in ",
+                                              CheckpointDirectory(run_dir)));
+    }
+  }
   std::reverse(snapshots->begin(), snapshots->end());
   absl::Status failure = absl::NotFoundError(
       absl::StrCat(run_dir, " holds no run that could be resumed: there is no snapshot in ", run_dir, "/checkpoints"));
@@ -300,7 +308,14 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
                                                recovered.bytes_replayed += static_cast<int64_t>(bytes.size());
                                                return (*replay)->Add(index, *record);
                                              });
-    if (absl::IsNotFound(log.status()) && snapshot->state.index() == 0) {
+    if (absl::IsNotFound(log.status())) {
+      // NOT_FOUND is for who may begin anew.
+      if (snapshot->state.index() > 0) {
+        return absl::DataLossError(absl::StrFormat(
+            "%s, and the snapshot %s stands at record %d: is a disk not mounted? Put the log back, or resume from an "
+            "exported checkpoint",
+            log.status().message(), file.path, snapshot->state.index()));
+      }
       log = LogSummary();  // It died before the first record.
       log->identity = snapshot->identity;
     }

@@ -73,8 +73,9 @@ struct RecoveredRoot {
 absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,
                                        const Clock& clock, Trainer* trainer);
 
-// From the newest snapshot that is whole, and the log after it. NOT_FOUND: the directory holds no run. DATA_LOSS: no
-// whole snapshot with its log, or a damaged log; FAILED_PRECONDITION: another job or model, or a newer format.
+// From the newest snapshot that is whole, and the log after it. NOT_FOUND: the directory holds no run, neither log nor
+// snapshot. DATA_LOSS: no whole snapshot with its log, or a damaged log; FAILED_PRECONDITION: another job or model, or
+// a newer format.
 absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& run_dir, const Job& job,
                                           Trainer* trainer);
 

@@ -170,7 +170,8 @@ double Experiment::Goodput(double seconds) const {
 }
 
 void Experiment::JudgeLog(Json* verdicts) {
-  for (const char* invariant : {"I1", "I3", "I4", "I6", "I7", "I8", "I9", "I10", "I12"}) (*verdicts)[invariant] = "holds";
+  for (const char* invariant : {"I1", "I3", "I4", "I6", "I7", "I8", "I9", "I10", "I12"})
+    (*verdicts)[invariant] = "holds";
   const absl::StatusOr<std::unique_ptr<Trainer>> made = MakeTrainer(job_, TrainerOptions());
   if (!made.ok()) {
     (*verdicts)["I8"] = std::string(made.status().message());

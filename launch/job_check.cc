@@ -23,6 +23,7 @@
 #include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/model/optimizer_kinds.h"
+#include "runtime/storage/log.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -273,6 +274,16 @@ class JobChecker {
       Add("limits.in_flight_bytes",
           absl::StrFormat("too small to hold one contribution of %d parameters (expected at least %d bytes, got %d)",
                           GptParameters(job_.model()), bytes, limits.in_flight_bytes()));
+    }
+    // Beside the payload of a record are its header and ranges.
+    const int64_t logged = ContributionBytes(job_, strategy.root().codec_up());
+    const int64_t logged_max = kLogRecordBytesMax - (int64_t{16} << 20);
+    if (logged > logged_max) {
+      Add("strategy.root.codec_up",
+          absl::StrFormat(
+              "a contribution is one record of the root's log, and has %d bytes with this codec (expected at "
+              "most %d)",
+              logged, logged_max));
     }
   }
 

@@ -222,6 +222,16 @@ TEST_F(JobCheckTest, OneContributionFitsIntoTheBytesInFlight) {
                  "12749824 parameters (expected at least 50999296 bytes, got 13000000)"));
 }
 
+TEST_F(JobCheckTest, OneContributionFitsIntoARecordOfTheLog) {
+  const std::string job =
+      Changed("  layers: 2\n  heads: 2\n  width: 8\n", "  layers: 24\n  heads: 16\n  width: 1024\n");
+  EXPECT_THAT(Errors(job + "limits: {in_flight_bytes: 2GiB}\nstrategy: {preset: local_sgd}\n"),
+              testing::ElementsAre(StartsWith(
+                  "FILE:19: strategy.root.codec_up: a contribution is one record of the root's log, and has 1210359808 "
+                  "bytes with this codec (expected at most 1056964608)")));
+  EXPECT_EQ(Check(job + "limits: {in_flight_bytes: 2GiB}\nstrategy: {preset: async}\n").message(), "");
+}
+
 TEST_F(JobCheckTest, EveryPartHasAFragment) {
   const std::vector<std::string> few = {"model.width=64", "model.layers=2", "strategy.preset=streaming_diloco"};
   EXPECT_THAT(Errors(kWithFiles, few)[0],

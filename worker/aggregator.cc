@@ -71,11 +71,12 @@ class NodeGate final : public ParameterNode::Service {
 };
 
 ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentSpan>& fragments,
-                                     const std::string& schema_digest) {
+                                     const std::string& schema_digest, MemberKey self) {
   ParameterServer::Options options;
   static_cast<NodeEngine::Options&>(options) = NodeOptionsOf(job, /*is_root=*/false, fragments);
   options.codec_up = job.strategy().region().codec_up();
   options.schema_digest = schema_digest;
+  options.self = self;
   options.in_flight_bytes = job.limits().in_flight_bytes();
   return options;
 }
@@ -273,8 +274,8 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       ParameterServer::Hooks hooks;
       hooks.on_fatal = end;
       parameter_server =
-          std::make_unique<ParameterServer>(NodeOptions(job, fragments, fetched->schema_digest()), std::move(hooks),
-                                            absl::MakeSpan(theta), notes, &link, &clock);
+          std::make_unique<ParameterServer>(NodeOptions(job, fragments, fetched->schema_digest(), self),
+                                            std::move(hooks), absl::MakeSpan(theta), notes, &link, &clock);
       node = parameter_server.get();
       gate.Open(parameter_server.get());
       parameter_server->OnParentVersion();

@@ -11,6 +11,7 @@ void Attachment::Attach(MemberKey parent, const std::string& address, Sequence f
   parent_ = parent;
   ParentLink::Options options = options_;
   options.address = address;
+  options.parent = parent;
   options.first_sequence = first;
   ParentLink::Callbacks callbacks;
   callbacks.on_version = [mail = mail_] {
@@ -36,6 +37,7 @@ void Attachment::Detach() {
   FillUsage(&earlier_);
   link_.reset();
   parent_ = MemberKey();
+  ++link_number_;  // What it brought at the last moment is nobody's answer any more.
 }
 
 void Attachment::FillUsage(MemberUsage* usage) const {

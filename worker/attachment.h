@@ -28,7 +28,7 @@ class Attachment {
   bool attached() const { return link_ != nullptr; }
   // Zero while detached.
   MemberKey parent() const { return parent_; }
-  // Of the link that is there, or the last one.
+  // Of the link that is there; another number while there is none.
   int64_t link_number() const { return link_number_; }
 
   // Version 0 while detached, and until a whole version has come.

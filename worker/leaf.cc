@@ -95,9 +95,10 @@ absl::Status Leaf::Train(const LeafSchedule::Train& train) {
   const absl::StatusOr<TrainingStep::Result> result = step_.Run(train.samples, rate);
   if (!result.ok()) return result.status();
   if (!result->finite) {
-    LOG(WARNING) << "the loss is not finite; the step and its progress are thrown away";
+    LOG(WARNING) << "the loss or its gradient is not finite; the step and its progress are thrown away";
     ThrowProgressAway();
-    if (++lost_in_a_row_ >= 3) return absl::OutOfRangeError("diverged: the loss was not finite three times in a row");
+    if (++lost_in_a_row_ >= 3)
+      return absl::OutOfRangeError("diverged: loss or gradient were not finite three times in a row");
     return absl::OkStatus();
   }
   lost_in_a_row_ = 0;
@@ -266,7 +267,7 @@ absl::Status Leaf::TrainUntilOver() {
     } else {
       outcome = KeepGroup();
     }
-    if (!TakeMail(absl::ZeroDuration())) break;
+    if (!outcome.ok() || !TakeMail(absl::ZeroDuration())) break;
     TellHeartbeat(idle && schedule_.untrained_samples() == 0);
     if (wait != nullptr && !TakeMail(absl::Milliseconds(50))) break;
   }

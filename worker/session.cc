@@ -92,6 +92,8 @@ void Session::StopHeartbeats(absl::Duration timeout) {
     stopping_ = true;
     stop_by_ = std::min(stop_by_, absl::Now() + timeout);
     changed_.NotifyAll();
+    while (thread_.joinable() && !ended_ && absl::Now() < stop_by_) changed_.WaitFor(mutex_, stop_by_ - absl::Now());
+    if (calling_ != nullptr) calling_->TryCancel();
   }
   if (thread_.joinable()) thread_.join();
 }
@@ -118,6 +120,13 @@ void Session::TakeFaults(const HeartbeatReply& reply) {
 }
 
 void Session::Loop() {
+  LoopUntilStopped();
+  MutexLock lock(mutex_);
+  ended_ = true;
+  changed_.NotifyAll();
+}
+
+void Session::LoopUntilStopped() {
   while (true) {
     bool last = false;
     {
@@ -149,13 +158,19 @@ bool Session::Beat() {
     grpc::ClientContext context;
     SetDeadline(&context, CoordinatorTimeout(round_trip(), timeouts));
     HeartbeatReply reply;
+    {
+      MutexLock lock(mutex_);
+      if (stopping_ && absl::Now() >= stop_by_) return false;
+      calling_ = &context;
+    }
     const absl::Status status =
         FromGrpc(stub_->Heartbeat(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", heartbeat"));
+    {
+      MutexLock lock(mutex_);
+      calling_ = nullptr;
+      if (status.ok()) round_trip_ = absl::Now() - sent;
+    }
     if (status.ok()) {
-      {
-        MutexLock lock(mutex_);
-        round_trip_ = absl::Now() - sent;
-      }
       LOG_IF(INFO, sent != first) << "the coordinator at " << address_ << " answers again, after "
                                   << absl::FormatDuration(absl::Now() - first);
       TakeFaults(reply);

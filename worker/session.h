@@ -41,7 +41,7 @@ class Session {
   void StartHeartbeats(MemberKey self, absl::Duration period, absl::Duration patience, Callbacks callbacks);
   // The next heartbeat goes at once.
   void Kick();
-  // One more heartbeat with what there is to say, at most `timeout` long, then no more.
+  // One more heartbeat with what there is to say, then no more; what is under way after `timeout` is cancelled.
   void StopHeartbeats(absl::Duration timeout);
 
   // Between a heartbeat (before the first one: the request to join) and its answer, most recently.
@@ -51,6 +51,7 @@ class Session {
 
  private:
   void Loop();
+  void LoopUntilStopped();
   // One beat, repeated until it is answered. False when the loop must end.
   bool Beat();
   void TakeFaults(const HeartbeatReply& reply);
@@ -68,6 +69,8 @@ class Session {
   CondVar changed_;
   bool kicked_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;                      // The heartbeat thread.
+  grpc::ClientContext* calling_ ABSL_GUARDED_BY(mutex_) = nullptr;  // Its call.
   absl::Time stop_by_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Duration round_trip_ ABSL_GUARDED_BY(mutex_);
   ActiveFaults faults_ ABSL_GUARDED_BY(mutex_);

@@ -67,7 +67,8 @@ absl::StatusOr<TrainingStep::Result> TrainingStep::Run(absl::Span<const LeasedRa
   begin = clock_.Now();
   const absl::StatusOr<double> norm = trainer_->OptimizerStep(learning_rate);
   if (!norm.ok()) return norm.status();
-  if (!std::isfinite(*norm)) return absl::OutOfRangeError("diverged: the gradient is not finite");
+  result.finite = std::isfinite(*norm);  // Of a group, the same on all ranks.
+  if (!result.finite) return result;
   result.gradient_norm = *norm;
   result.compute_seconds += SlowDown(begin);
   return result;

@@ -312,6 +312,7 @@ class WorkerTest : public ::testing::TestWithParam<Preset> {
           link(test->root_->address(), number, test->NodeOptions(CODEC_KIND_FP32).fragments, test->schema_digest_) {
       ParameterServer::Options options = test->NodeOptions(test->job_.strategy().region().codec_up());
       options.node.is_root = false;
+      options.self = {MemberId(member), Incarnation(1)};
       EXPECT_TRUE(link.AwaitVersion(Version(1)));
       node = std::make_unique<TestNode>(options, link.Values(), &link.link());
       link.SetNode(&node->server());

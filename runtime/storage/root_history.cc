@@ -63,6 +63,11 @@ const RootMember* RootHistory::FindMember(int64_t member) const {
   return found == members_.end() ? nullptr : &found->second;
 }
 
+bool RootHistory::Joined(int64_t member, int64_t incarnation) const {
+  const RootMember* const found = FindMember(member);
+  return found != nullptr && found->incarnation() == incarnation;
+}
+
 RootMember* RootHistory::Member(int64_t member) { return &members_.at(member); }
 
 bool RootHistory::Overlaps(int64_t begin, int64_t end) const {
@@ -92,7 +97,7 @@ absl::Status RootHistory::CheckSender(const ContributionHeader& header) const {
     return absl::StrFormat("contribution %d of member %d incarnation %d", header.sequence(), header.member(),
                            header.incarnation());
   };
-  if (member == nullptr || member->incarnation() != header.incarnation()) {
+  if (!Joined(header.member(), header.incarnation())) {
     return Broken("I7", absl::StrCat(who(), " comes from nobody who joined"));
   }
   if (header.sequence() != member->offered() + 1) {

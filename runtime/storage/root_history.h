@@ -37,6 +37,8 @@ class RootHistory {
   int64_t term() const { return state_.term(); }
   int64_t version() const { return state_.version(); }
   int64_t samples_committed() const { return samples_committed_; }
+  // Whether this is the newest life of a member that has joined: who else sends anything is a stranger.
+  bool Joined(int64_t member, int64_t incarnation) const;
   // Accepted and not merged, in order, with payloads.
   const google::protobuf::RepeatedPtrField<ContributionAccepted>& unmerged() const { return state_.unmerged(); }
 

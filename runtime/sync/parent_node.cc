@@ -487,7 +487,7 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   sent_ = Sequence(sent_.value() + 1);
   writing_ = true;
   SendUp send;
-  send.whole = draining_;
+  send.whole = draining_ || unsent_.last;  // It may be the last one: nothing comes after it that would bring the rest.
   send.manifest.sequence = sent_;
   send.manifest.base = *unsent_.root_base;
   send.manifest.root_base = *unsent_.root_base;

@@ -829,7 +829,9 @@ TEST(ParentNodeRegion, SomebodysLastContributionWaitsForNoOthers) {
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
   Manifest last = n.Make(1, 2);
   last.last = true;
-  EXPECT_EQ(Only<ParentNode::SendUp>(n.OfferAndAccept(last)).manifest.steps, 2);
+  const ParentNode::SendUp sent = Only<ParentNode::SendUp>(n.OfferAndAccept(last));
+  EXPECT_EQ(sent.manifest.steps, 2);
+  EXPECT_TRUE(sent.whole) << "nothing may come after it that would bring the other parts";
   n.Step(ParentNode::Written{Sequence(1)});
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty()) << "the others have data";
 }

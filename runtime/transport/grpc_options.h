@@ -10,12 +10,19 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "runtime/sync/types.h"
 
 namespace wukong {
 
 inline constexpr int kMessageBytesMax = 4 << 20;
 // In the initial metadata of a Follow: the parent lets the child follow, whether or not there is anything new to send.
 inline constexpr char kFollowing[] = "wukong-following";
+
+// In the metadata of Follow and Contribute: the life of the parent that is meant, by LifeText. Another one at the same
+// address must not answer in its place: what the child knows of the one before would be taken for its word on this one.
+inline constexpr char kMeantFor[] = "wukong-meant-for";
+
+inline std::string LifeText(MemberKey life) { return absl::StrCat(life.member.value(), ".", life.incarnation.value()); }
 
 // A connection of its own for each caller: bulk transfers must not queue before heartbeats.
 inline std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
@@ -45,6 +52,9 @@ inline void ConfigureServer(grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // A child that stands still in the middle of a contribution must not hold its room: it is noticed within 40 s.
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
 }
 
 inline void SetDeadline(grpc::ClientContext* context, absl::Duration timeout) {

@@ -72,6 +72,14 @@ bool ParameterServer::PostWork(std::function<void()> work) {
   });
 }
 
+absl::Status ParameterServer::CheckMeant(const grpc::ServerContext& context) const {
+  const auto meant = context.client_metadata().find(kMeantFor);
+  const std::string self = LifeText(options_.self);
+  if (meant == context.client_metadata().end() || meant->second == self) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("this is ", self, ", and not ", std::string(meant->second.data(), meant->second.size())));
+}
+
 void ParameterServer::Post(const ParentNode::Event& event) {
   PostWork([this, event] { engine_.Handle(event); });
 }
@@ -141,6 +149,12 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
       header.payload_bytes() > static_cast<int64_t>(EncodedBytes(header.codec(), options_.fragments))) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%d bytes over %d connections", header.payload_bytes(), header.streams()));
+  }
+  for (const SampleRange& range : header.ranges()) {
+    if (range.begin() < 0 || range.begin() >= range.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("samples [%d, %d), expected at least one", range.begin(), range.end()));
+    }
   }
   offer->header = header;
   {
@@ -234,6 +248,7 @@ absl::StatusOr<std::shared_ptr<T>> ParameterServer::Await(grpc::ServerContext* c
 
 grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
                                          ContributeReply* reply) {
+  if (const absl::Status meant = CheckMeant(*context); !meant.ok()) return ToGrpc(meant);
   auto offer = std::make_shared<Offer>();
   const absl::Status read = ReadContribution(context, reader, offer.get());
   if (!read.ok()) {
@@ -294,6 +309,7 @@ grpc::Status ParameterServer::ContributePart(grpc::ServerContext* context,
 
 grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowRequest* request,
                                      grpc::ServerWriter<FollowMessage>* writer) {
+  if (const absl::Status meant = CheckMeant(*context); !meant.ok()) return ToGrpc(meant);
   if (request->schema_digest() != options_.schema_digest) {
     return ToGrpc(absl::FailedPreconditionError(
         absl::StrFormat("member %d runs another model (schema %.12s, this node has %.12s)", request->member(),

@@ -34,6 +34,7 @@ class ParameterServer final : public ParameterNode::Service {
   struct Options : NodeEngine::Options {
     CodecKind codec_up = CODEC_KIND_FP32;  // Of contributions that come in.
     std::string schema_digest;
+    MemberKey self;  // Zero at the root.
     // Of contributions between their first byte and their verdict; senders wait beyond it.
     int64_t in_flight_bytes = 64 << 20;
   };
@@ -91,6 +92,8 @@ class ParameterServer final : public ParameterNode::Service {
   struct Following;
   void Post(const ParentNode::Event& event);
   // Everything that runs on the executor.
+  // UNAVAILABLE: the call is meant for another life of this node.
+  absl::Status CheckMeant(const grpc::ServerContext& context) const;
   bool PostWork(std::function<void()> work);
   absl::Status ReadContribution(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
                                 Offer* offer);

@@ -96,6 +96,38 @@ TEST_F(ParameterServerTest, ASequenceThatIsFarAheadMayComeAgain) {
   EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
 }
 
+TEST_F(ParameterServerTest, ACallForAnotherLifeOfTheNodeIsNotAnswered) {
+  options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  options_.self = {MemberId(3), Incarnation(2)};
+  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
+  node_->Serve();
+  stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
+  const auto follow = [&](const std::string& meant_for) {
+    grpc::ClientContext context;
+    SetDeadline(&context, kPatience);
+    context.AddMetadata(kMeantFor, meant_for);
+    FollowRequest request;
+    request.set_member(1);
+    request.set_incarnation(1);
+    request.set_schema_digest(kSchema);
+    request.set_next_sequence(5);
+    auto reader = stub_->Follow(&context, request);
+    FollowMessage message;
+    if (!reader->Read(&message)) return reader->Finish();
+    context.TryCancel();
+    reader->Finish();
+    return grpc::Status::OK;
+  };
+  ContributeReply reply;
+  EXPECT_EQ(follow("3.1").error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(SendByHand(stub_.get(), Good(5), &reply, "3.1").error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(node_->Verdicts().empty());
+  // Had the first one counted, the next contribution to be taken would be 5.
+  EXPECT_TRUE(follow("3.2").ok());
+  EXPECT_TRUE(SendByHand(stub_.get(), Good(1), &reply, "3.2").ok());
+  EXPECT_EQ(reply.verdict(), VERDICT_ACCEPTED);
+}
+
 struct Malformed {
   const char* name;
   grpc::StatusCode expected;
@@ -124,6 +156,7 @@ TEST_F(ParameterServerTest, AMalformedContributionChangesNothing) {
        [&](M* m) {
          for (int i = 0; i <= 100000; ++i) header(m)->add_ranges()->set_end(1);
        }},
+      {"a range of nothing", grpc::INVALID_ARGUMENT, [&](M* m) { header(m)->add_ranges(); }},
       {"a short fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 1)->pop_back(); }},
       {"a long fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 4)->push_back('x'); }},
       {"an empty fragment", grpc::INVALID_ARGUMENT, [&](M* m) { payload(m, 2)->clear(); }},

@@ -132,6 +132,7 @@ class ParentLink::Following {
   absl::Status Run() {
     SetDeadline(&context_, kFollowTimeout);
     context_.set_wait_for_ready(true);
+    context_.AddMetadata(kMeantFor, LifeText(link_->options_.parent));
     if (!link_->Begin(&context_)) return absl::CancelledError("shutting down");
     FollowRequest request = link_->MakeFollowRequest();
     request.set_versions(versions_);
@@ -346,6 +347,7 @@ class ParentLink::Sending {
     const absl::Duration timeout = TransferTimeout(options.rpc_timeout, outgoing_.payload->bytes());
     grpc::ClientContext context;
     SetDeadline(&context, timeout);
+    context.AddMetadata(kMeantFor, LifeText(options.parent));
     context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
     if (!link_->Begin(&context)) return absl::CancelledError("shutting down");
     auto writer = connections_.front()->stub->Contribute(&context, reply);

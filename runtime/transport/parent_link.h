@@ -37,6 +37,7 @@ class ParentLink final : public ParentPort {
     std::string address;
     std::string parent_name;  // For messages: "root", "aggregator of shenzhen".
     MemberKey self;
+    MemberKey parent;  // Zero: the root. Another life of it at the same address is as good as away.
     std::string schema_digest;
     std::vector<FragmentSpan> fragments;
     Sequence first_sequence{1};                      // Of the contributions that this parent will get.

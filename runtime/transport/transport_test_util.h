@@ -338,10 +338,11 @@ inline std::vector<ContributeMessage> Messages(MemberKey sender, Manifest manife
   return messages;
 }
 
-// One Contribute call by hand.
+// One Contribute call by hand, meant for a life of the node, by LifeText, or for whoever is there.
 inline grpc::Status SendByHand(ParameterNode::Stub* stub, const std::vector<ContributeMessage>& messages,
-                               ContributeReply* reply) {
+                               ContributeReply* reply, const std::string& meant_for = "") {
   grpc::ClientContext context;
+  if (!meant_for.empty()) context.AddMetadata(kMeantFor, meant_for);
   SetDeadline(&context, kPatience);
   auto writer = stub->Contribute(&context, reply);
   for (const ContributeMessage& message : messages) {
