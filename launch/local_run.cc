@@ -320,6 +320,12 @@ LocalRun::Result LocalRun::Run() {
     result.exit_code = EndOfCoordinator(ending.value_or(Supervisor::Ending{kExitFailed, ""}), report);
     return result;
   }
+  // A signal that came when all was committed stopped nothing.
+  if (absl::IsCancelled(status) && ending.has_value() && ending->code == kExitOk && report.ok() &&
+      ReportCompleted(*report)) {
+    result.exit_code = kExitOk;
+    return result;
+  }
   std::fprintf(stderr, "wukong: error: %s\n", std::string(status.message()).c_str());
   // What the coordinator could not do before it listened is what this command could not do.
   const int code = ending.has_value() ? ending->code : 0;

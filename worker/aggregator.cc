@@ -127,6 +127,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     absl::Status outcome ABSL_GUARDED_BY(mutex);
     std::vector<FenceDone> fence_done ABSL_GUARDED_BY(mutex);
     std::set<MemberKey> fencing ABSL_GUARDED_BY(mutex);
+    std::vector<MemberKey> fenced_early ABSL_GUARDED_BY(mutex);  // Before there was a node that would remember it.
   } shared;
   const auto end = [&](const absl::Status& status) {
     MutexLock lock(shared.mutex);
@@ -230,8 +231,14 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       };
       gate.Forget(child);
       LOG(INFO) << "fencing member " << child.member << " incarnation " << child.incarnation;
-      if (open != nullptr) {
-        open->Fence(child, done);
+      ParameterServer* there = nullptr;
+      {
+        MutexLock lock(shared.mutex);
+        there = node;  // It is opened under this lock.
+        if (there == nullptr) shared.fenced_early.push_back(child);
+      }
+      if (there != nullptr) {
+        there->Fence(child, done);
       } else {
         done({});
       }
@@ -266,16 +273,25 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
     }
     if (shared.version && parameter_server == nullptr) {
       VersionNotes notes;
+      bool whole = false;
       link.parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
+        whole = snapshot.version.value() > 0;
         theta.assign(values.begin(), values.end());
         notes.root_version = snapshot.root_version;
         notes.tokens_committed = snapshot.tokens_committed;
       });
+      if (!whole) {  // Damaged meanwhile, and being fetched anew.
+        shared.version = false;
+        continue;
+      }
       ParameterServer::Hooks hooks;
       hooks.on_fatal = end;
       parameter_server =
           std::make_unique<ParameterServer>(NodeOptions(job, fragments, fetched->schema_digest(), self),
                                             std::move(hooks), absl::MakeSpan(theta), notes, &link, &clock);
+      for (const MemberKey child : shared.fenced_early) {
+        parameter_server->Fence(child, [](const std::vector<LeasedRange>&) {});
+      }
       node = parameter_server.get();
       gate.Open(parameter_server.get());
       parameter_server->OnParentVersion();

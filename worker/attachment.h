@@ -56,6 +56,9 @@ class Attachment {
     link_->Send(manifest, std::move(payload));
   }
 
+  // How long its parent has not let it follow; 0 while detached.
+  absl::Duration away() const { return attached() ? link_->away() : absl::ZeroDuration(); }
+
   // Over all links.
   void FillUsage(MemberUsage* usage) const;
 

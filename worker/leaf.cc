@@ -247,6 +247,16 @@ absl::Status Leaf::TrainUntilOver() {
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
     const bool idle = wait != nullptr && wait->idle;
     if (leaving_ && idle) break;
+    // A coordinator that is there would have said by now that the aggregator is not. Others could train on what is
+    // leased here and goes nowhere.
+    if (parent_.away() > 2 * absl::Nanoseconds(job_.limits().start_ns())) {
+      ReleaseRanges(schedule_.StopTraining());
+      ReleaseRanges(schedule_.ProgressLost());
+      return RestartSafe(absl::UnavailableError(
+          absl::StrFormat("the aggregator of %s has not been reachable from here for twice limits.start, and is the "
+                          "region's: is the way to it open?",
+                          region_.name())));
+    }
     if (clock_.Now() > leave_by) {
       ReleaseRanges(schedule_.StopTraining());
       ReleaseRanges(schedule_.ProgressLost());

@@ -468,6 +468,19 @@ TEST_F(WorkerAloneTest, AFencedWorkerEndsAndMayBeStartedAgain) {
   EXPECT_TRUE(IsRestartSafe(outcome_));
 }
 
+TEST_F(WorkerAloneTest, WhoCannotReachAnAggregatorThatLivesGivesItsDataBack) {
+  job_.mutable_limits()->set_start_ns(1'500'000'000);
+  Begin(PRESET_ASYNC);
+  const auto aggregator = NewAggregator();
+  StartWorker();
+  ASSERT_TRUE(coordinator_->AwaitSteps(5));
+  aggregator->Die();  // And the coordinator does not say so.
+  EXPECT_FALSE(EndWorker().ok());
+  EXPECT_EQ(outcome_.code(), absl::StatusCode::kUnavailable) << outcome_;
+  EXPECT_TRUE(IsRestartSafe(outcome_)) << outcome_;
+  EXPECT_FALSE(coordinator_->given_back().empty());
+}
+
 TEST_F(WorkerAloneTest, AnAggregatorThatDiesBeforeItHadParametersIsReplaced) {
   Begin(PRESET_ASYNC);
   coordinator_->SetParent(99, "127.0.0.1:1");  // Nobody listens there.

@@ -37,6 +37,13 @@ std::vector<ParentNode::Action> ParentNode::Step(const Event& event, absl::Time 
   } else if (const auto* idle = std::get_if<IdleChildren>(&event)) {
     if (!Mutated("parent.waits_for_the_idle")) {
       if (options_.tells_lead && idle_ != idle->idle) publish_wanted_ = true;  // Nobody waits for these any more.
+      // Who is back begins with the slowest, as who is new: the others would wait until it has caught up alone.
+      const int64_t slowest = SlowestClock(now);
+      for (const MemberId member : idle_) {
+        const auto back = children_.find(member);
+        if (idle->idle.count(member) > 0 || back == children_.end()) continue;
+        back->second.clock = std::max(back->second.clock, slowest);
+      }
       idle_ = idle->idle;
     }
   } else if (const auto* checked = std::get_if<Checked>(&event)) {

@@ -144,6 +144,7 @@ class ParentLink::Following {
     if (wanted > 1) AddParts(wanted);
     reader->WaitForInitialMetadata();
     taken_up_ = context_.GetServerInitialMetadata().count(kFollowing) > 0;
+    link_->SetFollowing(taken_up_);
     if (back_ && taken_up_ && link_->callbacks_.on_back) link_->callbacks_.on_back();
     std::thread asker([this, stub = link_->follow_connections_.front().stub.get()] { AskForMore(stub); });
     FollowMessage message;
@@ -289,6 +290,7 @@ void ParentLink::FollowLoop() {
     const int64_t before = bytes_down_;
     Following following(this, away);
     const absl::Status status = following.Run();
+    SetFollowing(false);
     away = !status.ok() || !following.taken_up();
     {
       MutexLock lock(mutex_);
@@ -309,6 +311,20 @@ void ParentLink::FollowLoop() {
     attempt = moved ? 0 : attempt + 1;
     if (!Backoff(attempt)) return;
   }
+}
+
+void ParentLink::SetFollowing(bool following) {
+  MutexLock lock(mutex_);
+  if (following) {
+    away_since_ = absl::InfiniteFuture();
+  } else {
+    away_since_ = std::min(away_since_, absl::Now());
+  }
+}
+
+absl::Duration ParentLink::away() const {
+  MutexLock lock(mutex_);
+  return std::max(absl::ZeroDuration(), absl::Now() - away_since_);
 }
 
 int64_t ParentLink::VersionsArrived() {

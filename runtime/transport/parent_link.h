@@ -15,6 +15,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/mutex.h"
@@ -79,6 +80,9 @@ class ParentLink final : public ParentPort {
   // Cancels what is under way and joins the threads: no callback comes any more. Not from a callback.
   void Shutdown();
 
+  // How long the parent has not let this child follow; 0 while it does.
+  absl::Duration away() const;
+
   int64_t payload_bytes_up() const { return bytes_up_; }
   int64_t payload_bytes_down() const { return bytes_down_; }
   int64_t contributions_sent() const { return contributions_sent_; }
@@ -104,6 +108,7 @@ class ParentLink final : public ParentPort {
   void FollowLoop();
   void SendLoop();
   FollowRequest MakeFollowRequest();
+  void SetFollowing(bool following);
   int64_t VersionsArrived();
   void Queue(const Manifest& manifest, std::shared_ptr<const OutgoingPayload> payload);
   // Sends it until it is answered; false when nothing more is to be sent.
@@ -130,9 +135,10 @@ class ParentLink final : public ParentPort {
   std::atomic<int64_t> bytes_down_{0};
   std::atomic<int64_t> contributions_sent_{0};
 
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Time away_since_ ABSL_GUARDED_BY(mutex_) = absl::Now();  // Infinite while it is followed.
   int64_t versions_arrived_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t versions_seen_ ABSL_GUARDED_BY(mutex_) = 0;  // Of them.
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mutex_);
