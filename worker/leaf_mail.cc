@@ -166,7 +166,8 @@ void Leaf::ThrowProgressAway() {
 }
 
 void Leaf::TellHeartbeat(bool idle) {
-  const absl::Duration latency = session_->round_trip() + absl::Nanoseconds(job_.limits().heartbeat_ns());
+  // Until the next heartbeat is answered, which leaves when this one has been.
+  const absl::Duration latency = 2 * session_->round_trip() + absl::Nanoseconds(job_.limits().heartbeat_ns());
   const int64_t step_samples = int64_t{job_.optimizer().micro_batch()} * job_.optimizer().accumulation() * group_size_;
   const int64_t range_samples = step_samples * job_.data().range_steps();
   const int64_t want = leaving_ ? 0 : schedule_.WantSamples(latency, range_samples);

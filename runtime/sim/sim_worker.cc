@@ -445,7 +445,7 @@ void SimWorker::Rebase() {
 void SimWorker::TellHeartbeat(bool idle) {
   Life* life = life_state_.get();
   const absl::Duration latency =
-      absl::Seconds(life->session->round_trip_seconds()) + absl::Nanoseconds(world_->job.limits().heartbeat_ns());
+      2 * absl::Seconds(life->session->round_trip_seconds()) + absl::Nanoseconds(world_->job.limits().heartbeat_ns());
   const int64_t step_samples = workload_.micro_batch();
   const int64_t want = life->schedule.WantSamples(latency, step_samples * workload_.range_steps());
   const bool granted = std::any_of(life->replies.begin(), life->replies.end(),
