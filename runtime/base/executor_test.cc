@@ -128,7 +128,8 @@ TEST(NotificationTest, WakesAllWhoWait) {
   std::atomic<int> woken{0};
   std::vector<std::thread> waiters;
   for (int i = 0; i < 4; ++i) {
-    waiters.emplace_back([&] { woken += notification.WaitFor(i % 2 == 0 ? kLong : absl::InfiniteDuration()) ? 1 : 0; });
+    waiters.emplace_back(
+        [&, i] { woken += notification.WaitFor(i % 2 == 0 ? kLong : absl::InfiniteDuration()) ? 1 : 0; });
   }
   notification.Notify();
   for (std::thread& waiter : waiters) waiter.join();
