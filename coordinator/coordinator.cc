@@ -74,17 +74,6 @@ absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, co
   return lock;
 }
 
-// Null: the port is in use, or no address of this machine.
-std::unique_ptr<grpc::Server> Listen(const std::string& address, const std::vector<grpc::Service*>& services,
-                                     int* port) {
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
-  for (grpc::Service* service : services) builder.RegisterService(service);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  return *port == 0 ? nullptr : std::move(server);
-}
-
 // What report.json says of the root's node.
 void ReportNode(const ParentNode& node, Json* report) {
   (*report)["versions"] = node.version().value();

@@ -92,13 +92,9 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
   const Job& job = fetched->job();
 
   NodeGate gate;
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&gate);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
+  const std::unique_ptr<grpc::Server> server = Listen(options.listen, {&gate}, &port);
+  if (server == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("the aggregator of ", options.region, " cannot listen on ",
                                                    options.listen,
                                                    ": the port is in use, or the address is not of this machine"));

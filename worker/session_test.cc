@@ -5,12 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <memory>
+#include <string>
 
-#include "absl/strings/str_cat.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/executor.h"
-#include "runtime/transport/grpc_options.h"
+#include "runtime/transport/test_server.h"
 
 namespace wukong {
 namespace {
@@ -18,25 +17,15 @@ namespace {
 // Takes heartbeats and stands still.
 class FrozenCoordinator final : public Coordinator::Service {
  public:
-  FrozenCoordinator() {
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-  }
-  ~FrozenCoordinator() override {
-    thaw_.Notify();
-    server_->Shutdown(std::chrono::system_clock::now());
-    server_->Wait();
-  }
+  FrozenCoordinator() { server_.Start(); }
+  ~FrozenCoordinator() override { thaw_.Notify(); }
   grpc::Status Heartbeat(grpc::ServerContext* context, const HeartbeatRequest*, HeartbeatReply*) override {
     deadline_ = context->deadline();
     asked_.Notify();
     thaw_.WaitFor(absl::InfiniteDuration());
     return grpc::Status::OK;
   }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  std::string address() const { return server_.address(); }
   // When the member's patience with its first heartbeat ends. After the first heartbeat has come.
   std::chrono::system_clock::time_point deadline() {
     asked_.WaitFor(absl::InfiniteDuration());
@@ -44,10 +33,9 @@ class FrozenCoordinator final : public Coordinator::Service {
   }
 
  private:
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
   std::chrono::system_clock::time_point deadline_;
   Notification asked_, thaw_;
+  TestServer server_{this};
 };
 
 TEST(SessionTest, AMemberThatStopsDoesNotWaitForACoordinatorThatStandsStill) {

@@ -21,6 +21,7 @@
 #include "runtime/data/test_directory.h"
 #include "runtime/model/trainer.h"
 #include "runtime/sync/presets.h"
+#include "runtime/transport/test_server.h"
 #include "runtime/transport/transport_test_util.h"
 
 namespace wukong {
@@ -32,22 +33,9 @@ using Samples = std::set<int64_t>;
 class TestCoordinator final : public Coordinator::Service {
  public:
   explicit TestCoordinator(GetJobReply job) : job_(std::move(job)) {}
-  ~TestCoordinator() override { StopServing(); }
 
-  void Serve() {
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort(absl::StrCat("127.0.0.1:", port_), grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-    ASSERT_NE(server_, nullptr);
-  }
-  void StopServing() {
-    if (server_ == nullptr) return;
-    server_->Shutdown(std::chrono::system_clock::now());
-    server_->Wait();
-    server_.reset();
-  }
+  void Serve() { server_.Start(); }
+  void StopServing() { server_.Stop(); }
   // Its last answer grants data and never arrives.
   [[nodiscard]] bool StopServingWithAGrantLost() {
     watched_.Update([&] { losing_ = true; });
@@ -56,7 +44,7 @@ class TestCoordinator final : public Coordinator::Service {
     watched_.Update([&] { losing_ = lost_ = false; });
     return lost;
   }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  std::string address() const { return server_.address(); }
 
   // What it says from now on.
   void SetParent(int64_t member, const std::string& address) {
@@ -218,8 +206,6 @@ class TestCoordinator final : public Coordinator::Service {
   }
 
   const GetJobReply job_;
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
   Watched watched_;
   // All under watched_.
   int64_t term_ = 1;
@@ -232,6 +218,8 @@ class TestCoordinator final : public Coordinator::Service {
   Samples granted_, given_back_, committed_;
   std::vector<Holdings> asserted_;
   MemberUsage usage_;
+
+  TestServer server_{this};
 };
 
 class WorkerTest : public ::testing::TestWithParam<Preset> {

@@ -21,7 +21,7 @@
 #include "runtime/base/executor.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
-#include "runtime/transport/grpc_options.h"
+#include "runtime/transport/test_server.h"
 
 namespace wukong {
 namespace {
@@ -432,19 +432,14 @@ class StoreService final : public ParameterNode::Service {
 
 TEST(RpcStoreTest, FormsAGroupThroughTheAggregator) {
   StoreService service;
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  ASSERT_NE(server, nullptr);
-  const std::string address = "127.0.0.1:" + std::to_string(port);
+  TestServer server(&service);
+  server.Start();
   const auto never = [] { return false; };
 
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < 2; ++rank) {
     ranks.emplace_back([&, rank] {
-      RpcStore store(address, {MemberId(rank + 1), Incarnation(1)}, absl::Seconds(5), never);
+      RpcStore store(server.address(), {MemberId(rank + 1), Incarnation(1)}, absl::Seconds(5), never);
       auto group = MakeCommunicator(Options(rank, 2), &store);
       ASSERT_TRUE(group.ok()) << group.status();
       std::vector<float> values = {1.0f, static_cast<float>(rank)};
@@ -454,12 +449,12 @@ TEST(RpcStoreTest, FormsAGroupThroughTheAggregator) {
   }
   for (std::thread& rank : ranks) rank.join();
 
-  RpcStore patient(address, {MemberId(9), Incarnation(1)}, absl::Seconds(5), never);
+  RpcStore patient(server.address(), {MemberId(9), Incarnation(1)}, absl::Seconds(5), never);
   EXPECT_EQ(patient.Get("unset", absl::Milliseconds(10)).status().code(), absl::StatusCode::kDeadlineExceeded);
-  RpcStore stopped(address, {MemberId(9), Incarnation(1)}, absl::Seconds(5), [] { return true; });
+  RpcStore stopped(server.address(), {MemberId(9), Incarnation(1)}, absl::Seconds(5), [] { return true; });
   EXPECT_EQ(stopped.Get("unset", absl::Seconds(50)).status().code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(patient.Set("big", std::string(3 << 20, 'x')).code(), absl::StatusCode::kResourceExhausted);
-  server->Shutdown();
+  server.Stop();
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -55,6 +57,18 @@ inline void ConfigureServer(grpc::ServerBuilder* builder) {
   // A child that stands still in the middle of a contribution must not hold its room: it is noticed within 40 s.
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+}
+
+// Serves `services` at `address`, where port 0 takes a free one; `port` is the one it took. Null: the port is in use,
+// or the address is not of this machine.
+inline std::unique_ptr<grpc::Server> Listen(const std::string& address, const std::vector<grpc::Service*>& services,
+                                            int* port) {
+  grpc::ServerBuilder builder;
+  ConfigureServer(&builder);
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  return *port == 0 ? nullptr : std::move(server);
 }
 
 inline void SetDeadline(grpc::ClientContext* context, absl::Duration timeout) {

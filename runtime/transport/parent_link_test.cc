@@ -389,18 +389,8 @@ TEST_P(StreamsTest, AParentThatIsBackIsNoticedThoughItHasNothingNew) {
 // A parent that says no until it is told to do otherwise, and remembers what it was asked.
 class Doorkeeper final : public ParameterNode::Service {
  public:
-  Doorkeeper() {
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-  }
-  ~Doorkeeper() override {
-    server_->Shutdown(std::chrono::system_clock::now());
-    server_->Wait();
-  }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  Doorkeeper() { server_.Start(); }
+  std::string address() const { return server_.address(); }
   void Say(grpc::StatusCode code) { code_ = code; }
 
   grpc::Status Contribute(grpc::ServerContext*, grpc::ServerReader<ContributeMessage>* reader,
@@ -426,26 +416,15 @@ class Doorkeeper final : public ParameterNode::Service {
 
  private:
   std::atomic<grpc::StatusCode> code_{grpc::StatusCode::OK};
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
+  TestServer server_{this};
 };
 
 // A parent that has read contributions and keeps its answers back.
 class Ponderer final : public ParameterNode::Service {
  public:
-  Ponderer() {
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-  }
-  ~Ponderer() override {
-    Answer(1000);
-    server_->Shutdown(std::chrono::system_clock::now());
-    server_->Wait();
-  }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  Ponderer() { server_.Start(); }
+  ~Ponderer() override { Answer(1000); }
+  std::string address() const { return server_.address(); }
   // The first `sequence` of them.
   void Answer(int64_t sequence) {
     watched.Update([&] { answered_ = sequence; });
@@ -476,8 +455,7 @@ class Ponderer final : public ParameterNode::Service {
  private:
   int64_t answered_ = 0;
   int under_way_ = 0;
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
+  TestServer server_{this};
 };
 
 TEST_P(StreamsTest, AsManyAsMayAreUnderWayAndEachBeginsAfterTheOneBeforeIt) {

@@ -17,9 +17,9 @@
 #include "gtest/gtest.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/mutex.h"
-#include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
 #include "runtime/transport/parent_link.h"
+#include "runtime/transport/test_server.h"
 
 namespace wukong {
 
@@ -106,6 +106,7 @@ class TestNode {
     hooks.on_fatal = [this](const absl::Status& status) { watched_.Update([&] { fatal_.Update(status); }); };
     server_ = std::make_unique<ParameterServer>(options, std::move(hooks), absl::MakeSpan(theta_), notes, up,
                                                 clock == nullptr ? &real_clock_ : clock);
+    grpc_ = std::make_unique<TestServer>(server_.get());
   }
   ~TestNode() {
     server_->Shutdown();
@@ -113,25 +114,12 @@ class TestNode {
   }
 
   // Port 0 takes a free one.
-  void Serve(int port = 0) {
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort(absl::StrCat("127.0.0.1:", port), grpc::InsecureServerCredentials(), &port_);
-    builder.RegisterService(server_.get());
-    grpc_ = builder.BuildAndStart();
-    ASSERT_NE(grpc_, nullptr);
-    ASSERT_GT(port_, 0);
-  }
+  void Serve(int port = 0) { grpc_->Start(port); }
   // Cuts every call.
-  void StopServing() {
-    if (grpc_ == nullptr) return;
-    grpc_->Shutdown(std::chrono::system_clock::now());
-    grpc_->Wait();
-    grpc_.reset();
-  }
+  void StopServing() { grpc_->Stop(); }
 
-  int port() const { return port_; }
-  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  int port() const { return grpc_->port(); }
+  std::string address() const { return grpc_->address(); }
   ParameterServer& server() { return *server_; }
 
   // Read when nothing else is being done.
@@ -179,8 +167,7 @@ class TestNode {
   std::vector<Manifest> merged_;  // Under watched_.
   absl::Status fatal_;            // Under watched_.
   std::unique_ptr<ParameterServer> server_;
-  std::unique_ptr<grpc::Server> grpc_;
-  int port_ = 0;
+  std::unique_ptr<TestServer> grpc_;
 };
 
 // A ParentLink and what it called back.

@@ -62,13 +62,9 @@ class Echo final : public Coordinator::Service {
 // Until standard input ends, so that it never outlives who started it.
 int ServeEcho() {
   Echo echo;
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
   int port = 0;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&echo);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) {
+  const std::unique_ptr<grpc::Server> server = Listen("127.0.0.1:0", {&echo}, &port);
+  if (server == nullptr) {
     std::fprintf(stderr, "coordinator_client: the echo cannot listen on 127.0.0.1\n");
     return 1;
   }

@@ -74,12 +74,8 @@ int Serve(int64_t bytes, CodecKind codec) {
   VersionNotes notes;
   notes.root_version = Version(1);
   ParameterServer server(options, {}, absl::MakeSpan(theta), notes, nullptr, &clock);
-  grpc::ServerBuilder builder;
-  ConfigureServer(&builder);
   int port = 0;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&server);
-  const std::unique_ptr<grpc::Server> listening = builder.BuildAndStart();
+  const std::unique_ptr<grpc::Server> listening = Listen("127.0.0.1:0", {&server}, &port);
   CHECK(listening != nullptr);
   std::cout << "127.0.0.1:" << port << std::endl;
   AwaitEnd();

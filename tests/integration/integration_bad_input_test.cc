@@ -23,6 +23,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/wire.grpc.pb.h"
+#include "runtime/transport/test_server.h"
 #include "tests/integration/wukong_process.h"
 
 namespace wukong::integration {
@@ -343,15 +344,9 @@ class WideningProxy final : public Coordinator::Service {
  public:
   explicit WideningProxy(const std::string& target)
       : stub_(Coordinator::NewStub(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()))) {
-    grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(this);
-    server_ = builder.BuildAndStart();
-    address_ = absl::StrCat("127.0.0.1:", port);
+    server_.Start();
   }
-  ~WideningProxy() override { server_->Shutdown(std::chrono::system_clock::now()); }
-  const std::string& address() const { return address_; }
+  std::string address() const { return server_.address(); }
 
   grpc::Status GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) override {
     grpc::ClientContext context;
@@ -366,8 +361,7 @@ class WideningProxy final : public Coordinator::Service {
 
  private:
   const std::unique_ptr<Coordinator::Stub> stub_;
-  std::unique_ptr<grpc::Server> server_;
-  std::string address_;
+  TestServer server_{this};
 };
 
 TEST(MemberTest, AWorkerBuiltForAnotherModelIsTurnedAway) {
