@@ -177,6 +177,26 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
   return absl::OkStatus();
 }
 
+namespace {
+
+MemberKey ParentIn(const HeartbeatReply& answer) {
+  return {MemberId(answer.parent_member()), Incarnation(answer.parent_incarnation())};
+}
+
+}  // namespace
+
+CoordinatorCore::Rests CoordinatorCore::RestsOnTheLog(MemberKey key, const HeartbeatReply& answer) const {
+  const Member* const member = Find(key.member);
+  const bool parent_changes = member != nullptr && !(member->told_parent == ParentIn(answer));
+  if (answer.committed_size() > 0 || parent_changes) return Rests::kAltogether;
+  return answer.fence_size() > 0 ? Rests::kOnAFence : Rests::kOnNothing;
+}
+
+void CoordinatorCore::Told(MemberKey key, const HeartbeatReply& answer) {
+  Member* const member = Find(key.member);
+  if (member != nullptr && member->key == key) member->told_parent = ParentIn(answer);
+}
+
 void CoordinatorCore::TakeRefusals(const Member& aggregator, const HeartbeatRequest& request) {
   std::map<std::pair<int64_t, Verdict>, int64_t> known;
   for (const RefusedCount& one : aggregator.usage.refused()) known[{one.member(), one.verdict()}] = one.count();

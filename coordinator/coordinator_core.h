@@ -69,6 +69,17 @@ class CoordinatorCore {
   absl::StatusOr<JoinReply> Join(const JoinRequest& request, absl::Time now);
   // `answer` is filled anew; it says nothing when this fails.
   absl::Status Heartbeat(const HeartbeatRequest& request, absl::Time now, HeartbeatReply* answer);
+  // What another life of this coordinator must know before `answer` to this member leaves, or it would say otherwise.
+  enum class Rests {
+    kOnNothing,
+    kOnAFence,  // Another life would take for live whom it names. Without the disk the answer can leave without it.
+    // Work is committed, of which the member throws its copy away; or its parent is another one than it was last told,
+    // and another life would give it back the one before, to which it has abandoned contributions.
+    kAltogether,
+  };
+  Rests RestsOnTheLog(MemberKey member, const HeartbeatReply& answer) const;
+  // Such an answer leaves now.
+  void Told(MemberKey member, const HeartbeatReply& answer);
   // While held, training does not begin although everybody is ready.
   void HoldStart(bool held, absl::Time now);
   // Notices who is silent and what did not happen in time. Call every 100 ms or so. A gap of more than half a lease
@@ -124,6 +135,7 @@ class CoordinatorCore {
   struct Member {
     // What every heartbeat looks at comes first, and together.
     MemberKey key;
+    MemberKey told_parent;  // As it was last told; all that led to it is on the disk.
     Role role = ROLE_UNSPECIFIED;
     int region = 0;
     State state = State::kLive;

@@ -65,7 +65,13 @@ grpc::Status CoordinatorService::Join(grpc::ServerContext* context, const JoinRe
 grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const HeartbeatRequest* request,
                                            HeartbeatReply* reply) {
   absl::Status status;
-  With([&](CoordinatorCore& core, absl::Time now) { status = core.Heartbeat(*request, now, reply); });
+  const MemberKey of{MemberId(request->member()), Incarnation(request->incarnation())};
+  auto rests = CoordinatorCore::Rests::kOnNothing;
+  With([&](CoordinatorCore& core, absl::Time now) {
+    status = core.Heartbeat(*request, now, reply);
+    rests = core.RestsOnTheLog(of, *reply);
+  });
+  if (!status.ok()) return ToGrpc(status);
   int64_t ceiling = 0;
   {
     MutexLock lock(mutex_);
@@ -76,16 +82,16 @@ grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const Heartbeat
   if (log_->durable_index() < ceiling) {
     LOG_IF(WARNING, !log_->MakeDurableOnce().ok()) << "the ceiling of the leases is not on the disk";
   }
-  // Another life of this coordinator must know whom an aggregator fenced. It would take them for live otherwise, and
-  // lease to them for ever what their aggregator refuses. A fence that cannot be kept waits.
-  if (reply->fence_size() > 0 && !log_->MakeDurableOnce().ok()) reply->clear_fence();
-  // Who hears that its work is committed throws its copy away. It asks again, with the same heartbeat.
-  if (reply->committed_size() > 0) {
-    if (const absl::Status durable = log_->MakeDurableOnce(); !durable.ok()) {
-      return ToGrpc(absl::UnavailableError(durable.message()));
-    }
+  if (rests == CoordinatorCore::Rests::kOnNothing) return grpc::Status::OK;
+  const absl::Status durable = log_->MakeDurableOnce();
+  if (rests == CoordinatorCore::Rests::kOnAFence) {
+    if (!durable.ok()) reply->clear_fence();
+    return grpc::Status::OK;
   }
-  return ToGrpc(status);
+  // It asks again, with the same heartbeat.
+  if (!durable.ok()) return ToGrpc(absl::UnavailableError(durable.message()));
+  With([&](CoordinatorCore& core, absl::Time) { core.Told(of, *reply); });
+  return grpc::Status::OK;
 }
 
 grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) {

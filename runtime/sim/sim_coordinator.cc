@@ -65,21 +65,33 @@ SimCoordinator::SimCoordinator(SimWorld* world, const Workload& workload, absl::
     }
     const int64_t ceiling = life_state_->ceiling_index;
     absl::Status status;
-    With([&](CoordinatorCore& core) { status = core.Heartbeat(request, Now(), reply); });
+    const MemberKey of{MemberId(request.member()), Incarnation(request.incarnation())};
+    auto rests = CoordinatorCore::Rests::kOnNothing;
+    With([&](CoordinatorCore& core) {
+      status = core.Heartbeat(request, Now(), reply);
+      rests = core.RestsOnTheLog(of, *reply);
+    });
     if (!status.ok()) {
       respond(status);
       return;
     }
     const int64_t written = life_state_->log->index();
-    const bool fences = reply->fence_size() > 0 && life_state_->log->durable_index() < written;
-    auto tell = [this, member = request.member(), respond = std::move(respond), reply, written]() mutable {
-      NoteLeases(*reply, member);
-      // As in production, a fence that another life would not know of waits.
-      if (life_state_->log->durable_index() < written) reply->clear_fence();
+    const bool known = rests == CoordinatorCore::Rests::kOnNothing || life_state_->log->durable_index() >= written;
+    // As in production (coordinator_service.cc).
+    auto tell = [this, of, respond = std::move(respond), reply, written, rests]() mutable {
+      if (rests != CoordinatorCore::Rests::kOnNothing && life_state_->log->durable_index() < written) {
+        if (rests == CoordinatorCore::Rests::kAltogether) {
+          respond(absl::UnavailableError("the disk is at work"));
+          return;
+        }
+        reply->clear_fence();
+      }
+      NoteLeases(*reply, of.member.value());
+      if (rests == CoordinatorCore::Rests::kAltogether) life_state_->core->Told(of, *reply);
       respond(absl::OkStatus());
     };
     // What is beyond the ceiling on the disk waits for one sync, whether that succeeds or not.
-    if (life_state_->ceiling_index == ceiling && !fences) {
+    if (life_state_->ceiling_index == ceiling && known) {
       tell();
     } else {
       life_state_->after_sync.push_back(std::move(tell));

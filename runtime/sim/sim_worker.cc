@@ -371,8 +371,17 @@ void SimWorker::StepDone(const LeafSchedule::Train& train, absl::Duration time) 
   life->training = false;
   const bool gradient = world_->job.strategy().progress() == PROGRESS_GRADIENT;
   const absl::StatusOr<double> loss = world_->model->Accumulate(life->trainer.get(), train.samples);
-  if (!loss.ok() || !std::isfinite(*loss)) {
-    Die(loss.ok() ? absl::OutOfRangeError("diverged: the loss is not finite") : loss.status());
+  if (!loss.ok()) {
+    Die(loss.status());
+    return;
+  }
+  if (!std::isfinite(*loss)) {
+    ThrowProgressAway();
+    if (life->schedule.StepLost()) {
+      Die(absl::OutOfRangeError("diverged: the loss is not finite"));
+    } else {
+      Turn();
+    }
     return;
   }
   int64_t samples = 0;

@@ -275,6 +275,27 @@ TEST(SimulationTest, WhoDiesAgainAndAgainReplaysNoMore) {
 }
 
 // Faults without an end; then a core is whole again, and the rest is gone for good.
+TEST(SimulationTest, WhoIsToldOfALostParentIsNotGivenItBack) {
+  // An aggregator is away for longer than its lease, and the root dies within the moment in which that was decided.
+  for (const int64_t milliseconds : {15900, 16300, 16500, 17000}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_samples(12000);
+    scenario.mutable_workload()->set_step_jitter(0);
+    scenario.mutable_wan()->set_rtt_ns(100'000'000);
+    scenario.mutable_wan()->set_jitter_ns(0);
+    scenario.mutable_limits()->set_lease_ns(6 * kSecond);
+    scenario.mutable_regions()->DeleteSubrange(2, 1);
+    Fault* freeze = Add(&scenario, FAULT_KIND_FREEZE, "shenzhen");
+    freeze->set_at_ns(10 * kSecond);
+    freeze->set_for_ns(9 * kSecond);
+    Add(&scenario, FAULT_KIND_KILL, "root")->set_at_ns(milliseconds * kSecond / 1000);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << milliseconds << ": " << Failures(*result);
+    EXPECT_EQ(result->samples_committed, 12000) << milliseconds;
+  }
+}
+
 TEST(SimulationTest, AHealedCoreFinishesTheRun) {
   for (const Preset preset : {PRESET_ASYNC, PRESET_DILOCO}) {
     for (uint64_t seed = 1; seed <= 4; ++seed) {
