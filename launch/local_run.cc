@@ -180,6 +180,10 @@ std::optional<StatusReply> LocalRun::AskStatus() {
   answered_start_ = start;
   answered_at_ = absl::Now();
   if (has_trained_) began_ = std::min(began_, answered_at_);
+  others_work_ = std::any_of(reply.members().begin(), reply.members().end(), [this](const MemberStatus& member) {
+    return member.role() == ROLE_WORKER && member.state() == "live" &&
+           !supervisor_.Knows(absl::StrCat(member.name(), " of ", member.region()));
+  });
   if (options_.on_status) options_.on_status(reply);
   return reply;
 }
@@ -236,6 +240,9 @@ absl::Status LocalRun::WatchUntilOver() {
     if (absl::Now() >= next_progress) {
       ShowProgress();
       next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
+      if (supervisor_.no_worker_left() && !others_work_) {
+        return absl::AbortedError("no worker is left, and none will be started again: the lines above say why");
+      }
     }
     if (absl::Status status = supervisor_.Poll(absl::Now()); !status.ok()) return status;
     if (options_.on_poll) {
@@ -327,10 +334,18 @@ LocalRun::Result LocalRun::Run() {
     return result;
   }
   std::fprintf(stderr, "wukong: error: %s\n", std::string(status.message()).c_str());
-  // What the coordinator could not do before it listened is what this command could not do.
-  const int code = ending.has_value() ? ending->code : 0;
-  const bool its_own = !report.ok() && code > 0 && code < 128 && code != kExitRestart;
-  result.exit_code = its_own ? code : status.code() == absl::StatusCode::kCancelled ? kExitFailed : ExitCodeOf(status);
+  // What the coordinator could not do before it listened, or a member that the run needs, this command could not do.
+  const auto says_why = [](std::optional<int> code) {
+    return code.has_value() && *code > 0 && *code < 128 && *code != kExitRestart;
+  };
+  const std::optional<int> member = supervisor_.given_up_code();
+  if (absl::IsAborted(status) && says_why(member)) {
+    result.exit_code = *member;
+  } else if (!report.ok() && ending.has_value() && says_why(ending->code)) {
+    result.exit_code = ending->code;
+  } else {
+    result.exit_code = absl::IsCancelled(status) ? kExitFailed : ExitCodeOf(status);
+  }
   return result;
 }
 

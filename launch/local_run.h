@@ -105,6 +105,7 @@ class LocalRun {
   // As the coordinator last said.
   std::string phase_ = "starting";
   bool has_trained_ = false;
+  bool others_work_ = false;  // Workers that somebody else started, when the coordinator last answered.
   absl::Time began_ = absl::InfiniteFuture();  // As seen from here.
   int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
   absl::Time answered_at_ = absl::InfinitePast();

@@ -56,11 +56,12 @@ RestartPolicy::Decision RestartPolicy::Ended(const std::string& name, ProcessKin
   }
 
   History& history = histories_[name];
-  history.died_young = lived < kYoung ? history.died_young + 1 : 0;
+  history.died_young = lived < kYoung || code == kExitDiverged ? history.died_young + 1 : 0;
   if (budget_ == 0) return give_up("restarts are off");
   if (history.died_young >= kDiedYoungMax) {
-    return give_up(
-        absl::StrFormat("%d times in a row it did not live for %s", kDiedYoungMax, absl::FormatDuration(kYoung)));
+    return give_up(absl::StrFormat(
+        "%d times in a row it %s", kDiedYoungMax,
+        code == kExitDiverged ? "diverged" : absl::StrCat("did not live for ", absl::FormatDuration(kYoung))));
   }
   if (used_ >= budget_)
     return give_up(absl::StrFormat("all %d restarts of this run (--restarts) are used up", budget_));
@@ -218,13 +219,14 @@ absl::Status Supervisor::GiveUp(Process* process, RunStage stage, const std::str
   }
   const std::string what = absl::StrCat(process->name, " ", EndedHow(process->code));
   const std::string tail = absl::StrCat("; its log ", process->log, " ends with\n", LogTail(process->log, kTailLines));
+  given_up_code_ = process->code;
   if (stage == RunStage::kFirstStart) {
     return absl::AbortedError(absl::StrCat(what, " before training began", tail));
   }
   const bool restarts_are_off = policy_.budget() == 0;
   if (process->kind == ProcessKind::kWorker || restarts_are_off) {
-    std::string warning = absl::StrCat("warning: ", what, " and is not started again (", reason,
-                                       "); its data goes to others and the run goes on");
+    std::string warning = absl::StrCat("warning: ", what, " and is not started again (", reason, ")",
+                                       no_worker_left() ? "" : "; its data goes to others and the run goes on");
     absl::StrAppend(&warning, restarts_are_off ? absl::StrCat(" (log: ", process->log, ")") : tail);
     options_.say(warning);
     return absl::OkStatus();
@@ -249,6 +251,20 @@ void Supervisor::Restart(Process* process, absl::Time now) {
   process->state = State::kToBeDecided;
   process->ended = now;
   process->code = kExitRestart;
+}
+
+bool Supervisor::Knows(const std::string& name) const {
+  return std::any_of(processes_.begin(), processes_.end(), [&](const Process& one) { return one.name == name; });
+}
+
+bool Supervisor::no_worker_left() const {
+  bool were = false, are = false;
+  for (const Process& process : processes_) {
+    if (process.kind != ProcessKind::kWorker) continue;
+    were = true;
+    are = are || process.state != State::kGone;
+  }
+  return given_up_code_.has_value() && were && !are;
 }
 
 bool Supervisor::Signal(const std::string& name, int signal_number) {

@@ -58,8 +58,8 @@ class RestartPolicy {
   //   2, 3                 it decided: leave           give up: the next one would find the same
   //   any other            it decided: leave           restart; give up before the run has trained
   //
-  // In a run that is over all are left. A restart needs budget, and a process that does not die young five times in a
-  // row.
+  // In a run that is over all are left. A restart needs budget, and a process that does not die young, or diverge (6),
+  // five times in a row.
   Decision Ended(const std::string& name, ProcessKind kind, int code, absl::Duration lived, RunStage stage);
 
   int budget() const { return budget_; }
@@ -67,7 +67,7 @@ class RestartPolicy {
 
  private:
   struct History {
-    int died_young = 0;  // In a row.
+    int died_young = 0;  // Or diverged, in a row.
   };
   const int budget_;
   int used_ = 0;
@@ -118,6 +118,13 @@ class Supervisor {
   // How the coordinator ended for good; nothing while it runs or is to be started again.
   const std::optional<Ending>& coordinator_ending() const { return coordinator_ending_; }
 
+  // Names of processes, as given to Start.
+  bool Knows(const std::string& name) const;
+  // There were workers, and the last one of them was given up.
+  bool no_worker_left() const;
+  // The exit code (or 128 + the signal) of the last member that was given up.
+  std::optional<int> given_up_code() const { return given_up_code_; }
+
   // False: no such process runs now.
   bool Signal(const std::string& name, int signal_number);
 
@@ -159,6 +166,7 @@ class Supervisor {
   RestartPolicy policy_;
   std::vector<Process> processes_;
   std::optional<Ending> coordinator_ending_;
+  std::optional<int> given_up_code_;
   std::map<std::string, int> restarts_;
   std::optional<Subprocess> standby_;
   int standbys_died_ = 0;  // In a row.

@@ -122,6 +122,15 @@ TEST(RestartPolicyTest, GivesUpOnWhatDiesYoungFiveTimesInARow) {
   EXPECT_THAT(decision.reason, HasSubstr("5 times in a row"));
 }
 
+TEST(RestartPolicyTest, GivesUpOnWhatDivergesFiveTimesInARow) {
+  RestartPolicy policy(100);
+  for (int life = 1; life <= 5; ++life) {
+    const auto decision = policy.Ended("worker-0", kWorker, kExitDiverged, kLong, RunStage::kUnderWay);
+    EXPECT_EQ(static_cast<int>(decision.kind), static_cast<int>(life < 5 ? Kind::kRestart : Kind::kGiveUp)) << life;
+    EXPECT_EQ(decision.reason, life < 5 ? "" : "5 times in a row it diverged");
+  }
+}
+
 TEST(RestartPolicyTest, ALifeOfFiveSecondsIsNotYoung) {
   RestartPolicy policy(100);
   const std::vector<absl::Duration> lives = {kShort, kShort, kShort, kShort, absl::Seconds(5),
@@ -273,6 +282,24 @@ TEST_F(SupervisorTest, AWorkerThatIsGoneForGoodIsAWarningWithItsLog) {
   ASSERT_TRUE(PollUntil([&] { return said_.size() == 1; }).ok());
   EXPECT_THAT(said_[0], HasSubstr("warning: worker-0 of beijing ended with exit code 3 and is not started again"));
   EXPECT_THAT(said_[0], HasSubstr("no such device"));
+}
+
+TEST_F(SupervisorTest, KnowsWhenTheLastWorkerIsGoneForGood) {
+  Make(10);
+  StartShell("worker-0 of beijing", kWorker, {"exit 3"});
+  StartShell("worker-1 of beijing", kWorker, {"exec sleep 100"});
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 1; }).ok());
+  EXPECT_THAT(said_[0], HasSubstr("the run goes on"));
+  EXPECT_EQ(supervisor_->given_up_code(), 3);
+  EXPECT_FALSE(supervisor_->no_worker_left());
+  StartShell("worker-2 of beijing", kWorker, {"exit 0"});
+  ASSERT_TRUE(supervisor_->Signal("worker-1 of beijing", SIGKILL));
+  ASSERT_TRUE(PollUntil([&] { return said_.size() == 2; }).ok());
+  EXPECT_THAT(said_[1], HasSubstr("it is started again"));
+  supervisor_->Abandon("worker-1 of beijing");
+  EXPECT_TRUE(PollUntil([&] { return supervisor_->no_worker_left(); }).ok()) << "the others have left";
+  EXPECT_TRUE(supervisor_->Knows("worker-2 of beijing"));
+  EXPECT_FALSE(supervisor_->Knows("worker-3 of beijing"));
 }
 
 TEST_F(SupervisorTest, AnAggregatorThatIsGoneForGoodEndsTheRun) {

@@ -97,11 +97,10 @@ absl::Status Leaf::Train(const LeafSchedule::Train& train) {
   if (!result->finite) {
     LOG(WARNING) << "the loss or its gradient is not finite; the step and its progress are thrown away";
     ThrowProgressAway();
-    if (++lost_in_a_row_ >= 3)
-      return absl::OutOfRangeError("diverged: loss or gradient were not finite three times in a row");
-    return absl::OkStatus();
+    if (!schedule_.StepLost()) return absl::OkStatus();
+    return absl::OutOfRangeError(
+        "diverged: loss or gradient were not finite three times, without a contribution between");
   }
-  lost_in_a_row_ = 0;
   const absl::Time finished = clock_.Now();
   // A group is as fast as all of the step: its slowest rank and the network between them.
   schedule_.StepDone(group_ == nullptr ? result->compute_seconds : absl::ToDoubleSeconds(finished - begin));

@@ -97,7 +97,6 @@ class Leaf {
   int64_t rate_tokens_ = 0;  // The learning-rate schedule's clock; only rises.
   int64_t own_tokens_ = 0;   // Trained since the clock last heard from the root.
   int64_t heard_tokens_ = 0;
-  int lost_in_a_row_ = 0;
   bool leaving_ = false;
   std::unique_ptr<RegionGroup> group_;
   bool group_has_parameters_ = false;  // The others hold what this rank holds.

@@ -232,6 +232,7 @@ int64_t LeafSchedule::WantSamples(absl::Duration latency, int64_t range_samples)
 LeafSchedule::Contribute LeafSchedule::MakeContribution() {
   CHECK_GT(made_.base.value(), 0);
   sequence_ = next_sequence();
+  steps_lost_ = 0;
   Contribute contribute;
   contribute.manifest.sequence = sequence_;
   contribute.manifest.base = made_.base;

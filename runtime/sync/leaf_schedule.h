@@ -79,6 +79,9 @@ class LeafSchedule {
   void StepDone(double compute_seconds);
   // The parent's verdict. A refused contribution's ranges are returned: they are to be released.
   std::vector<LeasedRange> Answered(Sequence sequence, Verdict verdict);
+  // Loss or gradient of the step under way were not finite: the progress is to be thrown away (ProgressLost). True:
+  // that was the third time since the last contribution; where there are none, the leaf has diverged.
+  bool StepLost() { return ++steps_lost_ >= 3; }
   // The local progress was thrown away (it was not finite): what it was made from is to be released.
   std::vector<LeasedRange> ProgressLost();
   // The parameters do not hold any more what was sent (Replica::Reset): it cannot be sent a second time.
@@ -166,6 +169,7 @@ class LeafSchedule {
   bool asserted_ = false;               // It has said so since.
   bool orphaned_ = false;               // The parent is gone, and no version of another was taken.
   int64_t orphan_steps_ = 0;            // Made while nothing could be sent.
+  int steps_lost_ = 0;                  // Since the last contribution.
   double speed_ = 0;                    // Measured.
   double expected_speed_ = 0;
   double reference_speed_ = 0;

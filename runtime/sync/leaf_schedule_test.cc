@@ -291,6 +291,31 @@ TEST(LeafScheduleTest, LostProgressReturnsAllThatItWasMadeFrom) {
   EXPECT_THAT(leaf.Contribute().ranges, ElementsAre(LeasedRange{12, 20, 1}));
 }
 
+TEST(LeafScheduleTest, ThreeLostStepsWithoutAContributionBetweenAreADivergence) {
+  Leaf leaf(LeafOptions(2));
+  leaf.Lease(0, 1000);
+  const auto lose_a_step = [&] {
+    EXPECT_TRUE(std::holds_alternative<LeafSchedule::Train>(leaf.schedule.Next()));
+    const bool diverged = leaf.schedule.StepLost();
+    EXPECT_FALSE(leaf.schedule.ProgressLost().empty());
+    return diverged;
+  };
+  for (int contribution = 0; contribution < 3; ++contribution) {
+    EXPECT_FALSE(lose_a_step());
+    leaf.Train();
+    EXPECT_FALSE(lose_a_step()) << "a good step before it makes no contribution";
+    leaf.Train();
+    leaf.Train();
+    const Manifest manifest = leaf.Contribute();
+    EXPECT_EQ(manifest.steps, 2);
+    EXPECT_TRUE(leaf.schedule.Answered(manifest.sequence, VERDICT_ACCEPTED).empty());
+  }
+  EXPECT_FALSE(lose_a_step());
+  EXPECT_FALSE(lose_a_step());
+  leaf.Train();
+  EXPECT_TRUE(lose_a_step());
+}
+
 TEST(LeafScheduleTest, TheManifestNamesTheOldestBaseOfItsSteps) {
   Leaf leaf(LeafOptions(3));
   leaf.Take(5, 0, 40);
