@@ -37,6 +37,7 @@
 #include "runtime/storage/file_system.h"
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/node_options.h"
+#include "runtime/transport/can_bind.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
 
@@ -233,6 +234,12 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
   if (*lock == nullptr) return false;
   lock_ = *std::move(lock);
   if (options_.standby) began_ = clock_.Now();
+  // A directory that nothing came of would be refused the next time.
+  if (!options_.resume) {
+    if (const absl::Status status = CanBind(options_.listen); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("the coordinator ", status.message()));
+    }
+  }
   const bool holds_a_run =
       ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
   if (!options_.resume && holds_a_run) {
@@ -301,6 +308,7 @@ absl::Status CoordinatorLife::BeginTerm() {
   const ParameterLayout& layout = trainer_->layout();
   service_ = std::make_unique<CoordinatorService>(job_, run_, layout.schema_digest(), layout.size(), state_, log_.get(),
                                                   &clock_, events_.get(), metrics_.get());
+  service_->SetTrainFingerprint(validation_->TrainFingerprint());
   if (state_.term() > 1) {
     service_->RecordEvent({{"event", "resumed"},
                            {"term", state_.term()},
@@ -467,8 +475,9 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
       if (core.phase() == CoordinatorCore::Phase::kDone) {
         // All of it is committed: a signal comes too late to stop anything.
       } else if (stopped) {
-        outcome = absl::CancelledError(absl::StrCat("stopped by a signal; --resume ", options_.run_dir, " goes on"));
-        core.Fail("the coordinator was stopped by a signal", now);
+        outcome = absl::CancelledError(absl::StrCat("stopped by a signal; wukong up --resume ", options_.run_dir,
+                                                    ", or this command with --resume, goes on"));
+        core.Stop("the coordinator was stopped by a signal", now);
       } else if (!broken.ok()) {
         outcome = broken;
         core.Fail(std::string(broken.message()), now);
@@ -510,7 +519,7 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
                  {"completed", false},
                  {"failure", ""},
                  {"parameters", trainer_->layout().size()}};
-  absl::StatusOr<double> final_loss = initial_loss_;
+  absl::StatusOr<double> final_loss = absl::CancelledError("only a run that is over is judged");
   AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
   PostSnapshot();
   root_->RunExclusive([&](const ParentNode& node) {
@@ -518,7 +527,7 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
     report["parameters_sha256"] = Sha256Hex(absl::MakeConstSpan(trainer_->parameters()));
     if (outcome.ok()) final_loss = validation_->Loss(trainer_.get(), job_.report().validation_tokens());
   });
-  if (!final_loss.ok()) outcome.Update(final_loss.status());
+  if (outcome.ok()) outcome = final_loss.status();
   Farewell();
   service_->With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
   ReportLog(log_->Summary(), log_->durable_index(), &report);

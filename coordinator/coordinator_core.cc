@@ -59,9 +59,10 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
   if (found == nullptr) return absl::AbortedError("this member is unknown to the coordinator; join again");
   Member& member = *found;
   if (member.state != State::kLive || member.key.incarnation.value() != request.incarnation()) {
-    return absl::AbortedError(
-        absl::StrFormat("%s incarnation %d is fenced: it was silent for too long, left, or another took its place",
-                        Describe(member), request.incarnation()));
+    const std::string reason =
+        absl::StrFormat("%s incarnation %d is fenced: %s", Describe(member), request.incarnation(), member.why_gone);
+    // Two processes that both come back would take it from each other for ever.
+    return member.was_replaced ? absl::AlreadyExistsError(reason) : absl::AbortedError(reason);
   }
   member.last_seen = now;
   if (request.beat() == member.beat && !Mutated("core.answers_a_beat_twice")) {
@@ -171,6 +172,7 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
   if (phase_ == Phase::kDone || phase_ == Phase::kFailed) {
     reply.set_finish(true);
     reply.set_finish_reason(phase_ == Phase::kDone ? "" : failure_);
+    reply.set_finish_resumable(stopped_);
     member.told_finish = true;
   }
   member.last_reply = reply;
@@ -328,17 +330,8 @@ void CoordinatorCore::Tick(absl::Time now) {
   }
   const auto start = absl::Nanoseconds(job_.limits().start_ns());
   if (phase_ == Phase::kStarting && now - created_ > start) {
-    std::vector<std::string> missing;
-    for (int r = 0; r < job_.regions_size(); ++r) {
-      if (Aggregator(r) == nullptr) missing.push_back(absl::StrCat("the aggregator of ", job_.regions(r).name()));
-      const int ready = by_region_[r].ready;
-      if (ready < job_.regions(r).workers()) {
-        missing.push_back(absl::StrFormat("%d of %d workers of %s", job_.regions(r).workers() - ready,
-                                          job_.regions(r).workers(), job_.regions(r).name()));
-      }
-    }
     Fail(absl::StrFormat("not ready within %s (limits.start): %s; look into their logs", absl::FormatDuration(start),
-                         absl::StrJoin(missing, ", ")),
+                         WaitsFor()),
          now);
     return;
   }
@@ -361,6 +354,19 @@ void CoordinatorCore::Tick(absl::Time now) {
   if (recovering()) return;
   recent_tokens_.push_back({now, tokens_computed_});
   while (recent_tokens_.size() > 1 && now - recent_tokens_.front().time > kRateWindow) recent_tokens_.pop_front();
+}
+
+std::string CoordinatorCore::WaitsFor() const {
+  std::vector<std::string> missing;
+  for (int r = 0; r < job_.regions_size(); ++r) {
+    if (Aggregator(r) == nullptr) missing.push_back(absl::StrCat("the aggregator of ", job_.regions(r).name()));
+    const int ready = by_region_[r].ready;
+    if (ready < job_.regions(r).workers()) {
+      missing.push_back(absl::StrFormat("%d of %d workers of %s", job_.regions(r).workers() - ready,
+                                        job_.regions(r).workers(), job_.regions(r).name()));
+    }
+  }
+  return absl::StrJoin(missing, ", ");
 }
 
 Verdict CoordinatorCore::Admit(const Manifest& manifest, const LogRecord& accepted, std::string* detail) {
@@ -413,6 +419,11 @@ void CoordinatorCore::Fail(const std::string& reason, absl::Time now) {
   failure_ = reason;
   training_ended_ = now;
   Log({{"event", "failed"}, {"reason", reason}});
+}
+
+void CoordinatorCore::Stop(const std::string& reason, absl::Time now) {
+  stopped_ = stopped_ || (phase_ != Phase::kDone && phase_ != Phase::kFailed);
+  Fail(reason, now);
 }
 
 bool CoordinatorCore::AllToldFinish() const {

@@ -100,6 +100,8 @@ class CoordinatorCore {
   // Training began before this life of the coordinator.
   void BackdateStart(absl::Time started) { training_started_ = started; }
   void Fail(const std::string& reason, absl::Time now);
+  // As Fail, and members may come back: the run is to be resumed.
+  void Stop(const std::string& reason, absl::Time now);
   std::vector<Effect> TakeEffects();
 
   Phase phase() const { return phase_; }
@@ -160,6 +162,8 @@ class CoordinatorCore {
     MemberUsage usage_of_earlier_lives;
     // Of contributions that the root refused before their sender said what it holds: it may not have known of that.
     std::vector<LeasedRange> refused_unspoken;
+    std::string why_gone;       // The last life that was fenced.
+    bool was_replaced = false;  // By another process, which is there.
   };
   // The members of a region, and what heartbeats ask about them all: nothing that comes from each of thousands of
   // members may look at thousands of them.
@@ -174,6 +178,8 @@ class CoordinatorCore {
   };
 
   std::string Describe(const Member& member) const;
+  // Who must be there before training begins, and is not ready yet.
+  std::string WaitsFor() const;
   const std::string& RegionOf(const Member& member) const { return regions_[member.region].name(); }
   int regions() const { return static_cast<int>(regions_.size()); }
   int RegionIndex(const std::string& name) const;  // -1: there is none.
@@ -231,6 +237,7 @@ class CoordinatorCore {
   Phase phase_ = Phase::kStarting;
   bool held_ = false;
   std::string failure_;
+  bool stopped_ = false;  // That is no fault of the run.
   absl::Time created_;
   absl::Time training_started_;
   absl::Time training_ended_;

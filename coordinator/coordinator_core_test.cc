@@ -161,7 +161,9 @@ TEST(CoordinatorJoinTest, TheSameNameAgainIsANewLifeAndTheOldOneIsFenced) {
   const Process again = c.Join(ROLE_WORKER, "beijing", "b0");
   EXPECT_EQ(again.key.member, old.key.member);
   EXPECT_EQ(again.key.incarnation, Incarnation(2));
-  EXPECT_EQ(c.TryBeat(&old).status().code(), absl::StatusCode::kAborted);
+  const absl::Status replaced = c.TryBeat(&old).status();
+  EXPECT_EQ(replaced.code(), absl::StatusCode::kAlreadyExists) << "it must not come back and replace the other";
+  EXPECT_THAT(std::string(replaced.message()), HasSubstr("is fenced: process 0 of  joined under its name"));
   EXPECT_THAT(Fences(c.Beat(&c.aggregator_b)), ElementsAre(FenceOf(old)));
   const int64_t leased = c.core.ledger().leased();
   EXPECT_GT(leased, 0) << "not before the aggregator says that it takes nothing more";
@@ -303,6 +305,50 @@ TEST(CoordinatorStartTest, WhoIsMissingIsNamedAndCounted) {
   const HeartbeatReply reply = c.Beat(&c.b0);
   EXPECT_TRUE(reply.finish());
   EXPECT_EQ(reply.finish_reason(), c.core.failure());
+}
+
+TEST(CoordinatorEndTest, WhoIsStoppedMayBeResumedAndWhoHasFailedIsNot) {
+  for (const bool stops : {true, false}) {
+    Cluster c;
+    c.Start();
+    stops ? c.core.Stop("a signal", c.now) : c.core.Fail("a reason", c.now);
+    c.core.Stop("too late", c.now);
+    const HeartbeatReply reply = c.Beat(&c.b0);
+    EXPECT_TRUE(reply.finish());
+    EXPECT_EQ(reply.finish_reason(), stops ? "a signal" : "a reason");
+    EXPECT_EQ(reply.finish_resumable(), stops);
+  }
+}
+
+TEST(CoordinatorHeartbeatTest, AnotherParentThanTheLastThatWasToldRestsOnTheLog) {
+  Cluster c;
+  c.Start();
+  using Rests = CoordinatorCore::Rests;
+  const auto told = [&] {
+    const HeartbeatReply reply = c.Beat(&c.b0);
+    const Rests rests = c.core.RestsOnTheLog(c.b0.key, reply);
+    c.core.Told(c.b0.key, reply);
+    return rests;
+  };
+  EXPECT_EQ(told(), Rests::kAltogether) << "the first";
+  EXPECT_EQ(told(), Rests::kOnNothing);
+  for (int silent = 0; silent < 4; ++silent) {  // Longer than a lease.
+    c.now += absl::Seconds(5);
+    c.Beat(&c.b0);
+    c.Beat(&c.aggregator_s);
+    c.core.Tick(c.now);
+  }
+  const HeartbeatReply orphan = c.Beat(&c.b0);
+  EXPECT_EQ(orphan.parent_member(), 0);
+  EXPECT_EQ(c.core.RestsOnTheLog(c.b0.key, orphan), Rests::kAltogether) << "as long as it has not left";
+  EXPECT_EQ(told(), Rests::kAltogether);
+  EXPECT_EQ(told(), Rests::kOnNothing);
+  c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  EXPECT_EQ(told(), Rests::kAltogether);
+  Process b0 = c.b0;
+  c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
+  EXPECT_EQ(c.core.RestsOnTheLog(c.aggregator_b.key, c.Beat(&c.aggregator_b)), Rests::kOnAFence)
+      << "of its earlier life";
 }
 
 TEST(CoordinatorStartTest, TheFollowersOfACollectiveNeedNoDataOfTheirOwn) {

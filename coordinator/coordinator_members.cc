@@ -157,6 +157,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   int region = RegionIndex(request.region());
   const bool is_new = region < 0;
   if (is_new) region = AddRegion(request.region());
+  const std::string newcomer = absl::StrFormat("process %d of %s", request.pid(), request.host());
   Member* aggregator = Aggregator(region);
   if (request.role() == ROLE_WORKER && aggregator == nullptr) {
     return absl::UnavailableError(absl::StrFormat("the aggregator of %s has not joined yet", request.region()));
@@ -169,7 +170,8 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
     if (!request.name().empty() && known->name == request.name()) member = known;
   }
   if (request.role() == ROLE_AGGREGATOR && aggregator != nullptr && aggregator != member) {
-    Expire(aggregator, "lost", "replaced by another aggregator of its region");
+    Expire(aggregator, "lost", absl::StrCat(newcomer, " joined as the aggregator of its region"));
+    aggregator->was_replaced = true;
   }
   if (member == nullptr) {
     std::set<int> ranks;
@@ -182,7 +184,8 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
         request.name().empty() ? absl::StrFormat("%s-%d", RoleName(request.role()), member->rank) : request.name();
   } else {
     if (member->state == State::kLive && !Mutated("core.does_not_fence_the_earlier_life")) {
-      Expire(member, "lost", "a new process joined under its name");
+      Expire(member, "lost", absl::StrCat(newcomer, " joined under its name"));
+      member->was_replaced = true;
     }
     Add(member->usage, &member->usage_of_earlier_lives);
     const int64_t one_more = Mutated("core.keeps_the_incarnation") ? 0 : 1;
@@ -243,6 +246,8 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
 
 void CoordinatorCore::Expire(Member* member, const char* event, const std::string& reason) {
   if (member->state != State::kLive) return;
+  member->why_gone = reason;
+  member->was_replaced = false;
   Log({{"event", event},
        {"role", RoleName(member->role)},
        {"region", RegionOf(*member)},

@@ -48,7 +48,7 @@ std::map<std::string, int64_t> CoordinatorCore::RefusedBySender() const {
 void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
   status->set_run(run_);
   status->set_phase(PhaseName(phase_));
-  status->set_detail(failure_);
+  status->set_detail(phase_ == Phase::kStarting ? WaitsFor() : failure_);
   status->set_version(root_version_.value());
   status->set_term(term_);
   if (training_started_ != absl::Time()) {
@@ -164,10 +164,12 @@ void CoordinatorCore::FillReport(nlohmann::ordered_json* report) const {
   (*report)["contributions"]["rejected_by_sender"] = by_sender;
   (*report)["wan"] = trips;
   const ShardLedger::Audit audit = ledger_.MakeAudit();
+  const bool done = phase_ == Phase::kDone;
   (*report)["ranges"] = {{"total", audit.total},
                          {"committed_once", audit.committed_once},
                          {"committed_more_than_once", audit.committed_more_than_once},
-                         {"lost", audit.not_committed}};
+                         {"left", done ? 0 : audit.not_committed},  // For the rest of the run.
+                         {"lost", done ? audit.not_committed : 0}};
   (*report)["processes"] = processes;
 }
 

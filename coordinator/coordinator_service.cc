@@ -46,7 +46,10 @@ grpc::Status CoordinatorService::Call(Reply* reply, Use use) {
 }
 
 grpc::Status CoordinatorService::GetJob(grpc::ServerContext*, const GetJobRequest* request, GetJobReply* reply) {
-  return Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
+  const grpc::Status status = Call(reply, [&](CoordinatorCore& core, absl::Time) { return core.GetJob(*request); });
+  MutexLock lock(mutex_);
+  reply->set_train_fingerprint(train_fingerprint_);
+  return status;
 }
 
 grpc::Status CoordinatorService::Join(grpc::ServerContext* context, const JoinRequest* request, JoinReply* reply) {

@@ -39,6 +39,11 @@ class CoordinatorService final : public Coordinator::Service {
     MutexLock lock(mutex_);
     faults_ = faults;
   }
+  // Before the first call: TokenFile::Fingerprint of what workers train on.
+  void SetTrainFingerprint(std::string fingerprint) {
+    MutexLock lock(mutex_);
+    train_fingerprint_ = std::move(fingerprint);
+  }
   // Before training starts: what the log says of the parameters that it starts from.
   void SetInitialLoss(double loss) {
     MutexLock lock(mutex_);
@@ -88,6 +93,7 @@ class CoordinatorService final : public Coordinator::Service {
   JsonLinesWriter* const metrics_;
   std::atomic<int64_t> lines_dropped_{0};
   Mutex mutex_;
+  std::string train_fingerprint_ ABSL_GUARDED_BY(mutex_);
   double initial_loss_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t ceiling_index_ ABSL_GUARDED_BY(mutex_) = 0;  // Record that the newest ceiling of the leases is in.
   CoordinatorCore core_ ABSL_GUARDED_BY(mutex_);

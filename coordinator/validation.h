@@ -24,6 +24,8 @@ class Validation {
   // Of a model that knows only how often each token comes in the training split. Reads both files. NaN where there is
   // no text.
   double UnigramLoss() const;
+  // TokenFile::Fingerprint of what is trained on; empty for a synthetic model.
+  std::string TrainFingerprint() const { return train_ == nullptr ? "" : train_->Fingerprint(); }
 
  private:
   explicit Validation(SampleReader reader) : reader_(std::move(reader)) {}

@@ -1,6 +1,7 @@
 // `wukong chaos inject`: one fault at members of a running job.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,9 +29,9 @@ struct InjectFlags {
   std::string coordinator;
   std::string run_dir;
   std::string time;
-  double factor = 0;
+  std::optional<double> factor;
   std::string on;
-  int64_t version = 1;
+  std::optional<int64_t> version;
   bool json = false;
 };
 
@@ -43,7 +44,16 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
         absl::StrCat("chaos inject: no fault is called ", flags.fault, " (expected ", kFaults, ")"));
   }
   order.set_fault(kind);
-  order.set_factor(flags.factor);
+  const bool has_factor = kind == FAULT_KIND_SLOW || kind == FAULT_KIND_SCALE;
+  const bool has_time = kind != FAULT_KIND_KILL && kind != FAULT_KIND_POWER_LOSS;
+  const char* const nothing = !has_factor && flags.factor.has_value()         ? "--factor"
+                              : !has_time && !flags.time.empty()              ? "--for"
+                              : flags.on.empty() && flags.version.has_value() ? "--version without --on"
+                                                                              : nullptr;
+  if (nothing != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("chaos inject: ", nothing, " means nothing to ", flags.fault));
+  }
+  order.set_factor(flags.factor.value_or(0));
   FaultPlace place = FAULT_PLACE_UNSPECIFIED;
   if (!flags.on.empty() && (!FaultPlace_Parse(absl::StrCat("FAULT_PLACE_", absl::AsciiStrToUpper(flags.on)), &place) ||
                             place == FAULT_PLACE_UNSPECIFIED)) {
@@ -52,7 +62,7 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
                                                    "after_publish)"));
   }
   order.set_on(place);
-  order.set_version(flags.version);
+  order.set_version(flags.version.value_or(1));
   if (!flags.time.empty()) {
     Fault fault;  // As a scenario has it.
     if (absl::Status status = SetScalar(*Fault::descriptor()->FindFieldByName("for_ns"), flags.time, &fault);
@@ -98,7 +108,9 @@ int Inject(const InjectFlags& flags) {
   } else {
     std::printf("%s ordered (number %lld) for %s; events.jsonl says %s when it is carried out\n", flags.fault.c_str(),
                 static_cast<long long>(reply.number()), absl::StrJoin(members, ", ").c_str(),
-                flags.target == "root" ? "fault_struck" : "fault_heard");
+                flags.target == "root"  ? "fault_struck"
+                : flags.fault == "kill" ? "lost"
+                                        : "fault_heard");
   }
   return kExitOk;
 }
@@ -111,7 +123,9 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
       "inject", "Make something go wrong in a running job whose file says fault_injection: allowed");
   verb->add_option("FAULT", flags->fault, kFaults)->required();
   verb->add_option("TARGET", flags->target,
-                   "root, REGION (its aggregator), REGION/worker-N, REGION/* (its workers), REGION/** or */*")
+                   "root, REGION (its aggregator), REGION/worker-N, REGION/* (its workers), REGION/** (all of it); "
+                   "REGION may be "
+                   "* (each)")
       ->required();
   verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
   verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator");
@@ -120,8 +134,8 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
   verb->add_option("--factor", flags->factor, "slow: times slower; scale: times larger");
   verb->add_option("--on", flags->on,
                    "Of the root, once, when it gets there: after_append_before_ack, after_ack or after_publish");
-  verb->add_option("--version", flags->version, "With --on: of the root's parameters, from which version on")
-      ->capture_default_str();
+  verb->add_option("--version", flags->version,
+                   "With --on: of the root's parameters, from which version on (default: 1)");
   verb->add_flag("--json", flags->json, "Print the answer as JSON");
   verb->callback([flags, action] { *action = [flags] { return Inject(*flags); }; });
 }

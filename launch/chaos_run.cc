@@ -411,7 +411,7 @@ absl::StatusOr<JobSource> MakeJob(const Scenario& scenario, uint64_t seed, const
 }
 
 int Run(const RunFlags& flags) {
-  MakeFileLimitAnError();
+  MakeBrokenOutputsErrors();
   const absl::StatusOr<Scenario> loaded = LoadCheckedScenario(flags.scenario, flags.overrides, BACKEND_PROCESS);
   if (!loaded.ok()) return ReportStatus(loaded.status());
   const Scenario& scenario = *loaded;

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -174,11 +175,6 @@ class JobChecker {
       Add(absl::StrCat("optimizer.", key),
           absl::StrFormat("%s diverges at once (expected at most %g, usually 1e-4 to 1e-2, got %g)",
                           optimizer.kind() == OPTIMIZER_KIND_MUON ? "Muon" : "AdamW", kLearningRateMax, rate));
-    }
-    // A run that is cut short from the command line is a trial, whose warm-up may well not end.
-    if (optimizer.warmup_tokens() >= job_.stop().tokens() && source_.overrides.count("stop.tokens") == 0) {
-      Add("optimizer.warmup_tokens", absl::StrCat("warm-up would not end (expected fewer than stop.tokens, ",
-                                                  job_.stop().tokens(), ", got ", optimizer.warmup_tokens(), ")"));
     }
   }
 
@@ -388,6 +384,20 @@ class JobChecker {
 };
 
 }  // namespace
+
+std::vector<std::string> JobWarnings(const Job& job) {
+  std::vector<std::string> warnings;
+  // A trial of a few tokens is no mistake.
+  if (job.optimizer().warmup_tokens() >= job.stop().tokens()) {
+    warnings.push_back(absl::StrCat("optimizer.warmup_tokens: warm-up does not end (expected fewer than stop.tokens, ",
+                                    job.stop().tokens(), ", got ", job.optimizer().warmup_tokens(), ")"));
+  }
+  return warnings;
+}
+
+void PrintWarnings(const Job& job) {
+  for (const std::string& warning : JobWarnings(job)) std::fprintf(stderr, "wukong: warning: %s\n", warning.c_str());
+}
 
 absl::Status CheckJob(const JobSource& source, const CheckOptions& options) { return JobChecker(source).Run(options); }
 

@@ -3,6 +3,8 @@
 #define WUKONG_LAUNCH_JOB_CHECK_H_
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "launch/job_file.h"
@@ -18,6 +20,11 @@ struct CheckOptions {
 // INVALID_ARGUMENT with all errors, each as "FILE:LINE: key: what is wrong (expected ..., got ...)" or with the --set
 // that the value came from. FAILED_PRECONDITION, in the same form, when only a device is missing on this machine.
 absl::Status CheckJob(const JobSource& source, const CheckOptions& options);
+
+// What is allowed and hardly meant, in the words of CheckJob without the place.
+std::vector<std::string> JobWarnings(const Job& job);
+// Prints them to standard error.
+void PrintWarnings(const Job& job);
 
 // Parameters of the built-in GPT (GPT-2's shape, the token embedding tied to the output); 0 for a TorchScript model,
 // whose number is in its file.

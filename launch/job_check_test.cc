@@ -128,9 +128,6 @@ TEST_F(JobCheckTest, EveryRuleNamesLineKeyAndWhatIsWrong) {
        "FILE:20: optimizer.matrix_learning_rate: only muon treats matrices apart (expected learning_rate, or kind: "
        "muon, "
        "got 0.01)"},
-      {Extended("optimizer: {warmup_tokens: 1M}\n"),
-       "FILE:18: optimizer.warmup_tokens: warm-up would not end (expected fewer than stop.tokens, 1000000, got "
-       "1000000)"},
       {Changed("name: shenzhen", "name: beijing"),
        "FILE:14: regions[1].name: region beijing is named twice (expected different names, but regions[0] has the "
        "same)"},
@@ -326,6 +323,23 @@ TEST_F(JobCheckTest, ADeviceThatIsNotThereIsNotTheFilesFault) {
   EXPECT_THAT(
       std::string(status.message()),
       StartsWith("--set regions.0.device=cuda:999: regions[0].device: not on this machine (expected one of its "));
+}
+
+TEST(JobWarningsTest, AWarmUpThatDoesNotEndIsAllowedAlsoInTheResolvedJob) {
+  const std::string path = absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/two-regions.yaml");
+  for (const char* tokens : {"stop.tokens=100k", "stop.tokens=10M"}) {
+    const absl::StatusOr<JobSource> source = LoadJobFile(path, {tokens, "optimizer.warmup_tokens=200k"});
+    ASSERT_TRUE(source.ok()) << source.status();
+    CheckOptions options;
+    options.check_data = false;
+    EXPECT_EQ(CheckJob(*source, options).message(), "");
+    const bool ends = source->job.stop().tokens() > 200'000;
+    EXPECT_EQ(JobWarnings(source->job).size(), ends ? 0u : 1u);
+    if (!ends) {
+      EXPECT_THAT(JobWarnings(source->job)[0],
+                  StartsWith("optimizer.warmup_tokens: warm-up does not end (expected fewer than stop.tokens, 100"));
+    }
+  }
 }
 
 TEST(ExamplesTest, AllPass) {

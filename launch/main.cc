@@ -1,9 +1,12 @@
 // wukong: trains one model across data centers that are far apart.
 #include <gflags/gflags.h>
+#include <grpc/support/log.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
+#include <string>
 
 #include "CLI/CLI.hpp"
 #include "glog/logging.h"
@@ -11,6 +14,7 @@
 #include "launch/checkpoint_command.h"
 #include "launch/data_command.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/log_command.h"
 #include "launch/plan_command.h"
 #include "launch/role_commands.h"
@@ -22,6 +26,9 @@
 int main(int argc, char** argv) {
   FLAGS_logtostderr = true;
   google::InitGoogleLogging(argv[0]);
+
+  // gRPC says in its own format what our messages say of the same calls, unless somebody looks into gRPC.
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});
 
   CLI::App app("Wukong trains one model across data centers that are far apart.", "wukong");
   app.require_subcommand(1);
@@ -41,6 +48,10 @@ int main(int argc, char** argv) {
   wukong::AddSimCommand(app, &action);
   wukong::AddChaosCommand(app, &action);
   wukong::AddRoleCommands(app, &action);
+  if (const std::string unknown = wukong::UnknownCommand(app, argc, argv); !unknown.empty()) {
+    std::fprintf(stderr, "wukong: error: %s\nRun with --help for more.\n", unknown.c_str());
+    return wukong::kExitUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -49,7 +60,12 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "wukong: error: %s\nRun with --help for more.\n", error.what());
     return wukong::kExitUsage;
   }
-  const int code = action ? action() : wukong::kExitUsage;
+  int code = action ? action() : wukong::kExitUsage;
+  // What a script was to read and cannot is no success: `wukong up JOB.yaml --json > /dev/full`.
+  if ((std::fflush(stdout) != 0 || std::ferror(stdout) != 0) && code == wukong::kExitOk) {
+    std::fprintf(stderr, "wukong: error: standard output cannot be written\n");
+    code = wukong::kExitMachine;
+  }
   std::fflush(nullptr);
   // Everything of ours is closed. Leaving now spares the libraries' teardown, where gRPC 1.51 and OpenMP can trip.
   ::_exit(code);

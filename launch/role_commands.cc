@@ -10,6 +10,7 @@
 #include "coordinator/coordinator.h"
 #include "glog/logging.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "runtime/base/stop_signal.h"
@@ -39,7 +40,7 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
 }
 
 int RunCoordinatorCommand(CoordinatorFlags flags) {
-  MakeFileLimitAnError();
+  MakeBrokenOutputsErrors();
   if (flags.options.standby) {
     flags.options.resume = true;
     // Members look for the next coordinator where the one before it was.
@@ -71,13 +72,17 @@ struct WorkerFlags {
 };
 
 int RunWorkerCommand(const WorkerFlags& flags) {
-  MakeFileLimitAnError();
+  MakeBrokenOutputsErrors();
   TuneForComputing();
   WorkerOptions options = flags.options;
   options.connect_timeout = absl::Seconds(flags.connect_timeout);
   if (!flags.job.empty()) {
     absl::StatusOr<JobSource> source = LoadJobFile(flags.job, {});
     if (!source.ok()) return ReportStatus(source.status());
+    if (source->job.model().torchscript().empty()) {
+      return ReportStatus(absl::InvalidArgumentError(absl::StrCat(
+          "worker: --job ", flags.job, " has no model.torchscript, and nothing else of it would be used")));
+    }
     *options.local.mutable_model() = source->job.model();
   }
   if (!flags.data.empty()) options.local.mutable_data()->set_directory(flags.data);
@@ -92,7 +97,10 @@ struct AggregatorFlags {
 
 }  // namespace
 
-void MakeFileLimitAnError() { std::signal(SIGXFSZ, SIG_IGN); }
+void MakeBrokenOutputsErrors() {
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
+}
 
 void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
@@ -112,7 +120,8 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
                      "POINT[:N]: die when this point is passed for the N-th time");
 #endif
     verb->add_option("--listen", flags->options.listen, "host:port for aggregators and workers")
-        ->default_str("0.0.0.0:7700");
+        ->default_str("0.0.0.0:7700")
+        ->check(HostPort(/*may_be_any=*/true));
     verb->add_option("--threads", flags->options.threads, "Threads for validation")->capture_default_str();
     flags->options.listen = "0.0.0.0:7700";
     verb->callback([flags, action] { *action = [flags] { return RunCoordinatorCommand(*flags); }; });
@@ -120,17 +129,23 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
     auto flags = std::make_shared<AggregatorFlags>();
     CLI::App* verb = app.add_subcommand("aggregator", "Run the aggregator of one region");
-    verb->add_option("--coordinator", flags->options.coordinator, "host:port of the coordinator")->required();
+    verb->add_option("--coordinator", flags->options.coordinator, "host:port of the coordinator")
+        ->required()
+        ->check(HostPort());
     verb->add_option("--region", flags->options.region, "The region, as in the job file")->required();
     verb->add_flag("--new-region", flags->options.new_region,
                    "The run gets this region, if its job file has none such");
-    verb->add_option("--listen", flags->options.listen, "host:port for the region's workers")->capture_default_str();
-    verb->add_option("--advertise", flags->options.advertise, "host:port that the workers connect to, if not that");
-    verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
-        ->capture_default_str();
+    verb->add_option("--listen", flags->options.listen, "host:port for the region's workers")
+        ->capture_default_str()
+        ->check(HostPort(/*may_be_any=*/true));
+    verb->add_option("--advertise", flags->options.advertise, "host:port that the workers connect to, if not that")
+        ->check(HostPort());
+    verb->add_option("--connect-timeout", flags->connect_timeout, "How long to try to reach the coordinator")
+        ->default_str("30s")
+        ->transform(Seconds());
     verb->callback([flags, action] {
       *action = [flags] {
-        MakeFileLimitAnError();
+        MakeBrokenOutputsErrors();
         AggregatorOptions options = flags->options;
         options.connect_timeout = absl::Seconds(flags->connect_timeout);
         const StopSignal stop;
@@ -141,15 +156,21 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
   {
     auto flags = std::make_shared<WorkerFlags>();
     CLI::App* verb = app.add_subcommand("worker", "Run one worker; it may join a job that is under way");
-    verb->add_option("--join,--coordinator", flags->options.coordinator, "host:port of the coordinator")->required();
+    verb->add_option("--join,--coordinator", flags->options.coordinator, "host:port of the coordinator")
+        ->required()
+        ->check(HostPort());
     verb->add_option("--region", flags->options.region, "The region, as in the job file")->required();
-    verb->add_option("--name", flags->options.name, "Unique in the region; by default the coordinator gives one");
-    verb->add_option("--rank", flags->options.rank, "Place among the region's workers; by default the next free one");
+    verb->add_option("--name", flags->options.name, "Unique in the region; by default the coordinator gives one")
+        ->check(MemberName());
+    verb->add_option("--rank", flags->options.rank, "Place among the region's workers; by default the next free one")
+        ->check(CLI::NonNegativeNumber);
     verb->add_option("--data", flags->data, "Data directory on this machine, if not the job's path");
-    verb->add_option("--job", flags->job, "Job file on this machine whose model is used in place of the coordinator's");
+    verb->add_option("--job", flags->job,
+                     "Job file on this machine whose model.torchscript is used in place of the coordinator's");
     verb->add_option("--device", flags->options.device, "cpu, cuda or cuda:N, if not the region's");
-    verb->add_option("--connect-timeout", flags->connect_timeout, "Seconds to try to reach the coordinator")
-        ->capture_default_str();
+    verb->add_option("--connect-timeout", flags->connect_timeout, "How long to try to reach the coordinator")
+        ->default_str("30s")
+        ->transform(Seconds());
 #ifdef WUKONG_FAULT_POINTS
     verb->add_option("--fault", flags->options.fault,
                      "POINT[:N]: from the N-th time on do there what a broken machine would");

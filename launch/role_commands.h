@@ -8,8 +8,9 @@
 
 namespace wukong {
 
-// A limit on file sizes is then an error of write(), with a message, and not the end of the process (SIGXFSZ).
-void MakeFileLimitAnError();
+// A limit on file sizes (SIGXFSZ) and a reader that is gone (SIGPIPE) are then errors of write(), and not the end of
+// the process: who watches a run may leave.
+void MakeBrokenOutputsErrors();
 
 // Parsing one of the verbs stores in `*action` what to run; it returns the exit code.
 void AddRoleCommands(CLI::App& app, std::function<int()>* action);

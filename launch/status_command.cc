@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "launch/exit_code.h"
@@ -34,7 +35,8 @@ absl::StatusOr<StatusReply> Ask(const std::string& address) {
   StatusReply reply;
   const grpc::Status status = coordinator->GetStatus(&context, StatusRequest(), &reply);
   if (!status.ok()) {
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, ": ", status.error_message()));
+    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
+                        absl::StrCat("no coordinator answers at ", address, ": ", status.error_message()));
   }
   return reply;
 }
@@ -76,6 +78,11 @@ int OfRunDirectory(const StatusFlags& flags) {
   const bool another = reply.ok() && report.is_object() && ReportRun(report) != reply->run();
   if (reply.ok() && !another) return Show(*reply, flags.json);
   if (report.is_object()) return ShowEnd(run_dir, report, flags.json);
+  if (absl::IsDeadlineExceeded(reply.status())) {
+    const std::string owner(absl::StripAsciiWhitespace(ReadFile(run_dir + "/lock").value_or("its process")));
+    return ReportStatus(absl::UnavailableError(absl::StrCat(run_dir, ": ", reply.status().message(), "; the run is of ",
+                                                            owner, ", which stands still or has no time")));
+  }
   return ReportStatus(absl::UnavailableError(absl::StrCat(
       run_dir, ": ", reply.status().message(),
       "; the run has not ended (there is no report.json): its coordinator is being started, or was killed, and then it "
@@ -91,7 +98,7 @@ int RunStatus(const StatusFlags& flags) {
         absl::StrCat(flags.target, " is neither a run directory nor the HOST:PORT of a coordinator")));
   }
   const absl::StatusOr<StatusReply> reply = Ask(flags.target);
-  return reply.ok() ? Show(*reply, flags.json) : ReportStatus(reply.status());
+  return reply.ok() ? Show(*reply, flags.json) : ReportStatus(absl::UnavailableError(reply.status().message()));
 }
 
 }  // namespace

@@ -102,11 +102,13 @@ std::string WaitingText(const std::map<std::string, double>& shares) {
 
 std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down) {
   if (status.phase() == "starting" && status.tokens_committed() == 0) {
-    return absl::StrFormat("  starting: %d processes have joined", status.members_size());
+    return absl::StrCat("  starting: waiting for ", status.detail().empty() ? "the first loss" : status.detail());
   }
-  const std::string head = absl::StrFormat("%6.1fs %-8s %5.1f%% of %.2fM tokens  ", status.seconds(), status.phase(),
-                                           Percent(status.tokens_committed(), status.tokens_budget()),
-                                           static_cast<double>(status.tokens_budget()) / 1e6);
+  const auto budget = static_cast<double>(status.tokens_budget());
+  const std::string head =
+      absl::StrFormat("%6.1fs %-8s %5.1f%% of %s tokens  ", status.seconds(), status.phase(),
+                      Percent(status.tokens_committed(), status.tokens_budget()),
+                      budget < 1e6 ? absl::StrFormat("%.1fk", budget / 1e3) : absl::StrFormat("%.2fM", budget / 1e6));
   if (!status.storage_trouble().empty()) return absl::StrCat(head, kTrouble, status.storage_trouble());
   return absl::StrCat(
       head,
@@ -210,9 +212,12 @@ std::string ReportSummary(const Json& report) {
                        Number(report, "wall_seconds"), Number(report, "tokens_per_second")),
        &text);
   if (At(report, "validation_loss_final").is_number()) {
+    const bool of_text = At(report, "validation_loss_unigram").is_number();
     Line("validation loss",
-         absl::StrFormat("%.4f nats/token (began at %.4f; unigram model %.4f)", Number(report, "validation_loss_final"),
-                         Number(report, "validation_loss_initial"), Number(report, "validation_loss_unigram")),
+         absl::StrFormat(
+             "%.4f nats/token (began at %.4f%s)", Number(report, "validation_loss_final"),
+             Number(report, "validation_loss_initial"),
+             of_text ? absl::StrFormat("; unigram model %.4f", Number(report, "validation_loss_unigram")) : ""),
          &text);
   }
   const Json& workers = At(At(report, "compute"), "all");
@@ -225,10 +230,11 @@ std::string ReportSummary(const Json& report) {
                        WaitingText(Shares(std::move(waiting), Number(workers, "wall_seconds")))),
        &text);
   const Json& ranges = At(report, "ranges");
+  const int64_t left = Count(ranges, "left");
   Line("data ranges",
-       absl::StrFormat("%d, committed once %d, more than once %d, lost %d", Count(ranges, "total"),
+       absl::StrFormat("%d, committed once %d, more than once %d, lost %d%s", Count(ranges, "total"),
                        Count(ranges, "committed_once"), Count(ranges, "committed_more_than_once"),
-                       Count(ranges, "lost")),
+                       Count(ranges, "lost"), left > 0 ? absl::StrCat(", left ", left) : ""),
        &text);
   const Json& restarts = At(report, "restarts");
   if (Count(restarts, "total") > 0) {

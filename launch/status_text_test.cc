@@ -53,11 +53,19 @@ TEST(ProgressLineTest, SaysHowWellTheRunDoes) {
             "up 23.8 down 90.4 MB");
 }
 
-TEST(ProgressLineTest, SaysWhoHasComeBeforeTheBeginning) {
+TEST(ProgressLineTest, SaysWhoIsMissingBeforeTheBeginning) {
   StatusReply status = Training();
   status.set_phase("starting");
   status.set_tokens_committed(0);
-  EXPECT_EQ(ProgressLine(status, 0, 0), "  starting: 2 processes have joined");
+  EXPECT_EQ(ProgressLine(status, 0, 0), "  starting: waiting for the first loss");
+  status.set_detail("1 of 2 workers of beijing");
+  EXPECT_EQ(ProgressLine(status, 0, 0), "  starting: waiting for 1 of 2 workers of beijing");
+}
+
+TEST(ProgressLineTest, ASmallBudgetIsNotZero) {
+  StatusReply status = Training();
+  status.set_tokens_budget(2500);
+  EXPECT_THAT(ProgressLine(status, 0, 0), testing::HasSubstr("% of 2.5k tokens"));
 }
 
 TEST(ProgressLineTest, SaysWhyNothingIsAcknowledged) {

@@ -258,13 +258,13 @@ bool Supervisor::Knows(const std::string& name) const {
 }
 
 bool Supervisor::no_worker_left() const {
-  bool were = false, are = false;
+  bool were = false;
   for (const Process& process : processes_) {
     if (process.kind != ProcessKind::kWorker) continue;
+    if (process.state != State::kGone || process.code == kExitOk) return false;
     were = true;
-    are = are || process.state != State::kGone;
   }
-  return given_up_code_.has_value() && were && !are;
+  return given_up_code_.has_value() && were;
 }
 
 bool Supervisor::Signal(const std::string& name, int signal_number) {

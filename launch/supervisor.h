@@ -120,7 +120,7 @@ class Supervisor {
 
   // Names of processes, as given to Start.
   bool Knows(const std::string& name) const;
-  // There were workers, and the last one of them was given up.
+  // Each worker was given up or abandoned; who left as it was meant to, at the end of a run for instance, is none.
   bool no_worker_left() const;
   // The exit code (or 128 + the signal) of the last member that was given up.
   std::optional<int> given_up_code() const { return given_up_code_; }

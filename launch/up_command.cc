@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "launch/exit_code.h"
@@ -18,6 +19,7 @@
 #include "launch/status_text.h"
 #include "runtime/base/file.h"
 #include "runtime/base/stop_signal.h"
+#include "runtime/storage/file_system.h"
 
 namespace wukong {
 namespace {
@@ -80,8 +82,17 @@ bool ShowIfComplete(const UpFlags& flags) {
   return true;
 }
 
+absl::Status CheckNobodyWorksIn(const std::string& run_dir) {
+  // Held for a moment only: the coordinator takes it for itself.
+  const auto lock = FileSystem::Real()->Lock(run_dir + "/lock", "wukong up --resume\n");
+  if (!absl::IsFailedPrecondition(lock.status())) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("this run is under way (",
+                                                 absl::StripAsciiWhitespace(ReadFile(run_dir + "/lock").value_or("")),
+                                                 "): wukong status ", run_dir, " shows it"));
+}
+
 int RunUp(UpFlags flags) {
-  MakeFileLimitAnError();
+  MakeBrokenOutputsErrors();
   if (absl::Status status = CheckFlags(flags); !status.ok()) return ReportStatus(status);
   const bool resume = !flags.resume.empty();
   while (flags.resume.size() > 1 && flags.resume.back() == '/') flags.resume.pop_back();
@@ -92,6 +103,10 @@ int RunUp(UpFlags flags) {
   check.check_data = true;
   check.check_device = true;
   if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
+  if (!resume) PrintWarnings(source->job);
+  if (resume) {
+    if (absl::Status status = CheckNobodyWorksIn(flags.resume); !status.ok()) return ReportStatus(status);
+  }
   absl::StatusOr<std::string> run_dir = flags.resume;
   if (!resume) run_dir = NewRunDirectory(flags, source->job);
   if (!run_dir.ok()) return ReportStatus(run_dir.status());

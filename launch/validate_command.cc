@@ -135,6 +135,7 @@ int Validate(const ValidateOptions& options) {
   if (const absl::Status status = CheckJob(*source, check); !status.ok()) {
     return Refuse(options, status);
   }
+  PrintWarnings(source->job);
   if (options.resolved) {
     std::cout << ResolvedYaml(source->job);
     return 0;

@@ -246,8 +246,7 @@ absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& s
       open->SetDraining(reply.drain());  // And looks at the time, whether or not anything changed.
     }
     if (reply.finish()) {
-      end(reply.finish_reason().empty() ? absl::OkStatus()
-                                        : absl::AbortedError(absl::StrCat("the job failed: ", reply.finish_reason())));
+      end(StatusOfFinish(reply));
     }
   };
   heartbeat.on_lost = end;

@@ -10,7 +10,7 @@ void Attachment::Attach(MemberKey parent, const std::string& address, Sequence f
   CHECK(!attached());
   parent_ = parent;
   ParentLink::Options options = options_;
-  options.address = address;
+  options.address = address_ = address;
   options.parent = parent;
   options.first_sequence = first;
   ParentLink::Callbacks callbacks;

@@ -56,6 +56,8 @@ class Attachment {
     link_->Send(manifest, std::move(payload));
   }
 
+  // Of the parent; empty while detached.
+  std::string address() const { return attached() ? address_ : std::string(); }
   // How long its parent has not let it follow; 0 while detached.
   absl::Duration away() const { return attached() ? link_->away() : absl::ZeroDuration(); }
 
@@ -66,6 +68,7 @@ class Attachment {
   const ParentLink::Options options_;
   Mailbox* const mail_;
   MemberKey parent_;
+  std::string address_;
   int64_t link_number_ = 0;
   MemberUsage earlier_;  // Of links that are gone.
   std::unique_ptr<ParentLink> link_;

@@ -18,6 +18,7 @@ namespace wukong {
 namespace {
 
 constexpr absl::Duration kLeaveTimeout = absl::Seconds(10);  // For the last contribution of a worker that is stopped.
+constexpr absl::Duration kWarnWhenAway = absl::Seconds(5);   // And again after as long.
 // Of data in hand at least: longer than a coordinator that died takes to come back.
 constexpr absl::Duration kPrefetch = absl::Seconds(4);
 
@@ -120,6 +121,16 @@ absl::Status Leaf::Train(const LeafSchedule::Train& train) {
   MutexLock lock(mail_.mutex);
   mail_.steps.push_back(std::move(record));
   return absl::OkStatus();
+}
+
+void Leaf::WarnOfAnAbsentParent() {
+  const absl::Duration away = parent_.away();
+  if (away < kWarnWhenAway) warned_away_ = absl::ZeroDuration();
+  if (away < warned_away_ + kWarnWhenAway) return;
+  warned_away_ = away;
+  LOG(WARNING) << "the aggregator of " << region_.name() << " at " << parent_.address() << " cannot be reached for "
+               << absl::FormatDuration(absl::Floor(away, absl::Seconds(1)))
+               << ": is that its address? The coordinator has it from the aggregator (wukong aggregator --advertise)";
 }
 
 absl::Status Leaf::Contribute(const LeafSchedule::Contribute& contribute) {
@@ -246,6 +257,7 @@ absl::Status Leaf::TrainUntilOver() {
     const auto* wait = std::get_if<LeafSchedule::Wait>(&action);
     const bool idle = wait != nullptr && wait->idle;
     if (leaving_ && idle) break;
+    WarnOfAnAbsentParent();
     // A coordinator that is there would have said by now that the aggregator is not. Others could train on what is
     // leased here and goes nowhere.
     if (parent_.away() > 2 * absl::Nanoseconds(job_.limits().start_ns())) {

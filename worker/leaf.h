@@ -61,6 +61,8 @@ class Leaf {
   // The learning rate of a step of `tokens`, by the committed tokens and what is likely to come to them.
   double NextLearningRate(int64_t tokens);
   absl::Status Train(const LeafSchedule::Train& train);
+  // To whoever reads the log, now and then while the aggregator is not reached.
+  void WarnOfAnAbsentParent();
   absl::Status Contribute(const LeafSchedule::Contribute& contribute);
   absl::Status Rebase();
   // Until there are parameters to begin with, and the group is formed.
@@ -98,6 +100,7 @@ class Leaf {
   int64_t own_tokens_ = 0;   // Trained since the clock last heard from the root.
   int64_t heard_tokens_ = 0;
   bool leaving_ = false;
+  absl::Duration warned_away_;  // How long the aggregator had been away.
   std::unique_ptr<RegionGroup> group_;
   bool group_has_parameters_ = false;  // The others hold what this rank holds.
   int64_t term_ = 0;                   // The coordinator's, as it last said.

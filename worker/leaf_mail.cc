@@ -114,7 +114,7 @@ void Leaf::FollowParent(MemberKey parent, const std::string& address) {
     if (gradient_progress_) trainer_->ZeroGradient();
   }
   if (parent.member.value() == 0) return;
-  LOG(INFO) << "attached to aggregator " << parent.member << "." << parent.incarnation << " at " << address;
+  LOG(INFO) << "the aggregator is " << parent.member << "." << parent.incarnation << " at " << address;
   parent_.Attach(parent, address, schedule_.next_sequence());
 }
 

@@ -107,8 +107,7 @@ struct Mailbox {
 
   void TakeReply(const HeartbeatReply& reply) {
     if (reply.finish()) {
-      End(reply.finish_reason().empty() ? absl::OkStatus()
-                                        : absl::AbortedError(absl::StrCat("the job failed: ", reply.finish_reason())));
+      End(StatusOfFinish(reply));
       return;
     }
     MutexLock lock(mutex);

@@ -15,6 +15,12 @@
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
+absl::Status StatusOfFinish(const HeartbeatReply& reply) {
+  if (reply.finish_reason().empty()) return absl::OkStatus();
+  if (reply.finish_resumable()) return RestartSafe(absl::AbortedError(reply.finish_reason()));
+  return absl::AbortedError(absl::StrCat("the job failed: ", reply.finish_reason()));
+}
+
 Session::Session(std::string coordinator_address, std::string region)
     : address_(std::move(coordinator_address)),
       region_(std::move(region)),

@@ -20,6 +20,10 @@
 
 namespace wukong {
 
+// How a member ends that is told so (`reply.finish()`): OK when the budget is committed, else ABORTED with the reason,
+// marked as safe to start again where the coordinator was only told to stop.
+absl::Status StatusOfFinish(const HeartbeatReply& reply);
+
 class Session {
  public:
   Session(std::string coordinator_address, std::string region);

@@ -17,12 +17,18 @@
 namespace wukong {
 namespace {
 
-absl::StatusOr<SampleReader> OpenSamples(const Job& job) {
+// `fingerprint` of the coordinator's tokens: a sample is the same text on every machine.
+absl::StatusOr<SampleReader> OpenSamples(const Job& job, const std::string& fingerprint) {
   if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) return SampleReader::Numbers();
   const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
   if (!files.ok()) return files.status();
   absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(files->train);
   if (!file.ok()) return file.status();
+  if ((*file)->Fingerprint() != fingerprint) {
+    return absl::InvalidArgumentError(absl::StrCat(files->train, ": not the tokens of this job (here ",
+                                                   (*file)->Fingerprint(), ", the coordinator has ", fingerprint,
+                                                   "): copy its data to this machine, or name the copy by --data"));
+  }
   return SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(file)), job.model().context(), job.seed());
 }
 
@@ -47,7 +53,7 @@ absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop) {
   if (region == job.regions().end()) {
     return absl::InternalError(absl::StrCat("the coordinator's job does not hold region ", options.region));
   }
-  absl::StatusOr<SampleReader> reader = OpenSamples(job);
+  absl::StatusOr<SampleReader> reader = OpenSamples(job, fetched->train_fingerprint());
   if (!reader.ok()) return reader.status();
 
   TrainerOptions trainer_options;

@@ -19,6 +19,7 @@
 #include "runtime/base/random.h"
 #include "runtime/base/restart.h"
 #include "runtime/data/test_directory.h"
+#include "runtime/data/token_dataset.h"
 #include "runtime/model/trainer.h"
 #include "runtime/sync/presets.h"
 #include "runtime/transport/test_server.h"
@@ -279,6 +280,11 @@ class WorkerTest : public ::testing::TestWithParam<Preset> {
     *reply.mutable_job() = job_;
     reply.set_schema_digest((*trainer)->layout().schema_digest());
     reply.set_parameters((*trainer)->layout().size());
+    const auto files = FindDataFiles(job_.data());
+    ASSERT_TRUE(files.ok()) << files.status();
+    const auto train = TokenFile::Open(files->train);
+    ASSERT_TRUE(train.ok()) << train.status();
+    reply.set_train_fingerprint((*train)->Fingerprint());
     schema_digest_ = reply.schema_digest();
     coordinator_ = std::make_unique<TestCoordinator>(reply);
     coordinator_->Serve();

@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM as something to wait for.
+// SIGINT, SIGTERM and SIGHUP as something to wait for.
 #ifndef WUKONG_RUNTIME_BASE_STOP_SIGNAL_H_
 #define WUKONG_RUNTIME_BASE_STOP_SIGNAL_H_
 
@@ -6,8 +6,8 @@
 
 namespace wukong {
 
-// From its making until its end, SIGINT and SIGTERM set a flag in place of ending the process. One at a time. One
-// thread waits; any may wake it.
+// From its making until its end, SIGINT, SIGTERM and, unless it was ignored (nohup), SIGHUP set a flag in place of
+// ending the process. One at a time. One thread waits; any may wake it.
 class StopSignal {
  public:
   StopSignal();

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/data/manifest.h"
@@ -127,6 +128,16 @@ absl::Status TokenFile::CheckVocabulary(int64_t vocabulary) const {
                               ". The file is damaged, was made with another tokenizer, or model.vocabulary is wrong "
                               "(the largest token is ",
                               largest, ")"));
+}
+
+std::string TokenFile::Fingerprint() const {
+  constexpr size_t kPieces = 64, kPieceTokens = 1024;
+  std::string text;
+  for (size_t i = 0; i < kPieces; ++i) {
+    const absl::Span<const uint16_t> piece = tokens_.subspan(i * tokens_.size() / kPieces, kPieceTokens);
+    text.append(reinterpret_cast<const char*>(piece.data()), piece.size() * sizeof(uint16_t));
+  }
+  return absl::StrCat(tokens_.size(), " tokens ", Sha256Hex(text).substr(0, 16));
 }
 
 absl::StatusOr<SampleReader> SampleReader::Make(std::shared_ptr<const TokenFile> file, int64_t context, uint64_t seed) {

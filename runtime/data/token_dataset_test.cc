@@ -59,6 +59,26 @@ TEST_F(TokenFileTest, ReadsLlmCsLayoutByItsHeader) {
   EXPECT_THAT((*file)->tokens(), ElementsAre(7, 8, 9));
 }
 
+TEST_F(TokenFileTest, TheFingerprintTellsTokensApartAndNotLayouts) {
+  const auto fingerprint = [&](const std::string& bytes) {
+    const auto file = TokenFile::Open(directory_.Write("a.bin", bytes));
+    EXPECT_TRUE(file.ok()) << file.status();
+    return file.ok() ? (*file)->Fingerprint() : "";
+  };
+  std::vector<uint16_t> tokens = Iota(50000);
+  const std::string first = fingerprint(Bytes(tokens));
+  EXPECT_THAT(first, ::testing::StartsWith("50000 tokens "));
+  EXPECT_EQ(fingerprint(LlmC(tokens)), first);
+  for (const size_t changed : {size_t{0}, tokens.size() / 2, tokens.size() - 1}) {
+    std::vector<uint16_t> others = tokens;
+    ++others[changed];
+    EXPECT_NE(fingerprint(Bytes(others)), first) << changed;
+  }
+  tokens.pop_back();
+  EXPECT_NE(fingerprint(Bytes(tokens)), first);
+  EXPECT_THAT(fingerprint(Bytes({5})), ::testing::StartsWith("1 tokens "));
+}
+
 TEST_F(TokenFileTest, NamesTheFileAndTheDamage) {
   const struct {
     const char* name;

@@ -15,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
@@ -207,7 +208,8 @@ class RealFileSystem final : public FileSystem {
       if (errno != EWOULDBLOCK) return ErrnoToStatus(errno, "cannot lock " + path);
       const absl::StatusOr<std::string> owner = ReadFile(path);
       return absl::FailedPreconditionError(
-          absl::StrCat(path, " is locked by another process: ", owner.ok() ? *owner : owner.status().ToString()));
+          absl::StrCat(path, " is locked by another process: ",
+                       owner.ok() ? std::string(absl::StripAsciiWhitespace(*owner)) : owner.status().ToString()));
     }
     return Sign(path, contents, *std::move(lock));
   }

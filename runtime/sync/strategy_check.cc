@@ -130,6 +130,12 @@ class Checker {
       return;
     }
     const int64_t quorum = Quorum(level, children);
+    if (strategy_.lead_max() > 0 && (quorum > 1 || level.grace_ns() > 0)) {
+      Add(key + ".quorum",
+          absl::StrFormat("whoever is ahead waits for the slowest, whose contribution would wait for the others' "
+                          "(expected 1 and no grace with strategy.lead_max: %d, got %d%s)",
+                          strategy_.lead_max(), quorum, level.grace_ns() > 0 ? " with a grace" : ""));
+    }
     CheckGain(key, level, children, quorum);
     if (by_coordinate && quorum < 3) {
       Add(key + ".robust", absl::StrFormat("the middle of fewer than three contributions tells nothing (expected a "

@@ -1,5 +1,6 @@
 // What a user gets wrong, or the machine: a message that says where and what, the documented exit code, no hang.
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -86,7 +87,7 @@ TEST(UsageTest, AWrongCommandLineIsAUsageError) {
   const Workspace workspace(/*prepare_data=*/false);
   const std::pair<std::vector<std::string>, std::string> cases[] = {
       {{}, "subcommand"},
-      {{"trian"}, "A subcommand is required"},
+      {{"trian"}, "no command is called trian (expected up, status,"},
       {{"up"}, "job"},
       {{"up", "job.yaml", "--frobnicate"}, "--frobnicate"},
       {{"up", "job.yaml", "--restarts", "-1"}, "--restarts"},
@@ -266,11 +267,33 @@ TEST(MachineTest, ATakenPortIsNamed) {
   const auto coordinator = workspace.Start({"coordinator", "--job", workspace.WriteJob(OneRegion(1)), "--run-dir",
                                             workspace.Path("run-other"), "--listen", taken.address()});
   ExpectEnds(*coordinator, 2, {taken.address(), "in use"});
+  EXPECT_FALSE(std::filesystem::exists(workspace.Path("run-other/log"))) << "the directory is as good as new";
 
   Cluster cluster(workspace, OneRegion(1));
   const auto aggregator = workspace.Start(
       {"aggregator", "--coordinator", cluster.address(), "--region", "beijing", "--listen", taken.address()});
   ExpectEnds(*aggregator, 2, {"aggregator of beijing", taken.address(), "in use"});
+}
+
+TEST(UsageTest, AnAddressWithoutAPortIsAMistake) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const std::vector<std::vector<std::string>> commands = {
+      {"coordinator", "--job", "job.yaml", "--run-dir", "run", "--listen", "0.0.0.0"},
+      {"aggregator", "--region", "beijing", "--coordinator", "localhost"},
+      {"aggregator", "--region", "beijing", "--coordinator", "localhost:7700", "--advertise", "localhost:99999"},
+      {"worker", "--region", "beijing", "--join", "localhost:0"},
+  };
+  for (const auto& command : commands) {
+    const auto process = workspace.Start(command);
+    ExpectEnds(*process, 2, {"expected HOST:PORT"});
+  }
+}
+
+TEST(MachineTest, OutputThatCannotBeWrittenIsNoSuccess) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const auto keys =
+      workspace.Start({"validate", "--keys"}, [] { ::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO); });
+  ExpectEnds(*keys, 3, {"standard output cannot be written"});
 }
 
 TEST(MachineTest, ACoordinatorThatCannotBeReachedIsNamed) {
@@ -384,6 +407,20 @@ TEST(MemberTest, AWorkerBuiltForAnotherModelIsTurnedAway) {
   EXPECT_EQ(stub->Join(&context, request, &reply).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   // And the process goes on to serve those who fit.
   EXPECT_FALSE(cluster.coordinator().ended());
+}
+
+TEST(MemberTest, AWorkerWithOtherDataIsTurnedAway) {
+  const Workspace workspace;
+  const TinyJob job = OneRegion(2, kEndless);
+  Cluster cluster(workspace, job);
+  cluster.StartAggregator("beijing");
+  cluster.StartWorker("beijing");
+  const std::string text = workspace.Write("other.txt", std::string(40000, 'x') + "\n");
+  const auto prepare = workspace.Start({"data", "prepare", "--input", text, "--output", workspace.Path("other")});
+  ASSERT_EQ(prepare->Wait(), 0) << prepare->err();
+  Process& stranger = cluster.StartWorker("beijing", {"--data", workspace.Path("other")});
+  ExpectEnds(stranger, 2, {"other/train.bin", "not the tokens of this job", "--data"});
+  EXPECT_EQ(cluster.record().Events("joined").size(), 2u);
 }
 
 TEST(MemberTest, AWorkerThatNeverStartsFailsTheRunByName) {

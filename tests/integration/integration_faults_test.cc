@@ -237,6 +237,43 @@ TEST(FaultsTest, CtrlCEndsEveryProcess) {
   EXPECT_GT(report["tokens_committed"], 0);
 }
 
+TEST(FaultsTest, ARunWhoseWorkersAllDivergeEndsAndSaysSo) {
+  const Workspace workspace;
+  const auto up =
+      workspace.Start({"up", workspace.WriteJob(OneRegion(2, kEndless)), "--run-dir", workspace.Path("run"),
+                       "--restarts", "0", "--set", "optimizer.kind=sgd", "--set", "optimizer.learning_rate=10", "--set",
+                       "optimizer.momentum=0.99", "--set", "optimizer.clip_norm=0"});
+  EXPECT_EQ(up->Wait(), 6) << up->err();
+  EXPECT_TRUE(absl::StrContains(up->err(), "no worker is left")) << up->err();
+  EXPECT_TRUE(RunRecord(workspace.Path("run")).Report()["validation_loss_final"].is_null());
+}
+
+TEST(FaultsTest, AClosedTerminalEndsARunAsCtrlCDoes) {
+  const Workspace workspace;
+  const auto up =
+      workspace.Start({"up", workspace.WriteJob(OneRegion(2, kEndless)), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 1 || up->ended(); }));
+  up->Signal(SIGHUP);
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  const Json report = record.Report();
+  ASSERT_TRUE(report.is_object());
+  EXPECT_GT(report["tokens_committed"], 0);
+  EXPECT_EQ(report["ranges"]["lost"], 0);
+  EXPECT_EQ(report["ranges"]["left"],
+            report["ranges"]["total"].get<int>() - report["ranges"]["committed_once"].get<int>());
+}
+
+TEST(FaultsTest, MembersOfACoordinatorThatIsStoppedMayComeBackToTheNext) {
+  const Workspace workspace;
+  Cluster cluster(workspace, OneRegion(1, kEndless));
+  cluster.StartAll();
+  ASSERT_TRUE(Await([&] { return cluster.record().Merged() >= 1 || cluster.coordinator().ended(); }));
+  cluster.coordinator().Signal(SIGTERM);
+  EXPECT_EQ(cluster.coordinator().Wait(), 1) << cluster.coordinator().err();
+  for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 75) << member->err();
+}
+
 TEST(FaultsTest, CtrlCBeforeTrainingEndsEveryProcess) {
   const Workspace workspace;
   const TinyJob job = TwoRegions(50'000'000, 0.3);

@@ -1,0 +1,76 @@
+#include "launch/flag_checks.h"
+
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "launch/job_units.h"
+#include "runtime/base/region_name.h"
+
+namespace wukong {
+
+CLI::Validator HostPort(bool may_be_any) {
+  return CLI::Validator(
+      [may_be_any](std::string& text) -> std::string {
+        const size_t colon = text.rfind(':');
+        int port = -1;
+        const bool has_host = colon != std::string::npos && colon > 0 &&
+                              (text.find(':') == colon || (text.front() == '[' && text[colon - 1] == ']'));
+        if (has_host && absl::SimpleAtoi(text.substr(colon + 1), &port) && port >= (may_be_any ? 0 : 1) &&
+            port <= 65535) {
+          return "";
+        }
+        return absl::StrCat("expected HOST:PORT with a port of ", may_be_any ? "0" : "1", " to 65535, got \"", text,
+                            "\"");
+      },
+      "HOST:PORT");
+}
+
+CLI::Validator Seconds() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        absl::Duration time;
+        const bool is_one = absl::ParseDuration(text, &time) || absl::ParseDuration(text + "s", &time);
+        if (!is_one || time <= absl::ZeroDuration() || time == absl::InfiniteDuration()) {
+          return absl::StrCat("expected a time above 0, such as 30s, got \"", text, "\"");
+        }
+        text = absl::StrCat(absl::ToDoubleSeconds(time));
+        return "";
+      },
+      "DURATION");
+}
+
+CLI::Validator MemberName() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        if (IsRegionName(text)) return "";
+        return absl::StrCat("expected at most ", kRegionNameMax, " letters, digits and '-', got \"", text, "\"");
+      },
+      "NAME");
+}
+
+std::string UnknownCommand(const CLI::App& app, int argc, const char* const* argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    std::vector<std::string> names;
+    const CLI::App* next = nullptr;
+    for (const CLI::App* command : at->get_subcommands([](const CLI::App*) { return true; })) {
+      names.push_back(command->get_name());
+      if (command->get_name() == word) next = command;
+    }
+    if (names.empty() || word.empty() || word[0] == '-') return "";
+    if (next == nullptr) {
+      const std::string nearest = Nearest(word, names);
+      return absl::StrCat(at->get_parent() == nullptr ? "" : absl::StrCat(at->get_name(), ": "),
+                          "no command is called ", word,
+                          nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"), " (expected ",
+                          Alternatives(names), ")");
+    }
+    at = next;
+  }
+  return "";
+}
+
+}  // namespace wukong

@@ -1,0 +1,26 @@
+// What the values of command-line options must look like. A wrong one is answered before anything starts.
+#ifndef WUKONG_LAUNCH_FLAG_CHECKS_H_
+#define WUKONG_LAUNCH_FLAG_CHECKS_H_
+
+#include <string>
+
+#include "CLI/CLI.hpp"
+
+namespace wukong {
+
+// HOST:PORT, as in 10.0.0.1:7700 or [::]:7700; port 0 (a free one) only where `may_be_any`.
+CLI::Validator HostPort(bool may_be_any = false);
+
+// A duration with its unit, as in job files ("30s"); a number alone is of seconds. Becomes a number of seconds.
+CLI::Validator Seconds();
+
+// A name that logs and REGION/NAME can hold.
+CLI::Validator MemberName();
+
+// Empty, or what is wrong with the first words of a command line: a command that `app` does not have, with the one that
+// was probably meant.
+std::string UnknownCommand(const CLI::App& app, int argc, const char* const* argv);
+
+}  // namespace wukong
+
+#endif  // WUKONG_LAUNCH_FLAG_CHECKS_H_
