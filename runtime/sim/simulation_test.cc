@@ -7,6 +7,7 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -225,6 +226,94 @@ TEST(SimulationTest, AnotherFaultDoesNotReshuffleTheRest) {
   ASSERT_FALSE(before.empty());
   ASSERT_GE(after.size(), before.size());
   for (size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i], after[i]);
+}
+
+// Two faults of a kind at once: each lasts for its own time, whichever ends first.
+struct OverlapCase {
+  const char* name;
+  FaultKind kind;
+  double factor;  // 0: the fault has none.
+  const char* target;
+  // What is counted from 18 s to 30 s, while only the longer fault lasts.
+  TapeEvent::Kind event;
+  const char* who;
+  size_t least, most;
+};
+
+class OverlapTest : public testing::TestWithParam<OverlapCase> {};
+
+TEST_P(OverlapTest, TheOneThatIsLeftGoesOn) {
+  const OverlapCase& overlap = GetParam();
+  for (const bool first_is_longer : {true, false}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_step_jitter(0);
+    for (const bool first : {true, false}) {
+      Fault* fault = Add(&scenario, overlap.kind, overlap.target);
+      fault->set_at_ns((first ? 10 : 12) * kSecond);
+      fault->set_for_ns((first == first_is_longer ? 20 : 5) * kSecond);
+      if (overlap.factor > 0) fault->set_factor(overlap.factor);
+    }
+    std::set<absl::Duration> times;  // A step may have samples of several ranges.
+    const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+      if (event.kind == overlap.event && event.who == overlap.who && event.time > absl::Seconds(18) &&
+          event.time < absl::Seconds(30)) {
+        times.insert(event.time);
+      }
+    });
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << Failures(*result);
+    EXPECT_GE(times.size(), overlap.least) << first_is_longer;
+    EXPECT_LE(times.size(), overlap.most) << first_is_longer;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Faults, OverlapTest,
+    testing::Values(
+        OverlapCase{"slow", FAULT_KIND_SLOW, 4, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 20, 31},
+        OverlapCase{"freeze", FAULT_KIND_FREEZE, 0, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 0, 0},
+        OverlapCase{"nan", FAULT_KIND_NAN, 0, "beijing/worker-0", TapeEvent::kDamaged, "beijing/worker-0", 3, 100},
+        OverlapCase{"disk_full", FAULT_KIND_DISK_FULL, 0, "", TapeEvent::kCommitted, "root", 0, 0},
+        OverlapCase{"disk_error", FAULT_KIND_DISK_ERROR, 0, "", TapeEvent::kCommitted, "root", 0, 0}),
+    [](const auto& parameter) { return std::string(parameter.param.name); });
+
+TEST(SimulationTest, FaultsAtOnceMultiply) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_step_jitter(0);
+  for (const double factor : {2.0, 5.0}) {
+    Fault* fault = Add(&scenario, FAULT_KIND_SLOW, "beijing/worker-0");
+    fault->set_at_ns(10 * kSecond);
+    fault->set_factor(factor);
+  }
+  std::set<absl::Duration> steps;
+  const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind != TapeEvent::kTrained || event.who != "beijing/worker-0") return;
+    if (event.time > absl::Seconds(12) && event.time < absl::Seconds(22)) steps.insert(event.time);
+  });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_GE(steps.size(), 8u);
+  EXPECT_LE(steps.size(), 10u) << "a second each";
+}
+
+// Another fault of the same worker, or of another link, is no evidence that this one came to pass.
+TEST(SimulationTest, EachFaultMustComeToPassItself) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(8000);
+  const auto lasts = [](Fault* fault, int64_t from, int64_t time) {
+    fault->set_at_ns(from);
+    fault->set_for_ns(time);
+    return fault;
+  };
+  lasts(Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0"), 5 * kSecond, 10 * kSecond);
+  lasts(Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0"), 1, 1);
+  lasts(Add(&scenario, FAULT_KIND_SCALE, "beijing/worker-0"), 1, 1)->set_factor(2);
+  lasts(Add(&scenario, FAULT_KIND_DUPLICATE, "shenzhen"), 5 * kSecond, 10 * kSecond)->set_probability(0.5);
+  lasts(Add(&scenario, FAULT_KIND_DUPLICATE, "guizhou"), 5 * kSecond, 1)->set_probability(0.5);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->verdicts.at("fired"),
+            "timeline[1], timeline[2], timeline[4] never happened: this run shows nothing");
 }
 
 TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
