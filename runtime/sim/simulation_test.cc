@@ -407,6 +407,29 @@ TEST(SimulationTest, AHealedCoreFinishesTheRun) {
   }
 }
 
+TEST(SimulationTest, WhoIsLeftFrozenIsFrozenWhenItComesBack) {
+  int frozen_when_dead = 0;
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_samples(8000);
+    Add(&scenario, FAULT_KIND_KILL, "*/*")->set_at_ns(40 * kSecond - kSecond / 2);
+    scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
+    scenario.mutable_quiesce()->set_within_ns(60 * kSecond);
+    std::set<std::string> frozen;
+    const auto result = RunSimulation(scenario, seed, [&](const TapeEvent& event) {
+      if (event.kind == TapeEvent::kFault && event.text == "left frozen") frozen.emplace(event.who);
+      if (event.kind == TapeEvent::kStarted) frozen_when_dead += static_cast<int>(frozen.count(std::string(event.who)));
+      if (event.kind == TapeEvent::kTrained) {
+        EXPECT_EQ(frozen.count(std::string(event.who)), 0u) << seed << ": " << event.who;
+      }
+    });
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << "seed " << seed << ": " << Failures(*result);
+    if (HasFailure()) break;
+  }
+  EXPECT_GT(frozen_when_dead, 0) << "or this test shows nothing";
+}
+
 TEST(SimulationTest, ACoreThatMergesNothingBreaksI11) {
   Scenario scenario = MakeScenario();
   scenario.mutable_quiesce()->set_after_ns(40 * kSecond);

@@ -193,17 +193,18 @@ void Timeline::Heal() {
   }
 }
 
-std::set<const SimProcess*> Timeline::LeaveOut(const std::vector<LeftOut>& left_out) {
-  std::set<const SimProcess*> dead;
+Timeline::LeftBehind Timeline::LeaveOut(const std::vector<LeftOut>& left_out) {
+  LeftBehind left_behind;
   for (const LeftOut& left : left_out) {
     SimProcess* process = ProcessOf(left.target);
     world_->Note(TapeEvent::kFault, process->name(), {}, "left " + HowName(left.how));
     switch (left.how) {
       case LeftOut::How::kDead:
-        dead.insert(process);
+        left_behind.dead.insert(process);
         process->Kill();
         break;
       case LeftOut::How::kFrozen:
+        left_behind.frozen.insert(process);
         process->SetFrozen(true);
         break;
       case LeftOut::How::kCutOff:
@@ -212,7 +213,7 @@ std::set<const SimProcess*> Timeline::LeaveOut(const std::vector<LeftOut>& left_
         break;
     }
   }
-  return dead;
+  return left_behind;
 }
 
 std::optional<int64_t> Timeline::Effects(FaultKind kind, const FaultTarget& target) const {

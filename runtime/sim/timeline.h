@@ -34,8 +34,13 @@ class Timeline {
   void Begin();
   // No fault begins from now on, and those that last end.
   void Heal();
-  // After Heal. Returns those that are dead, who are not to be started again.
-  std::set<const SimProcess*> LeaveOut(const std::vector<LeftOut>& left_out);
+  // For good.
+  struct LeftBehind {
+    std::set<const SimProcess*> dead;    // Not to be started again.
+    std::set<const SimProcess*> frozen;  // Those that are dead now: when they have been started again.
+  };
+  // After Heal.
+  LeftBehind LeaveOut(const std::vector<LeftOut>& left_out);
   // How often each fault of the timeline came to pass.
   std::vector<int64_t> Observed() const;
 
