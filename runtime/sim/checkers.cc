@@ -75,13 +75,15 @@ class AcknowledgedWorkIsKept final : public Checker {
         // Which of the region's samples the refused contribution named is not told here.
         if (event.who == "root" && event.values[3] != VERDICT_ACCEPTED) {
           if (const auto held = held_.find(region_of_[event.values[0]]); held != held_.end())
-            held->second = SampleSet();
+            held->second.samples = SampleSet();
         }
         break;
       case TapeEvent::kHeld:
-        // A region that is lost may not know it yet, and what it still takes does not count.
-        if (const auto held = held_.find(event.who); held != held_.end()) {
-          held->second.Add(event.values[0], event.values[1]);
+        // A region that is lost, or a life of its aggregator that is not the one that joined last, may not know it yet,
+        // and what it still takes does not count.
+        if (const auto held = held_.find(event.who);
+            held != held_.end() && held->second.incarnation == event.values[2]) {
+          held->second.samples.Add(event.values[0], event.values[1]);
           ever_held_.Add(event.values[0], event.values[1]);
         }
         break;
@@ -90,8 +92,8 @@ class AcknowledgedWorkIsKept final : public Checker {
         if (!event.text.empty()) not_kept_.Add(event.values[0], event.values[1]);
         if (not_kept_.Overlaps(event.values[0], event.values[1])) break;
         if (!ever_held_.Overlaps(event.values[0], event.values[1])) break;  // There may be many regions to look at.
-        for (const auto& [region, samples] : held_) {
-          if (!samples.Overlaps(event.values[0], event.values[1])) continue;
+        for (const auto& [region, held] : held_) {
+          if (!held.samples.Overlaps(event.values[0], event.values[1])) continue;
           Violated(event, absl::StrFormat("samples %d to %d are leased again, although %s has acknowledged them",
                                           event.values[0], event.values[1], region));
         }
@@ -107,14 +109,18 @@ class AcknowledgedWorkIsKept final : public Checker {
     if (!json.is_object() || json.value("role", "") != "aggregator") return;
     const std::string region = json.value("region", "");
     if (json.value("event", "") == "joined") {
-      held_[region] = SampleSet();
+      held_[region] = {json.value("incarnation", int64_t{0}), SampleSet()};
       region_of_[json.value("member", int64_t{0})] = region;
     } else if (json.value("event", "") == "lost") {
       held_.erase(region);
     }
   }
 
-  std::map<std::string, SampleSet, std::less<>> held_;  // By region, while the root knows it.
+  struct Held {
+    int64_t incarnation = 0;
+    SampleSet samples;
+  };
+  std::map<std::string, Held, std::less<>> held_;  // By region, while the root knows it.
   SampleSet ever_held_;
   std::map<int64_t, std::string> region_of_;
   absl::flat_hash_set<int64_t> tokens_;

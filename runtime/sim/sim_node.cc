@@ -78,7 +78,7 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
     }
     if (verdict == VERDICT_ACCEPTED && process_->site() >= 0) {
       for (const LeasedRange& range : ranges) {
-        world_->Note(TapeEvent::kHeld, process_->name(), {range.begin, range.end});
+        world_->Note(TapeEvent::kHeld, process_->name(), {range.begin, range.end, self_.incarnation.value()});
       }
     }
     ContributeReply reply;

@@ -172,6 +172,22 @@ INSTANTIATE_TEST_SUITE_P(
                   }}),
     [](const auto& parameter) { return std::string(parameter.param.name); });
 
+// A unary call is delivered once, whatever the network does: nobody fences himself by a copy of his own call.
+TEST(SimulationTest, WhoJoinsOnceIsOneLife) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_samples(2000);
+  Fault* fault = Add(&scenario, FAULT_KIND_DUPLICATE, "*");
+  fault->set_at_ns(0);
+  fault->set_probability(1);
+  int joined = 0;
+  const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind == TapeEvent::kCoordinator && event.text.find(R"("joined")") != std::string::npos) ++joined;
+  });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->passed()) << Failures(*result);
+  EXPECT_EQ(joined, 9) << "three aggregators and six workers";
+}
+
 TEST(SimulationTest, TheSameSeedGivesTheSameBytes) {
   Scenario scenario = MakeScenario();
   Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(5 * kSecond);
@@ -272,7 +288,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         OverlapCase{"slow", FAULT_KIND_SLOW, 4, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 20, 31},
         OverlapCase{"freeze", FAULT_KIND_FREEZE, 0, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 0, 0},
-        OverlapCase{"nan", FAULT_KIND_NAN, 0, "beijing/worker-0", TapeEvent::kDamaged, "beijing/worker-0", 3, 100},
+        OverlapCase{"nan", FAULT_KIND_NAN, 0, "beijing/worker-0", TapeEvent::kDamaged, "beijing/worker-0", 1, 100},
         OverlapCase{"disk_full", FAULT_KIND_DISK_FULL, 0, "", TapeEvent::kCommitted, "root", 0, 0},
         OverlapCase{"disk_error", FAULT_KIND_DISK_ERROR, 0, "", TapeEvent::kCommitted, "root", 0, 0}),
     [](const auto& parameter) { return std::string(parameter.param.name); });
@@ -411,7 +427,6 @@ TEST(SimulationTest, WhoIsLeftFrozenIsFrozenWhenItComesBack) {
   int frozen_when_dead = 0;
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     Scenario scenario = MakeScenario();
-    scenario.mutable_workload()->set_samples(8000);
     Add(&scenario, FAULT_KIND_KILL, "*/*")->set_at_ns(40 * kSecond - kSecond / 2);
     scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
     scenario.mutable_quiesce()->set_within_ns(60 * kSecond);
@@ -489,6 +504,8 @@ TEST(CheckersTest, EachNoticesItsOwn) {
     return TapeEvent{absl::Seconds(1), TapeEvent::kCoordinator, "root", {}, text};
   };
   const TapeEvent joined = told(R"({"event": "joined", "role": "aggregator", "region": "beijing", "member": 3})");
+  const TapeEvent joined_again =
+      told(R"({"event": "joined", "role": "aggregator", "region": "beijing", "member": 3, "incarnation": 2})");
   const TapeEvent lost = told(R"({"event": "lost", "role": "aggregator", "region": "beijing"})");
   const TapeEvent begins = event(TapeEvent::kStarted, {});
   const Case cases[] = {
@@ -527,6 +544,8 @@ TEST(CheckersTest, EachNoticesItsOwn) {
        {joined, at("beijing", TapeEvent::kHeld, {0, 8}), at("beijing", TapeEvent::kDied, {}),
         event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), lost, event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"I2", {joined_again, at("beijing", TapeEvent::kHeld, {0, 8, 2}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"", {joined_again, at("beijing", TapeEvent::kHeld, {0, 8, 1}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"", {joined, lost, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"",
        {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_STALE}),

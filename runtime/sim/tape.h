@@ -31,7 +31,7 @@ struct TapeEvent {
     kCommitted,  // At the root, durable. values: begin, end of samples
     kLeased,   // By the root; again when an answer is repeated. values: begin, end of samples, token, member. text: why
                // another life of the root may lease them again, if it may
-    kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples
+    kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples, its incarnation
     kTook,     // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
     kDamaged,  // A contribution that is sent and is not finite, by a worker. values: member, incarnation, sequence
     kCounted,  // By a worker that took a version, where the model counts. values: samples that its parameters count
