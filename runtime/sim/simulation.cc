@@ -233,11 +233,10 @@ class Simulation {
       result->verdicts["I3"] = absl::StrFormat("%d samples were acknowledged, %d are in the log",
                                                account.samples_acknowledged, result->samples_committed);
     }
-    const bool averages = world_.job.strategy().root().weight() != WEIGHT_SUM;
-    if (world_.counts && !averages && report["complete"].get<bool>() &&
+    std::string& content = result->verdicts["I10"];  // A contribution that was wrong says more than the sum of them.
+    if (world_.counts && content.empty() && report["complete"].get<bool>() &&
         result->loss != static_cast<double>(result->samples_committed)) {
-      result->verdicts["I10"] =
-          absl::StrFormat("the model counts %.0f samples, the log %d", result->loss, result->samples_committed);
+      content = absl::StrFormat("the model counts %.0f samples, the log %d", result->loss, result->samples_committed);
     }
     const std::vector<float> own = root_->parameters();
     if (!own.empty() && report["complete"].get<bool>() &&

@@ -477,14 +477,51 @@ TEST(SimulationTest, TheToyComesToItsOptimumWithEachPreset) {
 }
 
 TEST(SimulationTest, CountersCountWithEachPreset) {
-  for (const Preset preset : {PRESET_DILOCO, PRESET_DDP}) {
+  for (int p = PRESET_ASYNC; p <= Preset_MAX; ++p) {
+    const auto preset = static_cast<Preset>(p);
     Scenario scenario = MakeScenario();
     scenario.mutable_workload()->set_samples(4000);
     scenario.mutable_strategy()->set_preset(preset);
+    if (preset == PRESET_STREAMING_DILOCO || preset == PRESET_EAGER_DILOCO || preset == PRESET_HALOS) {
+      EXPECT_EQ(FindScenarioProblems(scenario).size(), 1u) << "it is not exact";
+    }
+    scenario.mutable_strategy()->set_parts(1);
+    scenario.mutable_strategy()->set_pending(PENDING_FULL);
+    scenario.mutable_strategy()->set_rebase(REBASE_MOVE);
     Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(10 * kSecond);
     const auto result = RunSimulation(scenario, 1, nullptr);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_TRUE(result->passed()) << Preset_Name(preset) << ": " << Failures(*result);
+  }
+}
+
+TEST(SimulationTest, ACounterAsksForWhatIsExact) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_strategy()->set_preset(PRESET_STREAMING_DILOCO);
+  ASSERT_EQ(FindScenarioProblems(scenario).size(), 1u);
+  EXPECT_EQ(FindScenarioProblems(scenario)[0].key, "strategy.parts");
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  EXPECT_TRUE(FindScenarioProblems(scenario).empty());
+  for (void (*inexact)(Level*) : {+[](Level* level) { level->set_mix(0.5); },
+                                  +[](Level* level) { level->set_staleness_decay(STALENESS_DECAY_POLYNOMIAL); }}) {
+    scenario = MakeScenario();
+    inexact(scenario.mutable_strategy()->mutable_root());
+    ASSERT_EQ(FindScenarioProblems(scenario).size(), 1u);
+    EXPECT_EQ(FindScenarioProblems(scenario)[0].key, "strategy.root");
+  }
+}
+
+// A contribution that takes away what it should add.
+TEST(SimulationTest, AContributionOfTheWrongSignIsNoticed) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DDP}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_samples(4000);
+    scenario.mutable_strategy()->set_preset(preset);
+    Fault* flip = Add(&scenario, FAULT_KIND_SIGN_FLIP, "*/*");
+    flip->set_at_ns(0);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_NE(result->verdicts.at("I10").find("samples and adds -"), std::string::npos) << result->verdicts.at("I10");
   }
 }
 
