@@ -417,14 +417,15 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
   }
   if (gradient) life->trainer->ZeroGradient();
   std::shared_ptr<const EncodedVector> payload = *std::move(sent);
-  if (damage_.nan) {
+  const bool empty = payload->bytes() == 0;  // None of its fragments has its turn: there is nothing to damage.
+  if (damage_.nan && !empty) {
     ++damaged_.nan;
     world_->Note(TapeEvent::kDamaged, name(),
                  {life->self.member.value(), life->self.incarnation.value(), contribute.manifest.sequence.value()});
     auto damaged = std::make_shared<EncodedVector>(*payload);
     for (std::string& fragment : damaged->fragments) std::fill(fragment.begin(), fragment.end(), '\xff');
     payload = damaged;
-  } else if (damage_.scale != 1) {
+  } else if (damage_.scale != 1 && !empty) {
     ++damaged_.scaled;
     payload = Changed(*payload, life->fragments, static_cast<float>(damage_.scale));
   }
