@@ -214,14 +214,23 @@ class OneTermOneLife final : public Checker {
 
 class StalenessIsBounded final : public Checker {
  public:
+  explicit StalenessIsBounded(int64_t staleness_max) : staleness_max_(staleness_max) {}
   const char* name() const override { return "I5"; }
   void See(const TapeEvent& event) override {
     // At the root, where contributions reach the model. A region looks when it accepts: what then waits for its quorum
     // can grow older, and the root judges the whole by its oldest step.
-    if (event.who != "root" || event.kind != TapeEvent::kMerged || event.values[2] <= event.values[3]) return;
+    if (event.who != "root") return;
+    if (event.kind == TapeEvent::kPublished) version_ = event.values[0];
+    // By what left the node and what came in, not by what the node says.
+    const int64_t staleness = version_ - event.values[3];
+    if (event.kind != TapeEvent::kMerged || staleness <= staleness_max_) return;
     Violated(event, absl::StrFormat("contribution %d of member %d is merged %d versions late, the bound is %d",
-                                    event.values[1], event.values[0], event.values[2], event.values[3]));
+                                    event.values[1], event.values[0], staleness, staleness_max_));
   }
+
+ private:
+  const int64_t staleness_max_;
+  int64_t version_ = 1;  // The last that was published.
 };
 
 // The same contribution gets the same answer, however often it comes.
@@ -229,9 +238,11 @@ class RepeatsGetTheFirstAnswer final : public Checker {
  public:
   const char* name() const override { return "I7"; }
   void See(const TapeEvent& event) override {
+    if (event.kind == TapeEvent::kCoordinator) Told(event.text);
     if (event.kind != TapeEvent::kAnswered) return;
     const auto verdict = static_cast<Verdict>(event.values[3]);
-    if (verdict == VERDICT_FENCED) return;  // Who is fenced is told so whatever it asks.
+    // Who is fenced is told so whatever it asks.
+    if (verdict == VERDICT_FENCED && event.values[1] < fenced_below_[event.values[0]]) return;
     const auto key = std::make_tuple(std::string(event.who), event.values[0], event.values[1], event.values[2]);
     const auto [known, is_new] = answers_.emplace(key, verdict);
     if (!is_new && known->second != verdict) {
@@ -241,6 +252,25 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   }
 
  private:
+  // Only the coordinator fences: for silence, or for another life.
+  void Told(const std::string& text) {
+    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object()) return;
+    const std::string what = json.value("event", "");
+    const auto name = std::make_tuple(json.value("role", ""), json.value("region", ""), json.value("name", ""));
+    const int64_t incarnation = json.value("incarnation", int64_t{0});
+    if (what == "joined") {
+      members_[name] = json.value("member", int64_t{0});
+      int64_t& below = fenced_below_[members_[name]];
+      below = std::max(below, incarnation);
+    } else if (what == "lost" || what == "left") {
+      int64_t& below = fenced_below_[members_[name]];
+      below = std::max(below, incarnation + 1);
+    }
+  }
+
+  std::map<std::tuple<std::string, std::string, std::string>, int64_t> members_;  // By role, region and name.
+  absl::flat_hash_map<int64_t, int64_t> fenced_below_;                            // Incarnation, by member.
   absl::flat_hash_map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
@@ -290,12 +320,12 @@ void Checker::Violated(const TapeEvent& event, const std::string& what) {
   violation_ = absl::StrFormat("at %.6f s, %s: %s", absl::ToDoubleSeconds(event.time), event.who, what);
 }
 
-std::vector<std::unique_ptr<Checker>> MakeCheckers() {
+std::vector<std::unique_ptr<Checker>> MakeCheckers(int64_t staleness_max) {
   std::vector<std::unique_ptr<Checker>> checkers;
   checkers.push_back(std::make_unique<CommittedOnce>());
   checkers.push_back(std::make_unique<AcknowledgedWorkIsKept>());
   checkers.push_back(std::make_unique<VersionsOnlyRise>());
-  checkers.push_back(std::make_unique<StalenessIsBounded>());
+  checkers.push_back(std::make_unique<StalenessIsBounded>(staleness_max));
   checkers.push_back(std::make_unique<OneTermOneLife>());
   checkers.push_back(std::make_unique<RepeatsGetTheFirstAnswer>());
   checkers.push_back(std::make_unique<NothingDamagedIsAccepted>());

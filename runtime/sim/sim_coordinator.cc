@@ -164,7 +164,7 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
     for (size_t i = 0; i < apply.manifests.size(); ++i) {
       world_->Note(TapeEvent::kMerged, name(),
                    {apply.manifests[i].sender.member.value(), apply.manifests[i].sequence.value(), apply.staleness[i],
-                    world_->job.strategy().root().staleness_max()});
+                    apply.manifests[i].base.value()});
       for (const LeasedRange& range : apply.manifests[i].ranges) {
         world_->Note(TapeEvent::kCommitted, name(), {range.begin, range.end});
       }

@@ -99,7 +99,7 @@ class Simulation {
   }
 
   SimulationResult Run(const Tape::Watcher& watcher) {
-    std::vector<std::unique_ptr<Checker>> checkers = MakeCheckers();
+    std::vector<std::unique_ptr<Checker>> checkers = MakeCheckers(world_.job.strategy().root().staleness_max());
     for (const auto& checker : checkers) {
       world_.tape.Watch([&checker = *checker](const TapeEvent& event) { checker.See(event); });
     }

@@ -553,14 +553,26 @@ TEST(CheckersTest, EachNoticesItsOwn) {
       {"I1", {event(TapeEvent::kCommitted, {4, 8}), event(TapeEvent::kCommitted, {0, 5})}},
       {"I4", {event(TapeEvent::kPublished, {2, 11}), event(TapeEvent::kPublished, {2, 12})}},
       {"I4", {event(TapeEvent::kPublished, {3, 11}), event(TapeEvent::kPublished, {2, 12})}},
-      {"I5", {event(TapeEvent::kMerged, {1, 1, 65, 64})}},
-      {"", {event(TapeEvent::kMerged, {1, 1, 64, 64})}},
+      // I5: whatever the root says of how stale it is.
+      {"I5", {event(TapeEvent::kPublished, {70, 11}), event(TapeEvent::kMerged, {1, 1, 0, 5})}},
+      {"", {event(TapeEvent::kPublished, {70, 11}), event(TapeEvent::kMerged, {1, 1, 64, 6})}},
       {"I7",
        {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
         event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_STALE})}},
       {"",
        {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
         event(TapeEvent::kAnswered, {1, 2, 5, VERDICT_STALE})}},
+      // I7: the coordinator has not fenced who is told that he is fenced, or has.
+      {"I7",
+       {joined_again, event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_FENCED})}},
+      {"",
+       {joined_again, event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_FENCED})}},
+      {"",
+       {joined_again, event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_ACCEPTED}),
+        told(R"({"event": "lost", "role": "aggregator", "region": "beijing", "incarnation": 2})"),
+        event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_FENCED})}},
       {"I10", {event(TapeEvent::kContent, {1, 1, 64, 60})}},
       {"I10", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {7001})}},
       {"", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {5000})}},
@@ -614,7 +626,7 @@ TEST(CheckersTest, EachNoticesItsOwn) {
   };
   for (const Case& one : cases) {
     SCOPED_TRACE(&one - cases);
-    for (const auto& checker : MakeCheckers()) {
+    for (const auto& checker : MakeCheckers(/*staleness_max=*/64)) {
       for (const TapeEvent& seen : one.events) checker->See(seen);
       EXPECT_EQ(!checker->violation().empty(), std::string(checker->name()) == one.name) << checker->violation();
     }
