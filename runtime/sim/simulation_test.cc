@@ -525,6 +525,21 @@ TEST(SimulationTest, AContributionOfTheWrongSignIsNoticed) {
   }
 }
 
+// Of one fragment, every other contribution has none.
+TEST(SimulationTest, AContributionWithoutValuesCannotBeDamaged) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(4000);
+  scenario.mutable_workload()->set_parameters(60);
+  scenario.mutable_strategy()->set_parts(2);
+  Fault* fault = Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0");
+  fault->set_at_ns(3 * kSecond);
+  fault->set_for_ns(10 * kSecond);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->passed()) << Failures(*result);
+}
+
 // A tape that breaks an invariant is noticed, by the checker whose it is.
 TEST(CheckersTest, EachNoticesItsOwn) {
   struct Case {
