@@ -540,6 +540,32 @@ TEST(SimulationTest, AContributionWithoutValuesCannotBeDamaged) {
   EXPECT_TRUE(result->passed()) << Failures(*result);
 }
 
+TEST(SimulationTest, AMessageWithoutAPayloadCannotBeCorrupted) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(4000);
+  scenario.mutable_workload()->set_parameters(60);
+  scenario.mutable_strategy()->set_parts(4);
+  absl::Duration empty, whole;  // When the last contribution of that kind came to beijing from its workers.
+  const auto before = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind != TapeEvent::kOffered || event.who != "beijing" || event.time > absl::Seconds(10)) return;
+    (event.values[2] % 4 == 0 ? whole : empty) = event.time;
+  });
+  ASSERT_TRUE(before.ok()) << before.status();
+  for (const absl::Duration arrival : {empty, whole}) {
+    ASSERT_GT(arrival, absl::ZeroDuration());
+    // While it is sent, and nothing else.
+    Fault* fault = Add(&scenario, FAULT_KIND_CORRUPT, "beijing");
+    fault->set_at_ns(absl::ToInt64Nanoseconds(arrival - absl::Microseconds(500)));
+    fault->set_for_ns(450'000);
+    fault->set_probability(1);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->faults_observed.at("corrupt"), arrival == empty ? 0 : 1);
+    scenario.clear_timeline();
+  }
+}
+
 // A tape that breaks an invariant is noticed, by the checker whose it is.
 TEST(CheckersTest, EachNoticesItsOwn) {
   struct Case {
