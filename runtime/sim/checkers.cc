@@ -75,13 +75,15 @@ class AcknowledgedWorkIsKept final : public Checker {
         // Which of the region's samples the refused contribution named is not told here.
         if (event.who == "root" && event.values[3] != VERDICT_ACCEPTED) {
           if (const auto held = held_.find(region_of_[event.values[0]]); held != held_.end())
-            held->second = SampleSet();
+            held->second.samples = SampleSet();
         }
         break;
       case TapeEvent::kHeld:
-        // A region that is lost may not know it yet, and what it still takes does not count.
-        if (const auto held = held_.find(event.who); held != held_.end()) {
-          held->second.Add(event.values[0], event.values[1]);
+        // A region that is lost, or a life of its aggregator that is not the one that joined last, may not know it yet,
+        // and what it still takes does not count.
+        if (const auto held = held_.find(event.who);
+            held != held_.end() && held->second.incarnation == event.values[2]) {
+          held->second.samples.Add(event.values[0], event.values[1]);
           ever_held_.Add(event.values[0], event.values[1]);
         }
         break;
@@ -90,8 +92,8 @@ class AcknowledgedWorkIsKept final : public Checker {
         if (!event.text.empty()) not_kept_.Add(event.values[0], event.values[1]);
         if (not_kept_.Overlaps(event.values[0], event.values[1])) break;
         if (!ever_held_.Overlaps(event.values[0], event.values[1])) break;  // There may be many regions to look at.
-        for (const auto& [region, samples] : held_) {
-          if (!samples.Overlaps(event.values[0], event.values[1])) continue;
+        for (const auto& [region, held] : held_) {
+          if (!held.samples.Overlaps(event.values[0], event.values[1])) continue;
           Violated(event, absl::StrFormat("samples %d to %d are leased again, although %s has acknowledged them",
                                           event.values[0], event.values[1], region));
         }
@@ -107,14 +109,18 @@ class AcknowledgedWorkIsKept final : public Checker {
     if (!json.is_object() || json.value("role", "") != "aggregator") return;
     const std::string region = json.value("region", "");
     if (json.value("event", "") == "joined") {
-      held_[region] = SampleSet();
+      held_[region] = {json.value("incarnation", int64_t{0}), SampleSet()};
       region_of_[json.value("member", int64_t{0})] = region;
     } else if (json.value("event", "") == "lost") {
       held_.erase(region);
     }
   }
 
-  std::map<std::string, SampleSet, std::less<>> held_;  // By region, while the root knows it.
+  struct Held {
+    int64_t incarnation = 0;
+    SampleSet samples;
+  };
+  std::map<std::string, Held, std::less<>> held_;  // By region, while the root knows it.
   SampleSet ever_held_;
   std::map<int64_t, std::string> region_of_;
   absl::flat_hash_set<int64_t> tokens_;
@@ -208,14 +214,23 @@ class OneTermOneLife final : public Checker {
 
 class StalenessIsBounded final : public Checker {
  public:
+  explicit StalenessIsBounded(int64_t staleness_max) : staleness_max_(staleness_max) {}
   const char* name() const override { return "I5"; }
   void See(const TapeEvent& event) override {
     // At the root, where contributions reach the model. A region looks when it accepts: what then waits for its quorum
     // can grow older, and the root judges the whole by its oldest step.
-    if (event.who != "root" || event.kind != TapeEvent::kMerged || event.values[2] <= event.values[3]) return;
+    if (event.who != "root") return;
+    if (event.kind == TapeEvent::kPublished) version_ = event.values[0];
+    // By what left the node and what came in, not by what the node says.
+    const int64_t staleness = version_ - event.values[3];
+    if (event.kind != TapeEvent::kMerged || staleness <= staleness_max_) return;
     Violated(event, absl::StrFormat("contribution %d of member %d is merged %d versions late, the bound is %d",
-                                    event.values[1], event.values[0], event.values[2], event.values[3]));
+                                    event.values[1], event.values[0], staleness, staleness_max_));
   }
+
+ private:
+  const int64_t staleness_max_;
+  int64_t version_ = 1;  // The last that was published.
 };
 
 // The same contribution gets the same answer, however often it comes.
@@ -223,9 +238,11 @@ class RepeatsGetTheFirstAnswer final : public Checker {
  public:
   const char* name() const override { return "I7"; }
   void See(const TapeEvent& event) override {
+    if (event.kind == TapeEvent::kCoordinator) Told(event.text);
     if (event.kind != TapeEvent::kAnswered) return;
     const auto verdict = static_cast<Verdict>(event.values[3]);
-    if (verdict == VERDICT_FENCED) return;  // Who is fenced is told so whatever it asks.
+    // Who is fenced is told so whatever it asks.
+    if (verdict == VERDICT_FENCED && event.values[1] < fenced_below_[event.values[0]]) return;
     const auto key = std::make_tuple(std::string(event.who), event.values[0], event.values[1], event.values[2]);
     const auto [known, is_new] = answers_.emplace(key, verdict);
     if (!is_new && known->second != verdict) {
@@ -235,6 +252,25 @@ class RepeatsGetTheFirstAnswer final : public Checker {
   }
 
  private:
+  // Only the coordinator fences: for silence, or for another life.
+  void Told(const std::string& text) {
+    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object()) return;
+    const std::string what = json.value("event", "");
+    const auto name = std::make_tuple(json.value("role", ""), json.value("region", ""), json.value("name", ""));
+    const int64_t incarnation = json.value("incarnation", int64_t{0});
+    if (what == "joined") {
+      members_[name] = json.value("member", int64_t{0});
+      int64_t& below = fenced_below_[members_[name]];
+      below = std::max(below, incarnation);
+    } else if (what == "lost" || what == "left") {
+      int64_t& below = fenced_below_[members_[name]];
+      below = std::max(below, incarnation + 1);
+    }
+  }
+
+  std::map<std::tuple<std::string, std::string, std::string>, int64_t> members_;  // By role, region and name.
+  absl::flat_hash_map<int64_t, int64_t> fenced_below_;                            // Incarnation, by member.
   absl::flat_hash_map<std::tuple<std::string, int64_t, int64_t, int64_t>, Verdict> answers_;
 };
 
@@ -284,12 +320,12 @@ void Checker::Violated(const TapeEvent& event, const std::string& what) {
   violation_ = absl::StrFormat("at %.6f s, %s: %s", absl::ToDoubleSeconds(event.time), event.who, what);
 }
 
-std::vector<std::unique_ptr<Checker>> MakeCheckers() {
+std::vector<std::unique_ptr<Checker>> MakeCheckers(int64_t staleness_max) {
   std::vector<std::unique_ptr<Checker>> checkers;
   checkers.push_back(std::make_unique<CommittedOnce>());
   checkers.push_back(std::make_unique<AcknowledgedWorkIsKept>());
   checkers.push_back(std::make_unique<VersionsOnlyRise>());
-  checkers.push_back(std::make_unique<StalenessIsBounded>());
+  checkers.push_back(std::make_unique<StalenessIsBounded>(staleness_max));
   checkers.push_back(std::make_unique<OneTermOneLife>());
   checkers.push_back(std::make_unique<RepeatsGetTheFirstAnswer>());
   checkers.push_back(std::make_unique<NothingDamagedIsAccepted>());

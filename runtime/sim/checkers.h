@@ -2,6 +2,7 @@
 #ifndef WUKONG_RUNTIME_SIM_CHECKERS_H_
 #define WUKONG_RUNTIME_SIM_CHECKERS_H_
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -28,7 +29,8 @@ class Checker {
 };
 
 // Those that need nothing but the tape: I1, I2, I4, I5, I6, I7, I12, and I10 where the model counts.
-std::vector<std::unique_ptr<Checker>> MakeCheckers();
+// `staleness_max` is the bound at the root.
+std::vector<std::unique_ptr<Checker>> MakeCheckers(int64_t staleness_max);
 
 }  // namespace wukong
 

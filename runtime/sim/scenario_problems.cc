@@ -52,6 +52,9 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
       if (!level->has_momentum()) level->set_momentum(0);
       if (!level->has_codec_up()) level->set_codec_up(CODEC_KIND_FP32);
       if (!level->has_codec_down()) level->set_codec_down(CODEC_KIND_FP32);
+      if (!level->has_staleness_decay()) level->set_staleness_decay(STALENESS_DECAY_NONE);
+      if (!level->has_average()) level->set_average(AVERAGE_MEAN);
+      if (!level->has_mix()) level->set_mix(1);
     }
   }
   *job.mutable_regions() = scenario.regions();
@@ -218,11 +221,25 @@ std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario, Back
     for (const StrategyProblem& problem : FindStrategyProblems(*job)) add(problem.key, problem.reason);
     for (const Level* level : {&job->strategy().region(), &job->strategy().root()}) {
       const bool exact = level->weight() == WEIGHT_SUM && level->learning_rate() == 1 && level->momentum() == 0 &&
-                         level->codec_up() == CODEC_KIND_FP32 && level->codec_down() == CODEC_KIND_FP32;
+                         level->codec_up() == CODEC_KIND_FP32 && level->codec_down() == CODEC_KIND_FP32 &&
+                         level->staleness_decay() == STALENESS_DECAY_NONE && level->mix() == 1;
       if (counts && !exact) {
         add(level == &job->strategy().root() ? "strategy.root" : "strategy.region",
-            "a counter needs weight sum, learning_rate 1, momentum 0 and codecs fp32 (leave them unset)");
+            "a counter needs weight sum, learning_rate 1, momentum 0, codecs fp32, staleness_decay none and mix 1 "
+            "(leave them unset)");
       }
+    }
+    if (counts && job->strategy().parts() > 1) {
+      add("strategy.parts",
+          absl::StrCat(
+              "a counter's contribution adds what its manifest names, and with parts it adds only some of that "
+              "(expected 1 with fidelity counter, got ",
+              job->strategy().parts(), "; toy has no such bound)"));
+    }
+    if (counts && job->strategy().pending() == PENDING_SHARE) {
+      add("strategy.pending",
+          "shares of what is in flight are rounded, and a counter is exact (expected full with "
+          "fidelity counter, got share; toy has no such bound)");
     }
   }
   if (scenario.backend() != BACKEND_UNSPECIFIED && scenario.backend() != backend) {

@@ -102,7 +102,7 @@ void SimAggregator::OnVersion() {
       for (size_t i = 0; i < apply.manifests.size(); ++i) {
         world_->Note(TapeEvent::kMerged, name(),
                      {apply.manifests[i].sender.member.value(), apply.manifests[i].sequence.value(), apply.staleness[i],
-                      world_->job.strategy().region().staleness_max()});
+                      apply.manifests[i].base.value()});
       }
     };
     hooks.on_fatal = [this](const absl::Status& status) {

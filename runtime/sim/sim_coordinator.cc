@@ -1,6 +1,7 @@
 #include "runtime/sim/sim_coordinator.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -143,13 +144,15 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
           TapeEvent::kAccepted, name(),
           {manifest.sender.member.value(), manifest.sender.incarnation.value(), manifest.sequence.value(), samples});
       if (world_->counts) {
-        float first = 0;
+        float first = 0;  // Fidelity counter has no parts: each contribution has all fragments.
         const std::string& fragment = accepted.accepted().fragments(0);
         if (fragment.size() >= sizeof first)
           std::copy_n(fragment.data(), sizeof first, reinterpret_cast<char*>(&first));
+        // A gradient points against what it adds.
+        if (world_->job.strategy().progress() == PROGRESS_GRADIENT) first = -first;
         world_->Note(TapeEvent::kContent, name(),
                      {manifest.sender.member.value(), manifest.sequence.value(), samples,
-                      static_cast<int64_t>(std::abs(first))});
+                      static_cast<int64_t>(std::llround(first))});
       }
       AtPlace(Place::kAfterAppendBeforeAck, life->published);
     }
@@ -161,7 +164,7 @@ std::unique_ptr<NodeEngine> SimCoordinator::MakeEngine(const NodeEngine::Restore
     for (size_t i = 0; i < apply.manifests.size(); ++i) {
       world_->Note(TapeEvent::kMerged, name(),
                    {apply.manifests[i].sender.member.value(), apply.manifests[i].sequence.value(), apply.staleness[i],
-                    world_->job.strategy().root().staleness_max()});
+                    apply.manifests[i].base.value()});
       for (const LeasedRange& range : apply.manifests[i].ranges) {
         world_->Note(TapeEvent::kCommitted, name(), {range.begin, range.end});
       }

@@ -336,7 +336,7 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
   const absl::Duration rtt = RoundTrip(from->site(), to->site());
   const auto late = [this, rtt] { return absl::Seconds(random_.Exponential(absl::ToDoubleSeconds(rtt) + 0.001)); };
   if (Happens(faults.duplicate)) {
-    ++duplicated_;
+    ++regions_[std::max(from->site(), to->site())].happened.duplicated;
     queue_->After(late(), [call] {
       call->network->Carry(
           call->from, call->to, call->bytes, [call] { PendingCall::Arrive(call, false); }, call->connections);
@@ -344,7 +344,7 @@ void SimNetwork::Call(SimProcess* from, SimProcess* to, int64_t bytes, absl::Dur
   }
   absl::Duration delay;
   if (Happens(faults.reorder)) {
-    ++reordered_;
+    ++regions_[std::max(from->site(), to->site())].happened.reordered;
     delay = late();
   }
   if (delay > absl::ZeroDuration()) {

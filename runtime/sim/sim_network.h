@@ -3,6 +3,7 @@
 #ifndef WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
 #define WUKONG_RUNTIME_SIM_SIM_NETWORK_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -111,6 +112,10 @@ class SimNetwork {
     double reorder = 0;    // A call's request is late by about a round trip, and others overtake it.
     double corrupt = 0;    // Bytes of a payload change.
   };
+  // Messages to which that happened.
+  struct Happened {
+    int64_t duplicated = 0, reordered = 0, corrupted = 0;
+  };
 
   SimNetwork(EventQueue* queue, uint64_t seed) : queue_(queue), seed_(seed) {}
 
@@ -178,15 +183,14 @@ class SimNetwork {
 
   // Draws whether something with this probability happens to a message.
   bool Happens(double probability);
-  int64_t duplicated() const { return duplicated_; }
-  int64_t reordered() const { return reordered_; }
-  int64_t corrupted() const { return corrupted_; }
-  void NoteCorrupted() { ++corrupted_; }
+  const Happened& happened(int region) const { return regions_[region].happened; }
+  void NoteCorrupted(int from, int to) { ++regions_[std::max(from, to)].happened.corrupted; }
 
  private:
   struct Region {
     std::unique_ptr<SimLink> up, down;
     Faults faults;
+    Happened happened;
   };
   struct PendingCall;
   // A message on the connections that two processes have for their calls.
@@ -197,7 +201,6 @@ class SimNetwork {
   const uint64_t seed_;
   Random random_{DeriveSeed(seed_, "sim.network")};
   std::vector<Region> regions_;
-  int64_t duplicated_ = 0, reordered_ = 0, corrupted_ = 0;
 };
 
 // Answers a call; may be kept for later.

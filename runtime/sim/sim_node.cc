@@ -11,11 +11,15 @@
 namespace wukong {
 namespace {
 
-// A copy with one bit changed.
+// A copy with one bit changed; null when there is none.
 std::shared_ptr<const EncodedVector> Damaged(const EncodedVector& payload, uint64_t where) {
+  const auto bytes = static_cast<uint64_t>(payload.bytes());
+  if (bytes == 0) return nullptr;
   auto damaged = std::make_shared<EncodedVector>(payload);
-  std::string& fragment = damaged->fragments[where % damaged->fragments.size()];
-  if (!fragment.empty()) fragment[(where >> 16) % fragment.size()] ^= static_cast<char>(1 << ((where >> 8) % 8));
+  uint64_t at = (where >> 8) % bytes;
+  auto fragment = damaged->fragments.begin();
+  for (; at >= fragment->size(); ++fragment) at -= fragment->size();
+  (*fragment)[at] ^= static_cast<char>(1 << (where % 8));
   return damaged;
 }
 
@@ -74,7 +78,7 @@ void SimNode::Contribute(const ContributionHeader& header, const std::shared_ptr
     }
     if (verdict == VERDICT_ACCEPTED && process_->site() >= 0) {
       for (const LeasedRange& range : ranges) {
-        world_->Note(TapeEvent::kHeld, process_->name(), {range.begin, range.end});
+        world_->Note(TapeEvent::kHeld, process_->name(), {range.begin, range.end, self_.incarnation.value()});
       }
     }
     ContributeReply reply;
@@ -166,8 +170,10 @@ void SimNode::PumpOne(const std::shared_ptr<Following>& following) {
       world_->network.Happens(
           world_->network.FaultsBetween(process_->site(), following->follower.stream->receiver()->site()).corrupt)) {
     std::string* payload = message->mutable_fragment()->mutable_payload();
-    if (!payload->empty()) (*payload)[payload->size() / 2] ^= 1;
-    world_->network.NoteCorrupted();
+    if (!payload->empty()) {
+      (*payload)[payload->size() / 2] ^= 1;
+      world_->network.NoteCorrupted(process_->site(), following->follower.stream->receiver()->site());
+    }
   }
   following->follower.stream->Send(
       bytes,
@@ -363,8 +369,10 @@ void SimUplink::SendOnce(Sequence sequence) {
   header.set_schema_digest(options_.schema_digest);
   sent->payload = outgoing.payload;
   if (world_->network.Happens(world_->network.FaultsBetween(self_->site(), process_->site()).corrupt)) {
-    sent->payload = Damaged(*sent->payload, random_());
-    world_->network.NoteCorrupted();
+    if (auto damaged = Damaged(*sent->payload, random_())) {
+      sent->payload = std::move(damaged);
+      world_->network.NoteCorrupted(self_->site(), process_->site());
+    }
   }
   const int64_t payload_bytes = sent->payload->bytes();
   const int streams = send_streams_.streams();

@@ -9,6 +9,9 @@ void SimSession::Join(const JoinRequest& request, std::function<void(const JoinR
   world_->network.Call(
       self_, door_->process, static_cast<int64_t>(request.ByteSizeLong()), Timeout(),
       [this, request, joined, again, door = door_](const SimNetwork::Respond& respond) {
+        // A copy would be another process of the same name, which fences this one; and gRPC never delivers a call
+        // twice.
+        if (!respond.wanted()) return;
         door->join(request, [this, respond, joined, again](const absl::StatusOr<JoinReply>& reply) {
           respond(64, [this, reply, joined, again] {
             if (!reply.ok()) {

@@ -360,7 +360,7 @@ void SimWorker::Train(const LeafSchedule::Train& train) {
   Life* life = life_state_.get();
   life->training = true;
   if (!life->first_step.has_value()) life->first_step = world_->queue.elapsed();
-  const double seconds = absl::ToDoubleSeconds(absl::Nanoseconds(workload_.step_ns())) / speed_ * faults_.slow *
+  const double seconds = absl::ToDoubleSeconds(absl::Nanoseconds(workload_.step_ns())) / speed_ * damage_.slow *
                          std::max(0.1, 1 + workload_.step_jitter() * step_random_.Normal());
   const absl::Duration time = absl::Seconds(seconds);
   AfterWork(time, [this, train, time] { StepDone(train, time); });
@@ -417,15 +417,17 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
   }
   if (gradient) life->trainer->ZeroGradient();
   std::shared_ptr<const EncodedVector> payload = *std::move(sent);
-  faults_.damaged += faults_.nan || faults_.sign_flip || faults_.scale != 1 ? 1 : 0;
-  if (faults_.nan) {
+  const bool empty = payload->bytes() == 0;  // None of its fragments has its turn: there is nothing to damage.
+  if (damage_.nan && !empty) {
+    ++damaged_.nan;
     world_->Note(TapeEvent::kDamaged, name(),
                  {life->self.member.value(), life->self.incarnation.value(), contribute.manifest.sequence.value()});
     auto damaged = std::make_shared<EncodedVector>(*payload);
     for (std::string& fragment : damaged->fragments) std::fill(fragment.begin(), fragment.end(), '\xff');
     payload = damaged;
-  } else if (faults_.sign_flip || faults_.scale != 1) {
-    payload = Changed(*payload, life->fragments, static_cast<float>((faults_.sign_flip ? -1 : 1) * faults_.scale));
+  } else if (damage_.scale != 1 && !empty) {
+    ++damaged_.scaled;
+    payload = Changed(*payload, life->fragments, static_cast<float>(damage_.scale));
   }
   life->uplink->Send(contribute.manifest, payload);
 }

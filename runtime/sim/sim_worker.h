@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/fault/active_faults.h"
 #include "runtime/sim/sim_aggregator.h"
 #include "runtime/sync/leaf_schedule.h"
 #include "runtime/sync/wait_account.h"
@@ -15,20 +16,19 @@ namespace wukong {
 
 class SimWorker final : public SimProcess {
  public:
-  // How its contributions are damaged, and how slow it is.
-  struct Faults {
-    bool nan = false;
-    bool sign_flip = false;
-    double scale = 1;
-    double slow = 1;
-    int64_t damaged = 0;  // Contributions so far.
+  // Contributions that were sent damaged.
+  struct Damaged {
+    int64_t nan = 0;
+    int64_t scaled = 0;
   };
 
   SimWorker(SimWorld* world, const Workload& workload, SimCoordinator* root, SimAggregator* aggregator,
             const ParameterLayout& layout, std::string name, double speed);
   ~SimWorker() override;
 
-  Faults& faults() { return faults_; }
+  // From now on, in this life and later ones.
+  void SetDamage(const Damage& damage) { damage_ = damage; }
+  const Damaged& damaged() const { return damaged_; }
   int64_t samples_trained() const { return samples_trained_; }
   double compute_seconds() const { return compute_seconds_; }
   // Since the first step of each life.
@@ -67,7 +67,8 @@ class SimWorker final : public SimProcess {
   SimAggregator* const aggregator_;
   const ParameterLayout& layout_;
   const double speed_;
-  Faults faults_;
+  Damage damage_;
+  Damaged damaged_;
   int64_t samples_trained_ = 0;
   double compute_seconds_ = 0;
   double wall_of_earlier_lives_ = 0;

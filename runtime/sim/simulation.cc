@@ -99,7 +99,7 @@ class Simulation {
   }
 
   SimulationResult Run(const Tape::Watcher& watcher) {
-    std::vector<std::unique_ptr<Checker>> checkers = MakeCheckers();
+    std::vector<std::unique_ptr<Checker>> checkers = MakeCheckers(world_.job.strategy().root().staleness_max());
     for (const auto& checker : checkers) {
       world_.tape.Watch([&checker = *checker](const TapeEvent& event) { checker.See(event); });
     }
@@ -171,13 +171,13 @@ class Simulation {
  private:
   void Quiesce() {
     timeline_->Heal();
-    left_dead_ = timeline_->LeaveOut(DrawLeftOut(scenario_, world_.seed));
+    left_behind_ = timeline_->LeaveOut(DrawLeftOut(scenario_, world_.seed));
     if (scenario_.restarts().after_ns() > 0) return;  // The dead are on their way.
     std::vector<SimProcess*> processes = {root_.get()};
     for (const auto& aggregator : aggregators_) processes.push_back(aggregator.get());
     for (const auto& worker : workers_) processes.push_back(worker.get());
     for (SimProcess* process : processes) {
-      if (!process->alive() && left_dead_.count(process) == 0) Launch(process);
+      if (!process->alive() && left_behind_.dead.count(process) == 0) Launch(process);
     }
   }
 
@@ -195,11 +195,12 @@ class Simulation {
       if (after <= absl::ZeroDuration()) return;
       const auto start = absl::Nanoseconds(scenario_.restarts().start_ns());
       world_.queue.After(after + start, [this, process] {
-        if (!root_->done() && left_dead_.count(process) == 0) Launch(process);
+        if (!root_->done() && left_behind_.dead.count(process) == 0) Launch(process);
       });
     });
     world_.Note(TapeEvent::kStarted, process->name(), {process->life()});
     process->Start();
+    if (left_behind_.frozen.count(process) > 0) process->SetFrozen(true);
   }
 
   void AddProgress(absl::Duration time, int64_t committed, SimulationResult* result) const {
@@ -232,11 +233,10 @@ class Simulation {
       result->verdicts["I3"] = absl::StrFormat("%d samples were acknowledged, %d are in the log",
                                                account.samples_acknowledged, result->samples_committed);
     }
-    const bool averages = world_.job.strategy().root().weight() != WEIGHT_SUM;
-    if (world_.counts && !averages && report["complete"].get<bool>() &&
+    std::string& content = result->verdicts["I10"];  // A contribution that was wrong says more than the sum of them.
+    if (world_.counts && content.empty() && report["complete"].get<bool>() &&
         result->loss != static_cast<double>(result->samples_committed)) {
-      result->verdicts["I10"] =
-          absl::StrFormat("the model counts %.0f samples, the log %d", result->loss, result->samples_committed);
+      content = absl::StrFormat("the model counts %.0f samples, the log %d", result->loss, result->samples_committed);
     }
     const std::vector<float> own = root_->parameters();
     if (!own.empty() && report["complete"].get<bool>() &&
@@ -308,8 +308,8 @@ class Simulation {
   SimCast cast_;
   std::unique_ptr<Timeline> timeline_;
   double steps_per_second_ = 0;
-  std::set<const SimProcess*> left_dead_;  // For good.
-  std::string stalled_;                    // When nothing was merged after faults had ended; empty otherwise.
+  Timeline::LeftBehind left_behind_;
+  std::string stalled_;  // When nothing was merged after faults had ended; empty otherwise.
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -171,6 +172,22 @@ INSTANTIATE_TEST_SUITE_P(
                   }}),
     [](const auto& parameter) { return std::string(parameter.param.name); });
 
+// A unary call is delivered once, whatever the network does: nobody fences himself by a copy of his own call.
+TEST(SimulationTest, WhoJoinsOnceIsOneLife) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_samples(2000);
+  Fault* fault = Add(&scenario, FAULT_KIND_DUPLICATE, "*");
+  fault->set_at_ns(0);
+  fault->set_probability(1);
+  int joined = 0;
+  const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind == TapeEvent::kCoordinator && event.text.find(R"("joined")") != std::string::npos) ++joined;
+  });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->passed()) << Failures(*result);
+  EXPECT_EQ(joined, 9) << "three aggregators and six workers";
+}
+
 TEST(SimulationTest, TheSameSeedGivesTheSameBytes) {
   Scenario scenario = MakeScenario();
   Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(5 * kSecond);
@@ -225,6 +242,94 @@ TEST(SimulationTest, AnotherFaultDoesNotReshuffleTheRest) {
   ASSERT_FALSE(before.empty());
   ASSERT_GE(after.size(), before.size());
   for (size_t i = 0; i < before.size(); ++i) EXPECT_EQ(before[i], after[i]);
+}
+
+// Two faults of a kind at once: each lasts for its own time, whichever ends first.
+struct OverlapCase {
+  const char* name;
+  FaultKind kind;
+  double factor;  // 0: the fault has none.
+  const char* target;
+  // What is counted from 18 s to 30 s, while only the longer fault lasts.
+  TapeEvent::Kind event;
+  const char* who;
+  size_t least, most;
+};
+
+class OverlapTest : public testing::TestWithParam<OverlapCase> {};
+
+TEST_P(OverlapTest, TheOneThatIsLeftGoesOn) {
+  const OverlapCase& overlap = GetParam();
+  for (const bool first_is_longer : {true, false}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_step_jitter(0);
+    for (const bool first : {true, false}) {
+      Fault* fault = Add(&scenario, overlap.kind, overlap.target);
+      fault->set_at_ns((first ? 10 : 12) * kSecond);
+      fault->set_for_ns((first == first_is_longer ? 20 : 5) * kSecond);
+      if (overlap.factor > 0) fault->set_factor(overlap.factor);
+    }
+    std::set<absl::Duration> times;  // A step may have samples of several ranges.
+    const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+      if (event.kind == overlap.event && event.who == overlap.who && event.time > absl::Seconds(18) &&
+          event.time < absl::Seconds(30)) {
+        times.insert(event.time);
+      }
+    });
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << Failures(*result);
+    EXPECT_GE(times.size(), overlap.least) << first_is_longer;
+    EXPECT_LE(times.size(), overlap.most) << first_is_longer;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Faults, OverlapTest,
+    testing::Values(
+        OverlapCase{"slow", FAULT_KIND_SLOW, 4, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 20, 31},
+        OverlapCase{"freeze", FAULT_KIND_FREEZE, 0, "beijing/worker-0", TapeEvent::kTrained, "beijing/worker-0", 0, 0},
+        OverlapCase{"nan", FAULT_KIND_NAN, 0, "beijing/worker-0", TapeEvent::kDamaged, "beijing/worker-0", 1, 100},
+        OverlapCase{"disk_full", FAULT_KIND_DISK_FULL, 0, "", TapeEvent::kCommitted, "root", 0, 0},
+        OverlapCase{"disk_error", FAULT_KIND_DISK_ERROR, 0, "", TapeEvent::kCommitted, "root", 0, 0}),
+    [](const auto& parameter) { return std::string(parameter.param.name); });
+
+TEST(SimulationTest, FaultsAtOnceMultiply) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_step_jitter(0);
+  for (const double factor : {2.0, 5.0}) {
+    Fault* fault = Add(&scenario, FAULT_KIND_SLOW, "beijing/worker-0");
+    fault->set_at_ns(10 * kSecond);
+    fault->set_factor(factor);
+  }
+  std::set<absl::Duration> steps;
+  const auto result = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind != TapeEvent::kTrained || event.who != "beijing/worker-0") return;
+    if (event.time > absl::Seconds(12) && event.time < absl::Seconds(22)) steps.insert(event.time);
+  });
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_GE(steps.size(), 8u);
+  EXPECT_LE(steps.size(), 10u) << "a second each";
+}
+
+// Another fault of the same worker, or of another link, is no evidence that this one came to pass.
+TEST(SimulationTest, EachFaultMustComeToPassItself) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(8000);
+  const auto lasts = [](Fault* fault, int64_t from, int64_t time) {
+    fault->set_at_ns(from);
+    fault->set_for_ns(time);
+    return fault;
+  };
+  lasts(Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0"), 5 * kSecond, 10 * kSecond);
+  lasts(Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0"), 1, 1);
+  lasts(Add(&scenario, FAULT_KIND_SCALE, "beijing/worker-0"), 1, 1)->set_factor(2);
+  lasts(Add(&scenario, FAULT_KIND_DUPLICATE, "shenzhen"), 5 * kSecond, 10 * kSecond)->set_probability(0.5);
+  lasts(Add(&scenario, FAULT_KIND_DUPLICATE, "guizhou"), 5 * kSecond, 1)->set_probability(0.5);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->verdicts.at("fired"),
+            "timeline[1], timeline[2], timeline[4] never happened: this run shows nothing");
 }
 
 TEST(SimulationTest, AFaultThatNeverHappensFailsTheRun) {
@@ -318,6 +423,28 @@ TEST(SimulationTest, AHealedCoreFinishesTheRun) {
   }
 }
 
+TEST(SimulationTest, WhoIsLeftFrozenIsFrozenWhenItComesBack) {
+  int frozen_when_dead = 0;
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Scenario scenario = MakeScenario();
+    Add(&scenario, FAULT_KIND_KILL, "*/*")->set_at_ns(40 * kSecond - kSecond / 2);
+    scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
+    scenario.mutable_quiesce()->set_within_ns(60 * kSecond);
+    std::set<std::string> frozen;
+    const auto result = RunSimulation(scenario, seed, [&](const TapeEvent& event) {
+      if (event.kind == TapeEvent::kFault && event.text == "left frozen") frozen.emplace(event.who);
+      if (event.kind == TapeEvent::kStarted) frozen_when_dead += static_cast<int>(frozen.count(std::string(event.who)));
+      if (event.kind == TapeEvent::kTrained) {
+        EXPECT_EQ(frozen.count(std::string(event.who)), 0u) << seed << ": " << event.who;
+      }
+    });
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_TRUE(result->passed()) << "seed " << seed << ": " << Failures(*result);
+    if (HasFailure()) break;
+  }
+  EXPECT_GT(frozen_when_dead, 0) << "or this test shows nothing";
+}
+
 TEST(SimulationTest, ACoreThatMergesNothingBreaksI11) {
   Scenario scenario = MakeScenario();
   scenario.mutable_quiesce()->set_after_ns(40 * kSecond);
@@ -350,14 +477,92 @@ TEST(SimulationTest, TheToyComesToItsOptimumWithEachPreset) {
 }
 
 TEST(SimulationTest, CountersCountWithEachPreset) {
-  for (const Preset preset : {PRESET_DILOCO, PRESET_DDP}) {
+  for (int p = PRESET_ASYNC; p <= Preset_MAX; ++p) {
+    const auto preset = static_cast<Preset>(p);
     Scenario scenario = MakeScenario();
     scenario.mutable_workload()->set_samples(4000);
     scenario.mutable_strategy()->set_preset(preset);
+    if (preset == PRESET_STREAMING_DILOCO || preset == PRESET_EAGER_DILOCO || preset == PRESET_HALOS) {
+      EXPECT_EQ(FindScenarioProblems(scenario).size(), 1u) << "it is not exact";
+    }
+    scenario.mutable_strategy()->set_parts(1);
+    scenario.mutable_strategy()->set_pending(PENDING_FULL);
+    scenario.mutable_strategy()->set_rebase(REBASE_MOVE);
     Add(&scenario, FAULT_KIND_KILL, "*/**")->set_every_ns(10 * kSecond);
     const auto result = RunSimulation(scenario, 1, nullptr);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_TRUE(result->passed()) << Preset_Name(preset) << ": " << Failures(*result);
+  }
+}
+
+TEST(SimulationTest, ACounterAsksForWhatIsExact) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_strategy()->set_preset(PRESET_STREAMING_DILOCO);
+  ASSERT_EQ(FindScenarioProblems(scenario).size(), 1u);
+  EXPECT_EQ(FindScenarioProblems(scenario)[0].key, "strategy.parts");
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  EXPECT_TRUE(FindScenarioProblems(scenario).empty());
+  for (void (*inexact)(Level*) : {+[](Level* level) { level->set_mix(0.5); },
+                                  +[](Level* level) { level->set_staleness_decay(STALENESS_DECAY_POLYNOMIAL); }}) {
+    scenario = MakeScenario();
+    inexact(scenario.mutable_strategy()->mutable_root());
+    ASSERT_EQ(FindScenarioProblems(scenario).size(), 1u);
+    EXPECT_EQ(FindScenarioProblems(scenario)[0].key, "strategy.root");
+  }
+}
+
+// A contribution that takes away what it should add.
+TEST(SimulationTest, AContributionOfTheWrongSignIsNoticed) {
+  for (const Preset preset : {PRESET_ASYNC, PRESET_DDP}) {
+    Scenario scenario = MakeScenario();
+    scenario.mutable_workload()->set_samples(4000);
+    scenario.mutable_strategy()->set_preset(preset);
+    Fault* flip = Add(&scenario, FAULT_KIND_SIGN_FLIP, "*/*");
+    flip->set_at_ns(0);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_NE(result->verdicts.at("I10").find("samples and adds -"), std::string::npos) << result->verdicts.at("I10");
+  }
+}
+
+// Of one fragment, every other contribution has none.
+TEST(SimulationTest, AContributionWithoutValuesCannotBeDamaged) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(4000);
+  scenario.mutable_workload()->set_parameters(60);
+  scenario.mutable_strategy()->set_parts(2);
+  Fault* fault = Add(&scenario, FAULT_KIND_NAN, "beijing/worker-0");
+  fault->set_at_ns(3 * kSecond);
+  fault->set_for_ns(10 * kSecond);
+  const auto result = RunSimulation(scenario, 1, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(result->passed()) << Failures(*result);
+}
+
+TEST(SimulationTest, AMessageWithoutAPayloadCannotBeCorrupted) {
+  Scenario scenario = MakeScenario();
+  scenario.mutable_workload()->set_fidelity(FIDELITY_TOY);
+  scenario.mutable_workload()->set_samples(4000);
+  scenario.mutable_workload()->set_parameters(60);
+  scenario.mutable_strategy()->set_parts(4);
+  absl::Duration empty, whole;  // When the last contribution of that kind came to beijing from its workers.
+  const auto before = RunSimulation(scenario, 1, [&](const TapeEvent& event) {
+    if (event.kind != TapeEvent::kOffered || event.who != "beijing" || event.time > absl::Seconds(10)) return;
+    (event.values[2] % 4 == 0 ? whole : empty) = event.time;
+  });
+  ASSERT_TRUE(before.ok()) << before.status();
+  for (const absl::Duration arrival : {empty, whole}) {
+    ASSERT_GT(arrival, absl::ZeroDuration());
+    // While it is sent, and nothing else.
+    Fault* fault = Add(&scenario, FAULT_KIND_CORRUPT, "beijing");
+    fault->set_at_ns(absl::ToInt64Nanoseconds(arrival - absl::Microseconds(500)));
+    fault->set_for_ns(450'000);
+    fault->set_probability(1);
+    const auto result = RunSimulation(scenario, 1, nullptr);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->faults_observed.at("corrupt"), arrival == empty ? 0 : 1);
+    scenario.clear_timeline();
   }
 }
 
@@ -377,6 +582,8 @@ TEST(CheckersTest, EachNoticesItsOwn) {
     return TapeEvent{absl::Seconds(1), TapeEvent::kCoordinator, "root", {}, text};
   };
   const TapeEvent joined = told(R"({"event": "joined", "role": "aggregator", "region": "beijing", "member": 3})");
+  const TapeEvent joined_again =
+      told(R"({"event": "joined", "role": "aggregator", "region": "beijing", "member": 3, "incarnation": 2})");
   const TapeEvent lost = told(R"({"event": "lost", "role": "aggregator", "region": "beijing"})");
   const TapeEvent begins = event(TapeEvent::kStarted, {});
   const Case cases[] = {
@@ -387,14 +594,26 @@ TEST(CheckersTest, EachNoticesItsOwn) {
       {"I1", {event(TapeEvent::kCommitted, {4, 8}), event(TapeEvent::kCommitted, {0, 5})}},
       {"I4", {event(TapeEvent::kPublished, {2, 11}), event(TapeEvent::kPublished, {2, 12})}},
       {"I4", {event(TapeEvent::kPublished, {3, 11}), event(TapeEvent::kPublished, {2, 12})}},
-      {"I5", {event(TapeEvent::kMerged, {1, 1, 65, 64})}},
-      {"", {event(TapeEvent::kMerged, {1, 1, 64, 64})}},
+      // I5: whatever the root says of how stale it is.
+      {"I5", {event(TapeEvent::kPublished, {70, 11}), event(TapeEvent::kMerged, {1, 1, 0, 5})}},
+      {"", {event(TapeEvent::kPublished, {70, 11}), event(TapeEvent::kMerged, {1, 1, 64, 6})}},
       {"I7",
        {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
         event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_STALE})}},
       {"",
        {event(TapeEvent::kAnswered, {1, 1, 5, VERDICT_ACCEPTED}),
         event(TapeEvent::kAnswered, {1, 2, 5, VERDICT_STALE})}},
+      // I7: the coordinator has not fenced who is told that he is fenced, or has.
+      {"I7",
+       {joined_again, event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_FENCED})}},
+      {"",
+       {joined_again, event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_ACCEPTED}),
+        event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_FENCED})}},
+      {"",
+       {joined_again, event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_ACCEPTED}),
+        told(R"({"event": "lost", "role": "aggregator", "region": "beijing", "incarnation": 2})"),
+        event(TapeEvent::kAnswered, {3, 2, 5, VERDICT_FENCED})}},
       {"I10", {event(TapeEvent::kContent, {1, 1, 64, 60})}},
       {"I10", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {7001})}},
       {"", {event(TapeEvent::kLeased, {0, 4000, 1, 1}), event(TapeEvent::kCounted, {5000})}},
@@ -415,6 +634,8 @@ TEST(CheckersTest, EachNoticesItsOwn) {
        {joined, at("beijing", TapeEvent::kHeld, {0, 8}), at("beijing", TapeEvent::kDied, {}),
         event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"", {joined, at("beijing", TapeEvent::kHeld, {0, 8}), lost, event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"I2", {joined_again, at("beijing", TapeEvent::kHeld, {0, 8, 2}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
+      {"", {joined_again, at("beijing", TapeEvent::kHeld, {0, 8, 1}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"", {joined, lost, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kLeased, {0, 8, 7, 5})}},
       {"",
        {joined, at("beijing", TapeEvent::kHeld, {0, 8}), event(TapeEvent::kAnswered, {3, 1, 5, VERDICT_STALE}),
@@ -446,7 +667,7 @@ TEST(CheckersTest, EachNoticesItsOwn) {
   };
   for (const Case& one : cases) {
     SCOPED_TRACE(&one - cases);
-    for (const auto& checker : MakeCheckers()) {
+    for (const auto& checker : MakeCheckers(/*staleness_max=*/64)) {
       for (const TapeEvent& seen : one.events) checker->See(seen);
       EXPECT_EQ(!checker->violation().empty(), std::string(checker->name()) == one.name) << checker->violation();
     }

@@ -15,6 +15,7 @@
 namespace wukong {
 namespace {
 
+constexpr double kSlowMost = 128;
 constexpr double kTrainedBy = 40;  // Seconds; by then all members have come, faults or not.
 
 class Drawing {
@@ -140,37 +141,77 @@ class Drawing {
     workload->set_samples(std::max<int64_t>(100, static_cast<int64_t>(samples)));
   }
 
+  // What does not go together with what was drawn before is not drawn.
+  template <typename Change>
+  void Try(double probability, Change change) {
+    if (!Chance(probability)) return;
+    const Strategy before = scenario_.strategy();
+    change(scenario_.mutable_strategy());
+    if (!FindScenarioProblems(scenario_).empty()) *scenario_.mutable_strategy() = before;
+  }
+
   void DrawStrategy() {
     Strategy* strategy = scenario_.mutable_strategy();
     strategy->mutable_region();
     strategy->mutable_root();
-    const auto preset = OneOf<Preset>({PRESET_ASYNC, PRESET_ASYNC, PRESET_DILOCO, PRESET_DDP});
-    strategy->set_preset(preset);
-    const Strategy plain = *strategy;
-    if (preset == PRESET_DDP) return;
-    strategy->set_inner_steps(static_cast<int>(Between(1, 32)));
+    strategy->set_preset(Chance(0.4) ? PRESET_ASYNC : static_cast<Preset>(Between(PRESET_ASYNC, Preset_MAX)));
     const bool counts = scenario_.workload().fidelity() == FIDELITY_COUNTER;
-    for (Level* level : {strategy->mutable_region(), strategy->mutable_root()}) {
-      if (!counts && Chance(0.5)) {
-        const std::vector<CodecKind> kinds = {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
-                                              CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED};
-        level->set_codec_up(OneOf<CodecKind>(kinds));
-        level->set_codec_down(OneOf<CodecKind>(kinds));
-      }
-      if (preset != PRESET_ASYNC) continue;
-      if (Chance(0.5)) level->set_staleness_max(Between(2, 64));
-      if (Chance(0.3)) level->set_quorum(Between(0, 4));
-      if (!counts && Chance(0.3)) level->set_mix(Real(0.25, 1));
-      if (!counts && Chance(0.3)) level->set_staleness_decay(STALENESS_DECAY_POLYNOMIAL);
+    if (counts) {  // What a counter is exact with.
+      strategy->set_parts(1);
+      strategy->set_pending(PENDING_FULL);
+      strategy->set_rebase(REBASE_MOVE);
     }
-    if (preset == PRESET_ASYNC) {
-      if (Chance(0.5)) strategy->set_step_scaling(STEP_SCALING_FIXED);
-      if (Chance(0.5)) strategy->set_in_flight_max(static_cast<int>(Between(1, 4)));
-      if (Chance(0.5)) strategy->mutable_region()->set_send_every(Between(0, 4));
-      if (Chance(0.5)) strategy->mutable_region()->set_flush_age_ns(Nanoseconds(Seconds(1, 10)));
+    // Some presets are not for every number of regions and workers.
+    if (!FindScenarioProblems(scenario_).empty()) strategy->set_preset(PRESET_ASYNC);
+    if (strategy->preset() == PRESET_DDP) return;
+    Try(1, [&](Strategy* s) { s->set_inner_steps(static_cast<int>(Between(1, 32))); });
+    if (strategy->preset() == PRESET_SSP) Try(0.5, [&](Strategy* s) { s->set_lead_max(Between(1, 6)); });
+    const absl::StatusOr<Job> job = JobOfScenario(scenario_);
+    CHECK(job.ok()) << job.status();
+    const bool waits = job->strategy().in_flight() == IN_FLIGHT_WAIT;
+    const bool keeps = job->strategy().in_flight() == IN_FLIGHT_KEEP;
+    if (!waits) Try(0.5, [&](Strategy* s) { s->set_in_flight_max(static_cast<int>(Between(1, 4))); });
+    if (keeps) {
+      Try(0.5, [&](Strategy* s) { s->set_step_scaling(STEP_SCALING_FIXED); });
+      // Who waits for a version waits for what its region has not sent.
+      Try(0.5, [&](Strategy* s) { s->mutable_region()->set_send_every(Between(0, 4)); });
+      Try(0.5, [&](Strategy* s) { s->mutable_region()->set_flush_age_ns(Nanoseconds(Seconds(1, 10))); });
     }
-    // What does not go together is not drawn; the preset always does.
-    if (!FindScenarioProblems(scenario_).empty()) *strategy = plain;
+    if (!counts) {
+      Try(0.25, [&](Strategy* s) { s->set_parts(static_cast<int>(Between(2, 4))); });
+      Try(0.25, [&](Strategy* s) { s->set_rebase(REBASE_REPLACE); });
+      Try(0.25, [&](Strategy* s) { s->set_pending(PENDING_SHARE); });
+    }
+    for (const bool root : {false, true}) DrawLevel(root, waits, counts, job->strategy().lead_max() > 0);
+  }
+
+  void DrawLevel(bool root, bool waits, bool counts, bool leads) {
+    const auto try_level = [&](double probability, auto change) {
+      Try(probability, [&](Strategy* s) { change(root ? s->mutable_root() : s->mutable_region()); });
+    };
+    if (!waits) try_level(0.5, [&](Level* level) { level->set_staleness_max(Between(2, 64)); });
+    // Who may not be ahead of the others sends nothing that would fill a quorum of theirs.
+    if (!waits && !leads) {
+      try_level(0.3, [&](Level* level) { level->set_quorum(Between(0, 4)); });
+      try_level(0.3, [&](Level* level) { level->set_grace_ns(Milliseconds(0.05, 3)); });
+    }
+    if (counts) return;
+    const std::vector<CodecKind> kinds = {CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
+                                          CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED};
+    try_level(0.5, [&](Level* level) {
+      level->set_codec_up(OneOf<CodecKind>(kinds));
+      level->set_codec_down(OneOf<CodecKind>(kinds));
+    });
+    try_level(0.25, [&](Level* level) { level->set_momentum(Real(0, 0.9)); });
+    try_level(0.25, [&](Level* level) {
+      level->set_robust(OneOf<Robust>({ROBUST_NONE, ROBUST_MEDIAN, ROBUST_TRIMMED_MEAN, ROBUST_CENTERED_CLIP}));
+    });
+    try_level(0.25, [&](Level* level) {
+      level->set_weight(OneOf<Weight>({WEIGHT_EQUAL, WEIGHT_TOKENS, WEIGHT_TOKENS_SQUARED_PER_STEP}));
+    });
+    if (waits) return;
+    try_level(0.3, [&](Level* level) { level->set_mix(Real(0.25, 1)); });
+    try_level(0.3, [&](Level* level) { level->set_staleness_decay(STALENESS_DECAY_POLYNOMIAL); });
   }
 
   std::string OneRegion() { return scenario_.regions(static_cast<int>(Between(0, regions() - 1))).name(); }
@@ -251,24 +292,32 @@ class Drawing {
     if (kind == FAULT_KIND_DUPLICATE || kind == FAULT_KIND_REORDER) fault.set_probability(Real(0.05, 0.5));
     if (kind == FAULT_KIND_CORRUPT) fault.set_probability(Real(0.005, 0.1));
     const double lasting = stops ? Seconds(0.5, 12) : damages ? Seconds(1, 5) : Seconds(1, 30);
-    if (lasts && (stops || damages || quiet_after_ == 0 || Chance(0.5))) fault.set_for_ns(Nanoseconds(lasting));
     const double when = random_.Uniform();
+    // What multiplies must not pile up: a step that was begun goes on when faults have ended.
+    const bool piles_up = kind == FAULT_KIND_SLOW && when >= 0.4;
+    const bool ends = stops || damages || piles_up || quiet_after_ == 0;
+    if (lasts && (ends || Chance(0.5))) fault.set_for_ns(Nanoseconds(lasting));
     if (when < 0.4) {
       fault.set_at_ns(Nanoseconds(Seconds(0, faults_until_)));
     } else if (when < 0.85) {
-      fault.set_every_ns(Nanoseconds(std::max(stops || damages ? 5 * lasting : 0.0, LogReal(2, 40))));
+      fault.set_every_ns(Nanoseconds(std::max(stops || damages || piles_up ? 5 * lasting : 0.0, LogReal(2, 40))));
       fault.set_until_ns(Nanoseconds(faults_until_));
     } else {
       fault.set_on(
           OneOf<FaultPlace>({FAULT_PLACE_AFTER_APPEND_BEFORE_ACK, FAULT_PLACE_AFTER_ACK, FAULT_PLACE_AFTER_PUBLISH}));
       fault.set_version(static_cast<int64_t>(LogReal(1, 50)));
     }
-    if (kind == FAULT_KIND_SLOW) slow_ = std::max(slow_, fault.factor());
+    if (kind == FAULT_KIND_SLOW) {
+      // Three of those that come every so often are hardly ever there at once.
+      const double most = slow_ * std::pow(fault.factor(), fault.has_every_ns() ? 3 : 1);
+      if (most > kSlowMost) return;
+      slow_ = most;
+    }
     *scenario_.add_timeline() = std::move(fault);
   }
 
   // What may pass between two merges of a healed core: members that are gone are noticed, calls that hang end, who was
-  // damaged is let in again, and the slowest worker that is left makes its rounds.
+  // damaged is let in again, a quorum has its grace, and the slowest worker that is left makes its rounds.
   double LongestQuiet() const {
     const absl::StatusOr<Job> job = JobOfScenario(scenario_);
     CHECK(job.ok()) << job.status();
@@ -277,7 +326,8 @@ class Drawing {
     const int64_t rounds = 2 + std::max<int64_t>(4, strategy.region().send_every()) + strategy.in_flight_max();
     return 3 * lease_ +
            1e-9 * static_cast<double>(scenario_.limits().start_ns() + scenario_.limits().rpc_ns() +
-                                      scenario_.limits().quarantine_ns()) +
+                                      scenario_.limits().quarantine_ns() + strategy.region().flush_age_ns() +
+                                      strategy.region().grace_ns() + strategy.root().grace_ns()) +
            step * (slow_ + static_cast<double>(rounds * strategy.inner_steps())) + 30 * rtt_ + 60;
   }
 
@@ -286,7 +336,7 @@ class Drawing {
   int workers_ = 0;
   double speed_ = 0;    // Of all workers.
   double slowest_ = 1;  // Of one.
-  double slow_ = 1;     // Largest factor of a fault.
+  double slow_ = 1;     // By how much all faults together slow a step down, at most.
   // Seconds.
   double rtt_ = 0, lease_ = 0, step_ = 0;
   double seconds_ = 0;  // That the run would take if nobody ever waited.

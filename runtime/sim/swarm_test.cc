@@ -34,7 +34,9 @@ TEST(SwarmTest, EverythingIsDrawnSometime) {
   std::set<Fidelity> fidelities;
   std::set<FaultPlace> places;
   std::set<int> fault_counts, regions;
-  int at = 0, every = 0, quiet = 0, compressed = 0, quorum = 0, staleness = 0;
+  std::set<Robust> robust;
+  int at = 0, every = 0, quiet = 0, compressed = 0, quorum = 0, staleness = 0, parts = 0, grace = 0, momentum = 0,
+      replaces = 0, shares = 0, sends = 0, leads = 0;
   for (uint64_t index = 0; index < kDraws; ++index) {
     const Scenario scenario = DrawScenario(1, index);
     presets.insert(scenario.strategy().preset());
@@ -45,6 +47,14 @@ TEST(SwarmTest, EverythingIsDrawnSometime) {
     compressed += scenario.strategy().root().codec_up() == CODEC_KIND_BF16 ? 1 : 0;
     quorum += scenario.strategy().root().has_quorum() ? 1 : 0;
     staleness += scenario.strategy().root().has_staleness_max() ? 1 : 0;
+    parts += scenario.strategy().parts() > 1 ? 1 : 0;
+    grace += scenario.strategy().root().grace_ns() > 0 ? 1 : 0;
+    momentum += scenario.strategy().root().momentum() > 0 ? 1 : 0;
+    replaces += scenario.strategy().rebase() == REBASE_REPLACE ? 1 : 0;
+    shares += scenario.strategy().pending() == PENDING_SHARE ? 1 : 0;
+    sends += scenario.strategy().region().has_send_every() ? 1 : 0;
+    leads += scenario.strategy().has_lead_max() ? 1 : 0;
+    robust.insert({scenario.strategy().region().robust(), scenario.strategy().root().robust()});
     for (const Fault& fault : scenario.timeline()) {
       kinds.insert(fault.fault());
       places.insert(fault.on());
@@ -54,11 +64,15 @@ TEST(SwarmTest, EverythingIsDrawnSometime) {
   }
   EXPECT_EQ(kinds.size(), static_cast<size_t>(FaultKind_MAX));
   EXPECT_EQ(places.size(), 4u) << "none, and the three that there are";
-  EXPECT_EQ(presets.size(), 3u);
+  EXPECT_EQ(presets.size(), static_cast<size_t>(Preset_MAX));
+  EXPECT_EQ(robust.size(), 5u) << "the preset's, none, and those by coordinate";
   EXPECT_EQ(fidelities.size(), 2u);
   EXPECT_EQ(fault_counts.size(), 9u) << "none to eight";
   EXPECT_EQ(regions.size(), 4u);
-  for (const int count : {at, every, quiet, compressed, quorum, staleness}) EXPECT_GT(count, 0);
+  for (const int count :
+       {at, every, quiet, compressed, quorum, staleness, parts, grace, momentum, replaces, shares, sends, leads}) {
+    EXPECT_GT(count, 0);
+  }
 }
 
 }  // namespace

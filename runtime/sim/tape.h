@@ -26,12 +26,12 @@ struct TapeEvent {
     kAccepted,     // By `who`, before it is durable or acknowledged. values: member, incarnation, sequence, samples
     kAnswered,     // By `who`: the sender may know from now on. values: member, incarnation, sequence, verdict
     kContent,    // Of an accepted contribution, where a sum can be told. values: member, sequence, samples, first value
-    kMerged,     // By `who`. values: member, sequence, staleness, bound on staleness
+    kMerged,     // By `who`. values: member, sequence, staleness, the base that its header names
     kPublished,  // By `who`. values: version, checksum, term (root) or 0, incarnation (aggregator) or 0
     kCommitted,  // At the root, durable. values: begin, end of samples
     kLeased,   // By the root; again when an answer is repeated. values: begin, end of samples, token, member. text: why
                // another life of the root may lease them again, if it may
-    kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples
+    kHeld,     // By an aggregator, which has acknowledged it. values: begin, end of samples, its incarnation
     kTook,     // A version, by a child. values: version, checksum, incarnation of the parent (0: the root), included
     kDamaged,  // A contribution that is sent and is not finite, by a worker. values: member, incarnation, sequence
     kCounted,  // By a worker that took a version, where the model counts. values: samples that its parameters count

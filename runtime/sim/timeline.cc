@@ -3,7 +3,18 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/fault/active_faults.h"
+
 namespace wukong {
+namespace {
+
+bool IsOfLink(FaultKind kind) {
+  return kind == FAULT_KIND_CUT || kind == FAULT_KIND_BANDWIDTH || kind == FAULT_KIND_LATENCY ||
+         kind == FAULT_KIND_LOSS || kind == FAULT_KIND_DUPLICATE || kind == FAULT_KIND_REORDER ||
+         kind == FAULT_KIND_CORRUPT;
+}
+
+}  // namespace
 
 Timeline::Timeline(const Scenario& scenario, uint64_t seed, SimWorld* world, const SimCast& cast)
     : scenario_(scenario),
@@ -59,91 +70,97 @@ void Timeline::Act() {
 
 void Timeline::Strike(size_t number, const FaultTarget& target) {
   const Fault& fault = scenario_.timeline(static_cast<int>(number));
+  const FaultKind kind = fault.fault();
   SimProcess* process = ProcessOf(target);
-  SimWorker* worker = target.root() || target.worker < 0 ? nullptr : cast_.workers[target.region][target.worker];
-  bool lasts = true;
-  switch (fault.fault()) {
-    case FAULT_KIND_KILL:
-    case FAULT_KIND_POWER_LOSS:
-      if (!process->alive()) return;
-      process->Kill();
-      if (fault.fault() == FAULT_KIND_POWER_LOSS) cast_.root->disk().Crash();
-      lasts = false;
-      break;
-    case FAULT_KIND_FREEZE:
-      if (!process->alive() || process->frozen()) return;
-      process->SetFrozen(true);
-      break;
-    case FAULT_KIND_CLOCK_SKEW:
-      process->SetClockRate(1 + fault.factor());
-      break;
-    case FAULT_KIND_SLOW:
-      worker->faults().slow = fault.factor();
-      break;
-    case FAULT_KIND_NAN:
-      worker->faults().nan = true;
-      break;
-    case FAULT_KIND_SIGN_FLIP:
-      worker->faults().sign_flip = true;
-      break;
-    case FAULT_KIND_SCALE:
-      worker->faults().scale = fault.factor();
-      break;
-    case FAULT_KIND_DISK_FULL:
-      cast_.root->disk().SetFull(true);
-      break;
-    case FAULT_KIND_DISK_ERROR:
-      cast_.root->SetDiskError(true);
-      break;
-    default:
-      links_[target.region].Begin(number, fault);
-      ReshapeLinks(target.region);
-      break;
+  const bool kills = kind == FAULT_KIND_KILL || kind == FAULT_KIND_POWER_LOSS;
+  // What cannot begin has an end all the same, which must not be taken for that of a later one.
+  const bool begins = process->alive() || (!kills && kind != FAULT_KIND_FREEZE);
+  const std::optional<int64_t> effects = Effects(kind, target);
+  if (!kills) {
+    lasting_.push_back(
+        {number, target, process->alive() ? std::make_optional(process->life()) : std::nullopt, effects.value_or(0)});
   }
-  ++observed_[number];
-  world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 1}, FaultKind_Name(fault.fault()));
-  if (!lasts) return;
-  lasting_.insert({number, target});
+  if (!begins) return;
+  if (kills) {
+    process->Kill();
+    if (kind == FAULT_KIND_POWER_LOSS) cast_.root->disk().Crash();
+  } else {
+    if (IsOfLink(kind)) links_[target.region].Begin(number, fault);
+    Carry(kind, target);
+  }
+  if (!effects.has_value()) ++observed_[number];
+  world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 1}, FaultKind_Name(kind));
 }
 
 void Timeline::End(size_t number, const FaultTarget& target) {
-  const auto range = lasting_.equal_range(number);
-  const auto found = std::find_if(range.first, range.second, [&](const auto& entry) { return entry.second == target; });
-  if (found == range.second) return;
+  // Those of one number last equally long.
+  const auto found = std::find_if(lasting_.begin(), lasting_.end(), [&](const Lasting& lasting) {
+    return lasting.number == number && lasting.target == target;
+  });
+  if (found == lasting_.end()) return;
+  const Lasting ended = *found;
   lasting_.erase(found);
-  const Fault& fault = scenario_.timeline(static_cast<int>(number));
-  SimWorker* worker = target.root() || target.worker < 0 ? nullptr : cast_.workers[target.region][target.worker];
-  switch (fault.fault()) {
+  const FaultKind kind = scenario_.timeline(static_cast<int>(number)).fault();
+  if (kind == FAULT_KIND_FREEZE && !ended.life.has_value()) return;
+  if (const auto effects = Effects(kind, target)) observed_[number] += *effects - ended.effects;
+  if (IsOfLink(kind)) links_[target.region].End(number);
+  Carry(kind, target);
+  world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 0}, FaultKind_Name(kind));
+}
+
+void Timeline::Carry(FaultKind kind, const FaultTarget& target) {
+  SimProcess* process = ProcessOf(target);
+  const auto lasts = [&](const Lasting& lasting) {
+    return lasting.target == target && scenario_.timeline(static_cast<int>(lasting.number)).fault() == kind;
+  };
+  switch (kind) {
     case FAULT_KIND_FREEZE:
-      ProcessOf(target)->SetFrozen(false);
+      // It is of a process: who was killed and started again is another one.
+      process->SetFrozen(std::any_of(lasting_.begin(), lasting_.end(), [&](const Lasting& lasting) {
+        return lasts(lasting) && lasting.life == process->life();
+      }));
       break;
-    case FAULT_KIND_CLOCK_SKEW:
-      ProcessOf(target)->SetClockRate(1);
+    case FAULT_KIND_CLOCK_SKEW: {
+      // Of several the strongest, so that the bound on what a clock may be off by holds for all of them together.
+      double skew = 0;
+      for (const Lasting& lasting : lasting_) {
+        if (lasts(lasting)) skew = std::max(skew, scenario_.timeline(static_cast<int>(lasting.number)).factor());
+      }
+      process->SetClockRate(1 + skew);
       break;
+    }
     case FAULT_KIND_SLOW:
-      worker->faults().slow = 1;
-      break;
     case FAULT_KIND_NAN:
-      worker->faults().nan = false;
-      break;
     case FAULT_KIND_SIGN_FLIP:
-      worker->faults().sign_flip = false;
-      break;
     case FAULT_KIND_SCALE:
-      worker->faults().scale = 1;
+      cast_.workers[target.region][target.worker]->SetDamage(DamageOf(target));
       break;
     case FAULT_KIND_DISK_FULL:
-      cast_.root->disk().SetFull(false);
+      cast_.root->disk().SetFull(std::any_of(lasting_.begin(), lasting_.end(), lasts));
       break;
     case FAULT_KIND_DISK_ERROR:
-      cast_.root->SetDiskError(false);
+      cast_.root->SetDiskError(std::any_of(lasting_.begin(), lasting_.end(), lasts));
       break;
     default:
-      links_[target.region].End(number);
       ReshapeLinks(target.region);
       break;
   }
-  world_->Note(TapeEvent::kFault, NameOf(target), {static_cast<int64_t>(number), 0}, FaultKind_Name(fault.fault()));
+}
+
+Damage Timeline::DamageOf(const FaultTarget& target) const {
+  // As orders that a real worker heard, and that end when they are left out here.
+  ActiveFaults faults;
+  int64_t orders = 0;
+  for (const Lasting& lasting : lasting_) {
+    const Fault& fault = scenario_.timeline(static_cast<int>(lasting.number));
+    if (!(lasting.target == target)) continue;
+    FaultOrder order;
+    order.set_number(++orders);
+    order.set_fault(fault.fault());
+    order.set_factor(fault.factor());
+    faults.Take(order, world_->queue.Now());
+  }
+  return faults.At(world_->queue.Now());
 }
 
 void Timeline::ReshapeLinks(int region) {
@@ -171,22 +188,23 @@ void Timeline::ReshapeLinks(int region) {
 void Timeline::Heal() {
   schedule_.Heal(world_->queue.elapsed());
   while (!lasting_.empty()) {
-    const auto [number, target] = *lasting_.begin();
-    End(number, target);
+    const Lasting first = lasting_.front();
+    End(first.number, first.target);
   }
 }
 
-std::set<const SimProcess*> Timeline::LeaveOut(const std::vector<LeftOut>& left_out) {
-  std::set<const SimProcess*> dead;
+Timeline::LeftBehind Timeline::LeaveOut(const std::vector<LeftOut>& left_out) {
+  LeftBehind left_behind;
   for (const LeftOut& left : left_out) {
     SimProcess* process = ProcessOf(left.target);
     world_->Note(TapeEvent::kFault, process->name(), {}, "left " + HowName(left.how));
     switch (left.how) {
       case LeftOut::How::kDead:
-        dead.insert(process);
+        left_behind.dead.insert(process);
         process->Kill();
         break;
       case LeftOut::How::kFrozen:
+        left_behind.frozen.insert(process);
         process->SetFrozen(true);
         break;
       case LeftOut::How::kCutOff:
@@ -195,42 +213,36 @@ std::set<const SimProcess*> Timeline::LeaveOut(const std::vector<LeftOut>& left_
         break;
     }
   }
-  return dead;
+  return left_behind;
+}
+
+std::optional<int64_t> Timeline::Effects(FaultKind kind, const FaultTarget& target) const {
+  switch (kind) {
+    case FAULT_KIND_DUPLICATE:
+      return world_->network.happened(target.region).duplicated;
+    case FAULT_KIND_REORDER:
+      return world_->network.happened(target.region).reordered;
+    case FAULT_KIND_CORRUPT:
+      return world_->network.happened(target.region).corrupted;
+    case FAULT_KIND_DISK_FULL:
+      return cast_.root->disk().failures(FaultFileSystem::kWrite);
+    case FAULT_KIND_DISK_ERROR:
+      return cast_.root->disk().failures(FaultFileSystem::kSync);
+    case FAULT_KIND_NAN:
+      return cast_.workers[target.region][target.worker]->damaged().nan;
+    case FAULT_KIND_SIGN_FLIP:
+    case FAULT_KIND_SCALE:
+      return cast_.workers[target.region][target.worker]->damaged().scaled;
+    default:
+      return std::nullopt;
+  }
 }
 
 std::vector<int64_t> Timeline::Observed() const {
   std::vector<int64_t> observed = observed_;
-  for (int i = 0; i < scenario_.timeline_size(); ++i) {
-    int64_t& count = observed[static_cast<size_t>(i)];
-    int64_t came_to_pass = count;
-    switch (scenario_.timeline(i).fault()) {
-      case FAULT_KIND_DUPLICATE:
-        came_to_pass = world_->network.duplicated();
-        break;
-      case FAULT_KIND_REORDER:
-        came_to_pass = world_->network.reordered();
-        break;
-      case FAULT_KIND_CORRUPT:
-        came_to_pass = world_->network.corrupted();
-        break;
-      case FAULT_KIND_DISK_FULL:
-        came_to_pass = cast_.root->disk().failures(FaultFileSystem::kWrite);
-        break;
-      case FAULT_KIND_DISK_ERROR:
-        came_to_pass = cast_.root->disk().failures(FaultFileSystem::kSync);
-        break;
-      case FAULT_KIND_NAN:
-      case FAULT_KIND_SIGN_FLIP:
-      case FAULT_KIND_SCALE:
-        came_to_pass = 0;
-        for (const FaultTarget& target : schedule_.targets(static_cast<size_t>(i))) {
-          came_to_pass += cast_.workers[target.region][target.worker]->faults().damaged;
-        }
-        break;
-      default:
-        break;
-    }
-    if (count > 0) count = came_to_pass;
+  for (const Lasting& lasting : lasting_) {
+    const FaultKind kind = scenario_.timeline(static_cast<int>(lasting.number)).fault();
+    if (const auto effects = Effects(kind, lasting.target)) observed[lasting.number] += *effects - lasting.effects;
   }
   return observed;
 }
