@@ -182,7 +182,7 @@ std::optional<StatusReply> LocalRun::AskStatus() {
   if (has_trained_) began_ = std::min(began_, answered_at_);
   others_work_ = std::any_of(reply.members().begin(), reply.members().end(), [this](const MemberStatus& member) {
     return member.role() == ROLE_WORKER && member.state() == "live" &&
-           !supervisor_.Knows(absl::StrCat(member.name(), " of ", member.region()));
+           !supervisor_.Owns(absl::StrCat(member.name(), " of ", member.region()), member.pid());
   });
   if (options_.on_status) options_.on_status(reply);
   return reply;
@@ -240,7 +240,8 @@ absl::Status LocalRun::WatchUntilOver() {
     if (absl::Now() >= next_progress) {
       ShowProgress();
       next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
-      if (supervisor_.no_worker_left() && !others_work_) {
+      // Somebody may take the place of who was killed, for which the coordinator waits. Others would find the same.
+      if (supervisor_.no_worker_left() && !others_work_ && supervisor_.given_up_code().value_or(0) < 128) {
         return absl::AbortedError("no worker is left, and none will be started again: the lines above say why");
       }
     }

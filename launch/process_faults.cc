@@ -192,9 +192,18 @@ bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Du
     case FAULT_KIND_KILL:
       done = run->supervisor().Signal(ProcessName(act.target), SIGKILL);
       break;
-    case FAULT_KIND_FREEZE:
-      done = run->supervisor().Signal(ProcessName(act.target), act.begins ? SIGSTOP : SIGCONT);
+    case FAULT_KIND_FREEZE: {
+      std::multiset<size_t>& freezes = freezes_[ProcessName(act.target)];
+      if (act.begins) {
+        done = run->supervisor().Signal(ProcessName(act.target), SIGSTOP);
+        if (done) freezes.insert(act.number);
+        break;
+      }
+      const auto one = freezes.find(act.number);
+      if (one != freezes.end()) freezes.erase(one);
+      done = !freezes.empty() || run->supervisor().Signal(ProcessName(act.target), SIGCONT);
       break;
+    }
     default: {
       LinkFaults& link = links_[static_cast<size_t>(act.target.region)];
       act.begins ? link.Begin(act.number, fault) : link.End(act.number);

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <deque>
 #include <ios>
+#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -77,6 +79,8 @@ class ProcessFaults {
   std::streamoff events_read_ = 0;  // Bytes of events.jsonl.
   absl::Time began_;
   std::vector<LinkFaults> links_;  // By region.
+  // Of each process, the faults that keep it frozen: it goes on when the last of them ends.
+  std::map<std::string, std::multiset<size_t>> freezes_;
   std::vector<ObservedFault> observed_;
   std::optional<absl::Duration> quiet_since_;
   std::vector<LeftOut> left_out_;

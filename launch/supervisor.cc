@@ -253,8 +253,9 @@ void Supervisor::Restart(Process* process, absl::Time now) {
   process->code = kExitRestart;
 }
 
-bool Supervisor::Knows(const std::string& name) const {
-  return std::any_of(processes_.begin(), processes_.end(), [&](const Process& one) { return one.name == name; });
+bool Supervisor::Owns(const std::string& name, int64_t pid) const {
+  return std::any_of(processes_.begin(), processes_.end(),
+                     [&](const Process& one) { return one.name == name && one.child.pid() == pid; });
 }
 
 bool Supervisor::no_worker_left() const {

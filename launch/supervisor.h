@@ -118,8 +118,8 @@ class Supervisor {
   // How the coordinator ended for good; nothing while it runs or is to be started again.
   const std::optional<Ending>& coordinator_ending() const { return coordinator_ending_; }
 
-  // Names of processes, as given to Start.
-  bool Knows(const std::string& name) const;
+  // The last life of this process has this pid.
+  bool Owns(const std::string& name, int64_t pid) const;
   // Each worker was given up or abandoned; who left as it was meant to, at the end of a run for instance, is none.
   bool no_worker_left() const;
   // The exit code (or 128 + the signal) of the last member that was given up.

@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -297,8 +298,7 @@ TEST_F(SupervisorTest, KnowsWhenTheLastWorkerIsGoneForGood) {
   EXPECT_THAT(said_[1], HasSubstr("it is started again"));
   supervisor_->Abandon("worker-1 of beijing");
   EXPECT_TRUE(PollUntil([&] { return supervisor_->no_worker_left(); }).ok());
-  EXPECT_TRUE(supervisor_->Knows("worker-1 of beijing"));
-  EXPECT_FALSE(supervisor_->Knows("worker-2 of beijing"));
+  EXPECT_FALSE(supervisor_->Owns("worker-1 of beijing", ::getpid()));
   StartShell("worker-2 of beijing", kWorker, {"exit 0"});
   EXPECT_FALSE(supervisor_->no_worker_left()) << "it works";
   ASSERT_TRUE(PollUntil([&] { return !supervisor_->Signal("worker-2 of beijing", 0); }).ok());

@@ -33,6 +33,7 @@ class Checker {
     CheckLevel("strategy.region", strategy_.region(), most_leaves_);
     CheckLevel("strategy.root", strategy_.root(), regions_);
     CheckQuorumCanFill();
+    CheckRegionSends();
     if (strategy_.progress() == PROGRESS_GRADIENT) {
       CheckGradient();
     }
@@ -190,6 +191,18 @@ class Checker {
           absl::StrFormat("can never be reached (expected at most the job's %d %s or `all`, got %d)", regions_,
                           regions_ == 1 ? "region" : "regions", strategy_.root().quorum()));
     }
+  }
+
+  // Who waits for the root to include its contribution makes no further one for its region to send.
+  void CheckRegionSends() {
+    if (strategy_.in_flight() == IN_FLIGHT_KEEP || strategy_.region().flush_age_ns() > 0) return;
+    const int64_t most = fewest_leaves_ * (keeps_ ? strategy_.in_flight_max() : 1);
+    if (strategy_.region().send_every() <= most) return;
+    Add("strategy.region.send_every",
+        absl::StrFormat(
+            "the workers of %s wait for the root after %d contributions, which their region would keep "
+            "(expected at most %d or all with in_flight: %s, got %d); set strategy.region.flush_age for more",
+            fewest_leaves_region_, most, most, InFlightName(), strategy_.region().send_every()));
   }
 
   // Averaged gradients are one optimizer step of the whole job: nobody may be ahead, behind or left out.

@@ -416,7 +416,8 @@ TEST(MemberTest, AWorkerWithOtherDataIsTurnedAway) {
   cluster.StartAggregator("beijing");
   cluster.StartWorker("beijing");
   const std::string text = workspace.Write("other.txt", std::string(40000, 'x') + "\n");
-  const auto prepare = workspace.Start({"data", "prepare", "--input", text, "--output", workspace.Path("other")});
+  const auto prepare =
+      workspace.Start({"data", "prepare", "--tokenizer", "byte", "--input", text, "--output", workspace.Path("other")});
   ASSERT_EQ(prepare->Wait(), 0) << prepare->err();
   Process& stranger = cluster.StartWorker("beijing", {"--data", workspace.Path("other")});
   ExpectEnds(stranger, 2, {"other/train.bin", "not the tokens of this job", "--data"});
