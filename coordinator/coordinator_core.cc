@@ -59,10 +59,7 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
   if (found == nullptr) return absl::AbortedError("this member is unknown to the coordinator; join again");
   Member& member = *found;
   if (member.state != State::kLive || member.key.incarnation.value() != request.incarnation()) {
-    const std::string reason =
-        absl::StrFormat("%s incarnation %d is fenced: %s", Describe(member), request.incarnation(), member.why_gone);
-    // Two processes that both come back would take it from each other for ever.
-    return member.was_replaced ? absl::AlreadyExistsError(reason) : absl::AbortedError(reason);
+    return Fenced(member, request.incarnation());
   }
   member.last_seen = now;
   if (request.beat() == member.beat && !Mutated("core.answers_a_beat_twice")) {
@@ -177,6 +174,20 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
   }
   member.last_reply = reply;
   return absl::OkStatus();
+}
+
+absl::Status CoordinatorCore::Fenced(const Member& member, int64_t incarnation) const {
+  const Member* const holder = member.role == ROLE_AGGREGATOR ? Aggregator(member.region)
+                               : member.state == State::kLive ? &member
+                                                              : nullptr;
+  // Two processes that both came back would take the place from each other for ever.
+  if (holder != nullptr && (holder != &member || member.is_another_process)) {
+    return absl::AlreadyExistsError(absl::StrFormat("%s incarnation %d is fenced: process %d of %s has its place now",
+                                                    Describe(member), incarnation, holder->pid, holder->host));
+  }
+  return absl::AbortedError(
+      absl::StrFormat("%s incarnation %d is fenced: %s", Describe(member), incarnation,
+                      member.why_gone.empty() ? "it was before this coordinator began" : member.why_gone));
 }
 
 namespace {

@@ -162,8 +162,8 @@ class CoordinatorCore {
     MemberUsage usage_of_earlier_lives;
     // Of contributions that the root refused before their sender said what it holds: it may not have known of that.
     std::vector<LeasedRange> refused_unspoken;
-    std::string why_gone;       // The last life that was fenced.
-    bool was_replaced = false;  // By another process, which is there.
+    std::string why_gone;             // The last life that was fenced; empty: an earlier coordinator fenced it.
+    bool is_another_process = false;  // Than the life before.
   };
   // The members of a region, and what heartbeats ask about them all: nothing that comes from each of thousands of
   // members may look at thousands of them.
@@ -178,6 +178,8 @@ class CoordinatorCore {
   };
 
   std::string Describe(const Member& member) const;
+  // What a life that is fenced is answered. ALREADY_EXISTS: another process has its place now.
+  absl::Status Fenced(const Member& member, int64_t incarnation) const;
   // Who must be there before training begins, and is not ready yet.
   std::string WaitsFor() const;
   const std::string& RegionOf(const Member& member) const { return regions_[member.region].name(); }

@@ -171,7 +171,6 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   }
   if (request.role() == ROLE_AGGREGATOR && aggregator != nullptr && aggregator != member) {
     Expire(aggregator, "lost", absl::StrCat(newcomer, " joined as the aggregator of its region"));
-    aggregator->was_replaced = true;
   }
   if (member == nullptr) {
     std::set<int> ranks;
@@ -185,11 +184,12 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   } else {
     if (member->state == State::kLive && !Mutated("core.does_not_fence_the_earlier_life")) {
       Expire(member, "lost", absl::StrCat(newcomer, " joined under its name"));
-      member->was_replaced = true;
     }
     Add(member->usage, &member->usage_of_earlier_lives);
     const int64_t one_more = Mutated("core.keeps_the_incarnation") ? 0 : 1;
     member->key.incarnation = Incarnation(member->key.incarnation.value() + one_more);
+    // One whose first call to join was late may have come twice.
+    member->is_another_process = request.pid() != member->pid || request.host() != member->host;
   }
   member->state = State::kLive;
   member->address = request.address();
@@ -247,7 +247,6 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
 void CoordinatorCore::Expire(Member* member, const char* event, const std::string& reason) {
   if (member->state != State::kLive) return;
   member->why_gone = reason;
-  member->was_replaced = false;
   Log({{"event", event},
        {"role", RoleName(member->role)},
        {"region", RegionOf(*member)},

@@ -53,6 +53,7 @@ grpc::Status CoordinatorService::GetJob(grpc::ServerContext*, const GetJobReques
 }
 
 grpc::Status CoordinatorService::Join(grpc::ServerContext* context, const JoinRequest* request, JoinReply* reply) {
+  if (context->IsCancelled()) return grpc::Status(grpc::StatusCode::CANCELLED, "who asked has given up");
   const grpc::Status status =
       Call(reply, [&](CoordinatorCore& core, absl::Time now) { return core.Join(*request, now); });
   if (!status.ok()) return status;

@@ -86,6 +86,8 @@ struct Cluster {
     request.set_name(name);
     request.set_address(region + ":1");
     request.set_schema_digest(digest);
+    request.set_pid(++pids);
+    request.set_host("a-host");
     return core.Join(request, now);
   }
   Process Join(Role role, const std::string& region, const std::string& name, bool new_region = false) {
@@ -176,6 +178,7 @@ struct Cluster {
   }
 
   absl::Time now;
+  int64_t pids = 0;
   RootHistory history;  // Of what the core wrote down.
   int64_t records = 0;
   CoordinatorCore core;

@@ -1,14 +1,20 @@
 #include "launch/flag_checks.h"
 
+#include <algorithm>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "launch/job_units.h"
-#include "runtime/base/region_name.h"
 
 namespace wukong {
+namespace {
+
+constexpr size_t kMemberNameMax = 63;
+
+}  // namespace
 
 CLI::Validator HostPort(bool may_be_any) {
   return CLI::Validator(
@@ -31,7 +37,9 @@ CLI::Validator Seconds() {
   return CLI::Validator(
       [](std::string& text) -> std::string {
         absl::Duration time;
-        const bool is_one = absl::ParseDuration(text, &time) || absl::ParseDuration(text + "s", &time);
+        double seconds = 0;
+        if (absl::SimpleAtod(text, &seconds)) time = absl::Seconds(seconds);
+        const bool is_one = seconds != 0 || absl::ParseDuration(text, &time);
         if (!is_one || time <= absl::ZeroDuration() || time == absl::InfiniteDuration()) {
           return absl::StrCat("expected a time above 0, such as 30s, got \"", text, "\"");
         }
@@ -44,8 +52,13 @@ CLI::Validator Seconds() {
 CLI::Validator MemberName() {
   return CLI::Validator(
       [](std::string& text) -> std::string {
-        if (IsRegionName(text)) return "";
-        return absl::StrCat("expected at most ", kRegionNameMax, " letters, digits and '-', got \"", text, "\"");
+        const bool fits = !text.empty() && text.size() <= kMemberNameMax && text[0] != '-' &&
+                          std::all_of(text.begin(), text.end(), [](char c) {
+                            return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.';
+                          });
+        if (fits) return "";
+        return absl::StrCat("expected at most ", kMemberNameMax, " letters, digits, '-', '_' and '.', got \"", text,
+                            "\"");
       },
       "NAME");
 }

@@ -23,7 +23,7 @@ TEST(FlagChecksTest, AnAddressHasAHostAndAPort) {
 
 TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
   const std::vector<std::pair<std::string, std::string>> good = {
-      {"30", "30"}, {"30s", "30"}, {"500ms", "0.5"}, {"1.5m", "90"}, {"0.25", "0.25"}};
+      {"30", "30"}, {"30s", "30"}, {"500ms", "0.5"}, {"1.5m", "90"}, {"0.25", "0.25"}, {"1.08e+06", "1.08e+06"}};
   for (const auto& [text, seconds] : good) {
     std::string value = text;
     EXPECT_EQ(Seconds()(value), "") << text;
@@ -35,7 +35,7 @@ TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
 }
 
 TEST(FlagChecksTest, AMemberHasANameThatOthersCanWrite) {
-  EXPECT_EQ(MemberName()(std::string("worker-0")), "");
+  for (const char* good : {"worker-0", "node_1.example"}) EXPECT_EQ(MemberName()(std::string(good)), "") << good;
   for (const char* bad : {"a/b", "", "-a", "a b"}) EXPECT_NE(MemberName()(std::string(bad)), "") << bad;
 }
 

@@ -387,7 +387,7 @@ class JobChecker {
 
 std::vector<std::string> JobWarnings(const Job& job) {
   std::vector<std::string> warnings;
-  // A trial of a few tokens is no mistake.
+  // Allowed, for a trial of a few tokens.
   if (job.optimizer().warmup_tokens() >= job.stop().tokens()) {
     warnings.push_back(absl::StrCat("optimizer.warmup_tokens: warm-up does not end (expected fewer than stop.tokens, ",
                                     job.stop().tokens(), ", got ", job.optimizer().warmup_tokens(), ")"));

@@ -241,7 +241,8 @@ absl::Status LocalRun::WatchUntilOver() {
       ShowProgress();
       next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
       // Somebody may take the place of who was killed, for which the coordinator waits. Others would find the same.
-      if (supervisor_.no_worker_left() && !others_work_ && supervisor_.given_up_code().value_or(0) < 128) {
+      if (phase_ == "training" && supervisor_.no_worker_left() && !others_work_ &&
+          supervisor_.given_up_code().value_or(0) < 128) {
         return absl::AbortedError("no worker is left, and none will be started again: the lines above say why");
       }
     }
@@ -328,9 +329,9 @@ LocalRun::Result LocalRun::Run() {
     result.exit_code = EndOfCoordinator(ending.value_or(Supervisor::Ending{kExitFailed, ""}), report);
     return result;
   }
-  // A signal that came when all was committed stopped nothing.
-  if (absl::IsCancelled(status) && ending.has_value() && ending->code == kExitOk && report.ok() &&
-      ReportCompleted(*report)) {
+  // A signal that came when all was committed stopped nothing, and nobody is missed then.
+  if ((absl::IsCancelled(status) || supervisor_.no_worker_left()) && ending.has_value() && ending->code == kExitOk &&
+      report.ok() && ReportCompleted(*report)) {
     result.exit_code = kExitOk;
     return result;
   }

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <string>
 
@@ -27,8 +28,13 @@ int main(int argc, char** argv) {
   FLAGS_logtostderr = true;
   google::InitGoogleLogging(argv[0]);
 
-  // gRPC says in its own format what our messages say of the same calls, unless somebody looks into gRPC.
-  if (std::getenv("GRPC_VERBOSITY") == nullptr) gpr_set_log_function([](gpr_log_func_args*) {});
+  // gRPC says in its own format what our messages say of the same calls: unless somebody looks into gRPC, only what it
+  // dies of is of interest.
+  if (std::getenv("GRPC_VERBOSITY") == nullptr) {
+    gpr_set_log_function([](gpr_log_func_args* log) {
+      if (std::strstr(log->message, "assertion failed") != nullptr) std::fprintf(stderr, "gRPC: %s\n", log->message);
+    });
+  }
 
   CLI::App app("Wukong trains one model across data centers that are far apart.", "wukong");
   app.require_subcommand(1);

@@ -56,6 +56,7 @@ int RunCoordinatorCommand(CoordinatorFlags flags) {
   check.check_data = true;
   check.check_device = false;  // Devices are the workers' machines'.
   if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
+  if (!flags.options.resume) PrintWarnings(source->job);
   CoordinatorOptions options = flags.options;
   options.job = source->job;
   options.resolved_yaml = ResolvedYaml(source->job);

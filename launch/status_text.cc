@@ -121,7 +121,7 @@ std::string StatusText(const StatusReply& status) {
   std::string text =
       absl::StrFormat("%s: %s, %.1f s since training began\n", status.run(), status.phase(), status.seconds());
   if (!status.storage_trouble().empty()) absl::StrAppend(&text, kTrouble, status.storage_trouble(), "\n");
-  if (!status.detail().empty()) Line("because", status.detail(), &text);
+  if (!status.detail().empty()) Line(status.phase() == "starting" ? "waits for" : "because", status.detail(), &text);
   Line("tokens committed",
        absl::StrFormat("%d of %d (%.1f%%)", status.tokens_committed(), status.tokens_budget(),
                        Percent(status.tokens_committed(), status.tokens_budget())),

@@ -24,6 +24,10 @@ absl::StatusOr<SampleReader> OpenSamples(const Job& job, const std::string& fing
   if (!files.ok()) return files.status();
   absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(files->train);
   if (!file.ok()) return file.status();
+  if (fingerprint.empty()) {
+    return absl::InvalidArgumentError(
+        "the coordinator does not say which tokens the job has: it is of another version");
+  }
   if ((*file)->Fingerprint() != fingerprint) {
     return absl::InvalidArgumentError(absl::StrCat(files->train, ": not the tokens of this job (here ",
                                                    (*file)->Fingerprint(), ", the coordinator has ", fingerprint,

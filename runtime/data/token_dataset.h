@@ -32,8 +32,8 @@ class TokenFile {
   // Reads the whole file. INVALID_ARGUMENT names the first token that is not below `vocabulary`, and where it stands.
   absl::Status CheckVocabulary(int64_t vocabulary) const;
 
-  // Tells these tokens from others, whatever the layout: how many they are, and the SHA-256 of 64 evenly spaced pieces
-  // of them. Reads no more than that.
+  // Tells these tokens from another text's, whatever the layout: how many they are, and the SHA-256 of 64 evenly spaced
+  // pieces of 1024, the first and the last of them included. Reads no more than that.
   std::string Fingerprint() const;
 
  private:

@@ -220,7 +220,7 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
       {"a lead with a quorum", PRESET_SSP, [&](Job* j) { strategy(j)->mutable_root()->set_quorum(2); },
        "strategy.root.quorum", "whose contribution would wait for the others'"},
       {"a lead with a grace", PRESET_SSP, [&](Job* j) { strategy(j)->mutable_region()->set_grace_ns(1'000'000'000); },
-       "strategy.region.quorum", "with a grace"},
+       "strategy.region.grace", "until it is too old"},
       {"a lead of those who wait", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_lead_max(2); }, "strategy.lead_max",
        "expected 0 with in_flight: wait, got 2"},
       {"a share of nothing", PRESET_DILOCO, [&](Job* j) { strategy(j)->set_pending(PENDING_SHARE); },

@@ -131,11 +131,17 @@ class Checker {
       return;
     }
     const int64_t quorum = Quorum(level, children);
-    if (strategy_.lead_max() > 0 && (quorum > 1 || level.grace_ns() > 0)) {
+    if (strategy_.lead_max() > 0 && quorum > 1) {
       Add(key + ".quorum",
           absl::StrFormat("whoever is ahead waits for the slowest, whose contribution would wait for the others' "
-                          "(expected 1 and no grace with strategy.lead_max: %d, got %d%s)",
-                          strategy_.lead_max(), quorum, level.grace_ns() > 0 ? " with a grace" : ""));
+                          "(expected 1 with strategy.lead_max: %d, got %d)",
+                          strategy_.lead_max(), quorum));
+    }
+    if (strategy_.lead_max() > 0 && level.grace_ns() > 0) {
+      Add(key + ".grace",
+          absl::StrCat("versions that tell who is ahead would come while a contribution waits, until it "
+                       "is too old (expected 0 with strategy.lead_max: ",
+                       strategy_.lead_max(), ")"));
     }
     CheckGain(key, level, children, quorum);
     if (by_coordinate && quorum < 3) {

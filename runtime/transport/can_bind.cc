@@ -24,15 +24,18 @@ absl::Status CanBind(const std::string& address) {
     return absl::InvalidArgumentError(absl::StrCat("cannot listen on ", address, ": ", ::gai_strerror(unknown)));
   }
   int error = 0;
-  const int socket = ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int on = 1;  // As servers do: a port whose last connections are just ending is free.
-  if (socket < 0 || ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
-      ::bind(socket, found->ai_addr, found->ai_addrlen) != 0) {
-    error = errno;
+  for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
+    const int socket = ::socket(one->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int on = 1;  // As servers do: a port whose last connections are just ending is free.
+    const bool bound = socket >= 0 && ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == 0 &&
+                       ::bind(socket, one->ai_addr, one->ai_addrlen) == 0;
+    error = bound ? 0 : errno;
+    if (socket >= 0) ::close(socket);
+    if (bound) break;
   }
-  if (socket >= 0) ::close(socket);
   ::freeaddrinfo(found);
-  if (error == 0) return absl::OkStatus();
+  // Of anything else (no IPv6 on this machine) a server may make something.
+  if (error != EADDRINUSE && error != EADDRNOTAVAIL) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("cannot listen on ", address, ": ", ::strerror(error)));
 }
 
