@@ -38,8 +38,9 @@ CLI::Validator Seconds() {
       [](std::string& text) -> std::string {
         absl::Duration time;
         double seconds = 0;
-        if (absl::SimpleAtod(text, &seconds)) time = absl::Seconds(seconds);
-        const bool is_one = seconds != 0 || absl::ParseDuration(text, &time);
+        const bool is_number = absl::SimpleAtod(text, &seconds);
+        if (is_number) time = absl::Seconds(seconds);
+        const bool is_one = is_number || absl::ParseDuration(text, &time);
         if (!is_one || time <= absl::ZeroDuration() || time == absl::InfiniteDuration()) {
           return absl::StrCat("expected a time above 0, such as 30s, got \"", text, "\"");
         }
