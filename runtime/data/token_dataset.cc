@@ -132,10 +132,10 @@ absl::Status TokenFile::CheckVocabulary(int64_t vocabulary) const {
 
 std::string TokenFile::Fingerprint() const {
   constexpr size_t kPieces = 64, kPieceTokens = 1024;
-  const size_t last = tokens_.size() - std::min(tokens_.size(), kPieceTokens);
+  const size_t end = tokens_.size() - std::min(tokens_.size(), kPieceTokens);
   std::string text;
   for (size_t i = 0; i < kPieces; ++i) {
-    const absl::Span<const uint16_t> piece = tokens_.subspan(i * last / (kPieces - 1), kPieceTokens);
+    const absl::Span<const uint16_t> piece = tokens_.subspan(i * end / (kPieces - 1), kPieceTokens);
     text.append(reinterpret_cast<const char*>(piece.data()), piece.size() * sizeof(uint16_t));
   }
   return absl::StrCat(tokens_.size(), " tokens ", Sha256Hex(text).substr(0, 16));
