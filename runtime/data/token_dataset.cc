@@ -131,11 +131,11 @@ absl::Status TokenFile::CheckVocabulary(int64_t vocabulary) const {
 }
 
 std::string TokenFile::Fingerprint() const {
-  constexpr size_t kPieces = 64, kPieceTokens = 1024;
-  const size_t end = tokens_.size() - std::min(tokens_.size(), kPieceTokens);
+  constexpr size_t kTaken = 64, kTakenTokens = 1024;
+  const size_t end = tokens_.size() - std::min(tokens_.size(), kTakenTokens);
   std::string text;
-  for (size_t i = 0; i < kPieces; ++i) {
-    const absl::Span<const uint16_t> piece = tokens_.subspan(i * end / (kPieces - 1), kPieceTokens);
+  for (size_t i = 0; i < kTaken; ++i) {
+    const absl::Span<const uint16_t> piece = tokens_.subspan(i * end / (kTaken - 1), kTakenTokens);
     text.append(reinterpret_cast<const char*>(piece.data()), piece.size() * sizeof(uint16_t));
   }
   return absl::StrCat(tokens_.size(), " tokens ", Sha256Hex(text).substr(0, 16));
