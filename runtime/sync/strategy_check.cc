@@ -131,13 +131,13 @@ class Checker {
       return;
     }
     const int64_t quorum = Quorum(level, children);
-    if (strategy_.lead_max() > 0 && quorum > 1) {
+    if (strategy_.lead_max() > 0 && keeps_ && quorum > 1) {
       Add(key + ".quorum",
           absl::StrFormat("whoever is ahead waits for the slowest, whose contribution would wait for the others' "
                           "(expected 1 with strategy.lead_max: %d, got %d)",
                           strategy_.lead_max(), quorum));
     }
-    if (strategy_.lead_max() > 0 && level.grace_ns() > 0) {
+    if (strategy_.lead_max() > 0 && keeps_ && level.grace_ns() > 0) {
       Add(key + ".grace",
           absl::StrCat("versions that tell who is ahead would come while a contribution waits, until it "
                        "is too old (expected 0 with strategy.lead_max: ",
