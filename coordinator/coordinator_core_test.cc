@@ -346,7 +346,6 @@ TEST(CoordinatorHeartbeatTest, AnotherParentThanTheLastThatWasToldRestsOnTheLog)
   EXPECT_EQ(told(), Rests::kOnNothing);
   c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
   EXPECT_EQ(told(), Rests::kAltogether);
-  Process b0 = c.b0;
   c.b0 = c.Join(ROLE_WORKER, "beijing", "b0");
   EXPECT_EQ(c.core.RestsOnTheLog(c.aggregator_b.key, c.Beat(&c.aggregator_b)), Rests::kOnAFence)
       << "of its earlier life";
