@@ -19,6 +19,7 @@
 #include "runtime/transport/parameter_server.h"
 #include "runtime/transport/parent_link.h"
 #include "runtime/transport/rendezvous.h"
+#include "worker/node_report.h"
 #include "worker/session.h"
 
 namespace wukong {
@@ -81,230 +82,305 @@ ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentS
   return options;
 }
 
-}  // namespace
+// One life of an aggregator, from joining to the end.
+class AggregatorLife {
+ public:
+  AggregatorLife(const AggregatorOptions& options, const StopSignal& stop)
+      : options_(options), stop_(stop), session_(options.coordinator, options.region) {}
 
-absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& stop) {
-  const RealClock clock;
-  const absl::Time started = clock.Now();
-  Session session(options.coordinator, options.region);
-  const absl::StatusOr<GetJobReply> fetched = session.FetchJob(options.new_region, options.connect_timeout, stop);
+  absl::Status Run();
+
+ private:
+  absl::Status Listen();
+  absl::Status Join();
+  void Connect();
+  void StartHeartbeats();
+  // Until the run is over, a signal has come, or it cannot go on.
+  absl::Status Serve();
+  // The first version makes the node. False: it was damaged meanwhile, and is being fetched anew.
+  bool OpenNode();
+  absl::Status Finish(absl::Status outcome);
+
+  // The heartbeat thread's.
+  void Fill(HeartbeatRequest* request);
+  void FillFromNode(ParameterServer* node, HeartbeatRequest* request);
+  void TakeReply(const HeartbeatReply& reply);
+  void Fence(MemberKey child);
+  // Any thread.
+  void OnVersion();
+  void End(const absl::Status& status);
+  template <typename Use>
+  void WithNode(Use use) {
+    if (ParameterServer* node = node_; node != nullptr) use(*node);
+  }
+
+  const AggregatorOptions& options_;
+  const StopSignal& stop_;
+  const RealClock clock_;
+  const absl::Time started_ = clock_.Now();
+  Session session_;
+  GetJobReply fetched_;
+  const Job& job_ = fetched_.job();
+  std::vector<FragmentSpan> fragments_;
+  std::string address_;
+  MemberKey self_;
+  NodeGate gate_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<ParentLink> link_;
+  std::vector<float> theta_;
+  std::unique_ptr<ParameterServer> parameter_server_;
+  std::atomic<ParameterServer*> node_{nullptr};  // The same, once it is open.
+  bool stopped_ = false;                         // By a signal.
+
+  // The heartbeat thread's.
+  int64_t asking_term_ = 0;  // Of the coordinator that asks what this region owes the root; 0: nobody does.
+  std::unique_ptr<NodeReporter> reporter_;
+
+  // What the other threads tell the one that serves.
+  Mutex mutex_;
+  bool version_ ABSL_GUARDED_BY(mutex_) = false;
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status outcome_ ABSL_GUARDED_BY(mutex_);
+  std::vector<FenceDone> fence_done_ ABSL_GUARDED_BY(mutex_);
+  std::set<MemberKey> fencing_ ABSL_GUARDED_BY(mutex_);
+  std::vector<MemberKey> fenced_early_ ABSL_GUARDED_BY(mutex_);  // Before there was a node that would remember it.
+};
+
+absl::Status AggregatorLife::Run() {
+  absl::StatusOr<GetJobReply> fetched = session_.FetchJob(options_.new_region, options_.connect_timeout, stop_);
   if (!fetched.ok()) return fetched.status();
-  const Job& job = fetched->job();
+  fetched_ = *std::move(fetched);
+  fragments_ = FragmentsOf(job_, fetched_.parameters());
+  if (absl::Status status = Listen(); !status.ok()) return status;
+  if (absl::Status status = Join(); !status.ok()) return status;
+  Connect();
+  StartHeartbeats();
+  return Finish(Serve());
+}
 
-  NodeGate gate;
+absl::Status AggregatorLife::Listen() {
   int port = 0;
-  const std::unique_ptr<grpc::Server> server = Listen(options.listen, {&gate}, &port);
-  if (server == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("the aggregator of ", options.region, " cannot listen on ",
-                                                   options.listen,
+  server_ = wukong::Listen(options_.listen, {&gate_}, &port);
+  if (server_ == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("the aggregator of ", options_.region, " cannot listen on ",
+                                                   options_.listen,
                                                    ": the port is in use, or the address is not of this machine"));
   }
-  const std::string host = options.listen.substr(0, options.listen.rfind(':'));
-  const std::string address = !options.advertise.empty()            ? options.advertise
-                              : host == "0.0.0.0" || host == "[::]" ? absl::StrCat(HostName(), ":", port)
-                                                                    : absl::StrCat(host, ":", port);
+  const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
+  address_ = !options_.advertise.empty()           ? options_.advertise
+             : host == "0.0.0.0" || host == "[::]" ? absl::StrCat(HostName(), ":", port)
+                                                   : absl::StrCat(host, ":", port);
+  return absl::OkStatus();
+}
 
+absl::Status AggregatorLife::Join() {
   JoinRequest join;
   join.set_role(ROLE_AGGREGATOR);
   join.set_name("aggregator");
-  join.set_address(address);
-  join.set_new_region(options.new_region);
-  join.set_schema_digest(fetched->schema_digest());
-  const absl::StatusOr<JoinReply> joined = session.Join(join, options.connect_timeout, stop);
+  join.set_address(address_);
+  join.set_new_region(options_.new_region);
+  join.set_schema_digest(fetched_.schema_digest());
+  const absl::StatusOr<JoinReply> joined = session_.Join(join, options_.connect_timeout, stop_);
   if (!joined.ok()) return joined.status();
-  const MemberKey self{MemberId(joined->member()), Incarnation(joined->incarnation())};
-  LOG(INFO) << "aggregator of " << options.region << " is member " << self.member << ", listens on " << address;
+  self_ = {MemberId(joined->member()), Incarnation(joined->incarnation())};
+  LOG(INFO) << "aggregator of " << options_.region << " is member " << self_.member << ", listens on " << address_;
+  return absl::OkStatus();
+}
 
-  // What the threads below tell this one.
-  struct Shared {
-    Mutex mutex;
-    bool version ABSL_GUARDED_BY(mutex) = false;
-    bool over ABSL_GUARDED_BY(mutex) = false;
-    absl::Status outcome ABSL_GUARDED_BY(mutex);
-    std::vector<FenceDone> fence_done ABSL_GUARDED_BY(mutex);
-    std::set<MemberKey> fencing ABSL_GUARDED_BY(mutex);
-    std::vector<MemberKey> fenced_early ABSL_GUARDED_BY(mutex);  // Before there was a node that would remember it.
-  } shared;
-  const auto end = [&](const absl::Status& status) {
-    MutexLock lock(shared.mutex);
-    if (!shared.over) shared.outcome = status;
-    shared.over = true;
-    stop.Wake();
+void AggregatorLife::Connect() {
+  ParentLink::Options options;
+  options.address = options_.coordinator;
+  options.parent_name = "root";
+  options.self = self_;
+  options.schema_digest = fetched_.schema_digest();
+  options.fragments = fragments_;
+  options.rpc_timeout = absl::Nanoseconds(job_.limits().rpc_ns());
+  options.streams_max = job_.limits().streams_max();
+  options.in_flight_max = job_.strategy().in_flight_max();
+  options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, fragments_);
+  options.round_trip = session_.round_trip();
+  options.seed = DeriveSeed(job_.seed(), options_.region);
+  ParentLink::Callbacks callbacks;
+  callbacks.on_version = [this] { OnVersion(); };
+  callbacks.on_back = [this] { WithNode([](ParameterServer& node) { node.OnParentBack(); }); };
+  callbacks.on_written = [this](Sequence sequence) {
+    WithNode([&](ParameterServer& node) { node.OnParentWritten(sequence); });
   };
+  callbacks.on_answer = [this](Sequence sequence, Verdict verdict, const std::string&) {
+    WithNode([&](ParameterServer& node) { node.OnParentAnswer(sequence, verdict); });
+  };
+  callbacks.on_fatal = [this](const absl::Status& status) { End(status); };
+  link_ = std::make_unique<ParentLink>(options, std::move(callbacks));
+}
 
-  const std::vector<FragmentSpan> fragments = FragmentsOf(job, fetched->parameters());
-  std::atomic<ParameterServer*> node{nullptr};
-  int64_t asking_term = 0;  // The heartbeat thread's: to be told what this region owes the root; 0: nobody asks.
-  ParentLink::Options link_options;
-  link_options.address = options.coordinator;
-  link_options.parent_name = "root";
-  link_options.self = self;
-  link_options.schema_digest = fetched->schema_digest();
-  link_options.fragments = fragments;
-  link_options.rpc_timeout = absl::Nanoseconds(job.limits().rpc_ns());
-  link_options.streams_max = job.limits().streams_max();
-  link_options.in_flight_max = job.strategy().in_flight_max();
-  link_options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, fragments);
-  link_options.round_trip = session.round_trip();
-  link_options.seed = DeriveSeed(job.seed(), options.region);
-  ParentLink::Callbacks link_callbacks;
-  link_callbacks.on_version = [&] {
-    if (ParameterServer* open = node; open != nullptr) open->OnParentVersion();
-    MutexLock lock(shared.mutex);
-    if (shared.version) return;
-    shared.version = true;
-    stop.Wake();
-  };
-  link_callbacks.on_back = [&] {
-    if (ParameterServer* open = node; open != nullptr) open->OnParentBack();
-  };
-  link_callbacks.on_written = [&](Sequence sequence) {
-    if (ParameterServer* open = node; open != nullptr) open->OnParentWritten(sequence);
-  };
-  link_callbacks.on_answer = [&](Sequence sequence, Verdict verdict, const std::string&) {
-    if (ParameterServer* open = node; open != nullptr) open->OnParentAnswer(sequence, verdict);
-  };
-  link_callbacks.on_fatal = end;
-  ParentLink link(link_options, std::move(link_callbacks));
+void AggregatorLife::StartHeartbeats() {
+  Session::Callbacks callbacks;
+  callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };
+  callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
+  callbacks.on_lost = [this](const absl::Status& status) { End(status); };
+  session_.StartHeartbeats(self_, absl::Nanoseconds(job_.limits().heartbeat_ns()),
+                           absl::Nanoseconds(job_.limits().start_ns()), std::move(callbacks));
+}
 
-  Session::Callbacks heartbeat;
-  heartbeat.fill = [&](HeartbeatRequest* request) {
-    MemberUsage* usage = request->mutable_usage();
-    usage->set_wall_seconds(absl::ToDoubleSeconds(clock.Now() - started));
-    usage->set_cpu_seconds(ProcessCpuSeconds());
-    usage->set_payload_bytes_up(link.payload_bytes_up());
-    usage->set_payload_bytes_down(link.payload_bytes_down());
-    usage->set_contributions_sent(link.contributions_sent());
-    usage->set_peak_memory_bytes(PeakMemoryBytes());
-    if (ParameterServer* open = node; open != nullptr) {
-      open->RunExclusive([&](const ParentNode& parent) {
-        for (const auto& [verdict, count] : parent.stats().contributions) {
-          (*usage->mutable_contributions_received())[VerdictName(verdict)] = count;
-        }
-        for (const auto& [who, count] : parent.stats().refused) {
-          RefusedCount* refused = usage->add_refused();
-          refused->set_member(who.first.value());
-          refused->set_verdict(who.second);
-          refused->set_count(count);
-        }
-        for (const MemberId member : parent.Quarantined(clock.Now())) request->add_quarantined(member.value());
-        if (asking_term == 0) return;
-        for (const LeasedRange& range : parent.Custody()) {
-          *request->mutable_holdings()->add_ranges() = RangeToProto(range);
-        }
-      });
-    }
-    if (asking_term != 0) request->mutable_holdings()->set_term(asking_term);
-    asking_term = 0;
-    MutexLock lock(shared.mutex);
-    for (FenceDone& done : shared.fence_done) {
-      // A coordinator that asks again after this is another one, and does not know the answer.
-      shared.fencing.erase({MemberId(done.member()), Incarnation(done.incarnation())});
-      *request->add_fence_done() = std::move(done);
-    }
-    shared.fence_done.clear();
-  };
-  heartbeat.on_reply = [&](const HeartbeatReply& reply) {
-    ParameterServer* open = node;
-    if (reply.assert_holdings()) {
-      // What the root has of it already, and what it will not take, it says when this node sends it (again).
-      asking_term = reply.term();
-      session.Kick();
-    }
-    for (const Life& fence : reply.fence()) {
-      const MemberKey child{MemberId(fence.member()), Incarnation(fence.incarnation())};
-      {
-        MutexLock lock(shared.mutex);
-        if (!shared.fencing.insert(child).second) continue;  // Under way, or done and about to be said.
-      }
-      const auto done = [&shared, child](const std::vector<LeasedRange>& custody) {
-        FenceDone message;
-        message.set_member(child.member.value());
-        message.set_incarnation(child.incarnation.value());
-        for (const LeasedRange& range : custody) *message.add_custody() = RangeToProto(range);
-        MutexLock lock(shared.mutex);
-        shared.fence_done.push_back(std::move(message));
-      };
-      gate.Forget(child);
-      LOG(INFO) << "fencing member " << child.member << " incarnation " << child.incarnation;
-      ParameterServer* there = nullptr;
-      {
-        MutexLock lock(shared.mutex);
-        there = node;  // It is opened under this lock.
-        if (there == nullptr) shared.fenced_early.push_back(child);
-      }
-      if (there != nullptr) {
-        there->Fence(child, done);
-      } else {
-        done({});
-      }
-    }
-    if (open != nullptr) {
-      std::set<MemberId> idle;
-      for (const int64_t member : reply.idle_members()) idle.insert(MemberId(member));
-      open->SetIdle(idle);
-      open->SetDraining(reply.drain());  // And looks at the time, whether or not anything changed.
-    }
-    if (reply.finish()) {
-      end(StatusOfFinish(reply));
-    }
-  };
-  heartbeat.on_lost = end;
-  session.StartHeartbeats(self, absl::Nanoseconds(job.limits().heartbeat_ns()),
-                          absl::Nanoseconds(job.limits().start_ns()), std::move(heartbeat));
-
-  // The first version makes the node.
-  std::vector<float> theta;
-  std::unique_ptr<ParameterServer> parameter_server;
-  absl::Status outcome;
-  bool stopped = false;
+absl::Status AggregatorLife::Serve() {
   while (true) {
-    stopped = stop.WaitFor(absl::Seconds(1));
-    if (stopped) break;
-    MutexLock lock(shared.mutex);
-    if (shared.over) {
-      outcome = shared.outcome;
-      break;
+    if (stop_.WaitFor(absl::Seconds(1))) {
+      stopped_ = true;
+      return absl::OkStatus();
     }
-    if (shared.version && parameter_server == nullptr) {
-      VersionNotes notes;
-      bool whole = false;
-      link.parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
-        whole = snapshot.version.value() > 0;
-        theta.assign(values.begin(), values.end());
-        notes.root_version = snapshot.root_version;
-        notes.tokens_committed = snapshot.tokens_committed;
-      });
-      if (!whole) {  // Damaged meanwhile, and being fetched anew.
-        shared.version = false;
-        continue;
-      }
-      ParameterServer::Hooks hooks;
-      hooks.on_fatal = end;
-      parameter_server =
-          std::make_unique<ParameterServer>(NodeOptions(job, fragments, fetched->schema_digest(), self),
-                                            std::move(hooks), absl::MakeSpan(theta), notes, &link, &clock);
-      for (const MemberKey child : shared.fenced_early) {
-        parameter_server->Fence(child, [](const std::vector<LeasedRange>&) {});
-      }
-      node = parameter_server.get();
-      gate.Open(parameter_server.get());
-      parameter_server->OnParentVersion();
+    {
+      MutexLock lock(mutex_);
+      if (over_) return outcome_;
+      if (!version_ || parameter_server_ != nullptr) continue;
+    }
+    if (!OpenNode()) {
+      MutexLock lock(mutex_);
+      version_ = false;
     }
   }
-  session.StopHeartbeats(absl::Milliseconds(200));
-  if (stopped && parameter_server != nullptr) {
-    parameter_server->RunExclusive([&](const ParentNode& parent) {
-      if (parent.Custody().empty()) return;
-      outcome = RestartSafe(absl::CancelledError(
-          absl::StrCat("preempted: what the workers of ", options.region, " had contributed was not all at the root")));
+}
+
+bool AggregatorLife::OpenNode() {
+  VersionNotes notes;
+  bool whole = false;
+  link_->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
+    whole = snapshot.version.value() > 0;
+    theta_.assign(values.begin(), values.end());
+    notes.root_version = snapshot.root_version;
+    notes.tokens_committed = snapshot.tokens_committed;
+  });
+  if (!whole) return false;
+  ParameterServer::Hooks hooks;
+  hooks.on_fatal = [this](const absl::Status& status) { End(status); };
+  parameter_server_ =
+      std::make_unique<ParameterServer>(NodeOptions(job_, fragments_, fetched_.schema_digest(), self_),
+                                        std::move(hooks), absl::MakeSpan(theta_), notes, link_.get(), &clock_);
+  {
+    MutexLock lock(mutex_);
+    for (const MemberKey child : fenced_early_) {
+      parameter_server_->Fence(child, [](const std::vector<LeasedRange>&) {});
+    }
+    node_ = parameter_server_.get();
+  }
+  gate_.Open(parameter_server_.get());
+  parameter_server_->OnParentVersion();
+  return true;
+}
+
+absl::Status AggregatorLife::Finish(absl::Status outcome) {
+  session_.StopHeartbeats(absl::Milliseconds(200));
+  if (stopped_ && parameter_server_ != nullptr) {
+    parameter_server_->RunExclusive([&](const ParentNode& node) {
+      if (node.Custody().empty()) return;
+      outcome = RestartSafe(absl::CancelledError(absl::StrCat("preempted: what the workers of ", options_.region,
+                                                              " had contributed was not all at the root")));
     });
   }
-  link.Shutdown();
-  if (parameter_server != nullptr) parameter_server->Shutdown();
-  server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
-  server->Wait();
+  link_->Shutdown();
+  if (parameter_server_ != nullptr) parameter_server_->Shutdown();
+  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  server_->Wait();
   return outcome;
+}
+
+void AggregatorLife::Fill(HeartbeatRequest* request) {
+  MemberUsage* usage = request->mutable_usage();
+  usage->set_wall_seconds(absl::ToDoubleSeconds(clock_.Now() - started_));
+  usage->set_cpu_seconds(ProcessCpuSeconds());
+  usage->set_payload_bytes_up(link_->payload_bytes_up());
+  usage->set_payload_bytes_down(link_->payload_bytes_down());
+  usage->set_contributions_sent(link_->contributions_sent());
+  usage->set_peak_memory_bytes(PeakMemoryBytes());
+  if (ParameterServer* node = node_; node != nullptr) {
+    FillFromNode(node, request);
+  } else if (asking_term_ != 0) {  // Who has no node owes nothing.
+    request->mutable_holdings()->set_term(std::exchange(asking_term_, 0));
+  }
+  MutexLock lock(mutex_);
+  for (FenceDone& done : fence_done_) {
+    // A coordinator that asks again after this is another one, and does not know the answer.
+    fencing_.erase({MemberId(done.member()), Incarnation(done.incarnation())});
+    *request->add_fence_done() = std::move(done);
+  }
+  fence_done_.clear();
+}
+
+void AggregatorLife::FillFromNode(ParameterServer* node, HeartbeatRequest* request) {
+  if (reporter_ == nullptr) {
+    const auto post = [node](std::function<void(const ParentNode&)> work) { node->PostExclusive(std::move(work)); };
+    reporter_ = std::make_unique<NodeReporter>(post, &clock_);
+  }
+  const auto report = reporter_->Newest(asking_term_, absl::Nanoseconds(job_.limits().heartbeat_ns()));
+  if (report == nullptr) return;
+  FillNodeReport(*report, request);
+  if (asking_term_ == 0 || report->custody_term != asking_term_) return;
+  request->mutable_holdings()->set_term(std::exchange(asking_term_, 0));
+  for (const LeasedRange& range : report->custody) *request->mutable_holdings()->add_ranges() = RangeToProto(range);
+}
+
+void AggregatorLife::TakeReply(const HeartbeatReply& reply) {
+  if (reply.assert_holdings()) {
+    // What the root has of it already, and what it will not take, it says when this node sends it (again).
+    asking_term_ = reply.term();
+    session_.Kick();
+  }
+  for (const Life& fence : reply.fence()) Fence({MemberId(fence.member()), Incarnation(fence.incarnation())});
+  WithNode([&](ParameterServer& node) {
+    std::set<MemberId> idle;
+    for (const int64_t member : reply.idle_members()) idle.insert(MemberId(member));
+    node.SetIdle(idle);
+    node.SetDraining(reply.drain());  // And looks at the time, whether or not anything changed.
+  });
+  if (reply.finish()) End(StatusOfFinish(reply));
+}
+
+void AggregatorLife::Fence(MemberKey child) {
+  {
+    MutexLock lock(mutex_);
+    if (!fencing_.insert(child).second) return;  // Under way, or done and about to be said.
+  }
+  const auto done = [this, child](const std::vector<LeasedRange>& custody) {
+    FenceDone message;
+    message.set_member(child.member.value());
+    message.set_incarnation(child.incarnation.value());
+    for (const LeasedRange& range : custody) *message.add_custody() = RangeToProto(range);
+    MutexLock lock(mutex_);
+    fence_done_.push_back(std::move(message));
+  };
+  gate_.Forget(child);
+  LOG(INFO) << "fencing member " << child.member << " incarnation " << child.incarnation;
+  ParameterServer* node = nullptr;
+  {
+    MutexLock lock(mutex_);
+    node = node_;  // It is opened under this lock.
+    if (node == nullptr) fenced_early_.push_back(child);
+  }
+  if (node != nullptr) {
+    node->Fence(child, done);
+  } else {
+    done({});
+  }
+}
+
+void AggregatorLife::OnVersion() {
+  WithNode([](ParameterServer& node) { node.OnParentVersion(); });
+  MutexLock lock(mutex_);
+  if (version_) return;
+  version_ = true;
+  stop_.Wake();
+}
+
+void AggregatorLife::End(const absl::Status& status) {
+  MutexLock lock(mutex_);
+  if (!over_) outcome_ = status;
+  over_ = true;
+  stop_.Wake();
+}
+
+}  // namespace
+
+absl::Status RunAggregator(const AggregatorOptions& options, const StopSignal& stop) {
+  return AggregatorLife(options, stop).Run();
 }
 
 }  // namespace wukong

@@ -105,16 +105,20 @@ void ParameterServer::Fence(MemberKey child, std::function<void(std::vector<Leas
   PostWork([this, child, done = std::move(done)] { done(engine_.Fence(child)); });
 }
 
+bool ParameterServer::PostExclusive(std::function<void(const ParentNode&)> work) {
+  return PostWork([this, work = std::move(work)] {
+    engine_.Flush();
+    work(engine_.node());
+  });
+}
+
 void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>& work) {
   Notification done;
-  if (!PostWork([&] {
-        engine_.Flush();
-        work(engine_.node());
-        done.Notify();
-      })) {
-    return;
-  }
-  done.WaitFor(absl::InfiniteDuration());
+  const bool posted = PostExclusive([&](const ParentNode& node) {
+    work(node);
+    done.Notify();
+  });
+  if (posted) done.WaitFor(absl::InfiniteDuration());
 }
 
 void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {

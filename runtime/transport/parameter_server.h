@@ -73,7 +73,9 @@ class ParameterServer final : public ParameterNode::Service {
   void Fence(MemberKey child, std::function<void(std::vector<LeasedRange> custody)> done);
   // Runs `work` on the executor, when everything before it is done and durable, and waits for it.
   void RunExclusive(const std::function<void(const ParentNode& node)>& work);
-  // As RunExclusive, and does not wait. `work` gets the vectors beside theta.
+  // As RunExclusive, and does not wait. False: the server is shut down, and `work` will not run.
+  bool PostExclusive(std::function<void(const ParentNode& node)> work);
+  // As PostExclusive. `work` gets the vectors beside theta.
   void PostSnapshot(std::function<void(Vectors)> work);
   // The newest published version. Any thread.
   Version version() const { return public_.version(); }
