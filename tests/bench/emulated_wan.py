@@ -5,6 +5,7 @@ what crosses the link is the programs' own TCP. Needs root, iproute2 and /dev/ne
 """
 import collections
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -39,7 +40,12 @@ class Direction:
 
     def deliver(self, now):
         while self.packets and self.packets[0][0] <= now:
-            os.write(self.to, self.packets.popleft()[1])
+            packet = self.packets.popleft()[1]
+            try:
+                os.write(self.to, packet)
+            except OSError as problem:
+                if problem.errno != errno.EIO:  # The other device is not up yet, and this one said something of its own.
+                    raise
 
 
 def open_tun(namespace):
