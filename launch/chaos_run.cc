@@ -437,7 +437,11 @@ int Run(const RunFlags& flags) {
   LocalRun::Options options = experiment.RunOptions();
   options.network = network;
   const LocalRun::Result result = LocalRun(options, *job, *std::move(port), &stop).Run();
-  if (stop.received() != 0) return kExitFailed;
+  if (stop.received() != 0) {
+    std::fprintf(stderr, "wukong: stopped by a signal: nothing was judged; what there is of the run is in %s\n",
+                 run_dir->c_str());
+    return kExitFailed;
+  }
   experiment.Judge(result);
   ExperimentReport report = experiment.report();
   report.scenario_yaml = ScenarioYaml(scenario);

@@ -18,6 +18,7 @@
 #include "launch/job_file.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
+#include "runtime/base/shell_word.h"
 #include "runtime/sim/shrink.h"
 
 namespace wukong {
@@ -173,7 +174,7 @@ absl::Status Shrink(const ShrinkFlags& flags) {
   }
   std::printf("%s# %s\n#   wukong sim %s --seed %llu\n", yaml.c_str(),
               flags.output.empty() ? "Once this is in a file, again with" : "Again with",
-              flags.output.empty() ? "FILE" : flags.output.c_str(), static_cast<unsigned long long>(seed));
+              flags.output.empty() ? "FILE" : ShellWord(flags.output).c_str(), static_cast<unsigned long long>(seed));
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "coordinator/root_log.h"
@@ -15,14 +16,19 @@
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "launch/run_directory.h"
+#include "launch/status_text.h"
+#include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/storage/checkpoint.h"
 #include "runtime/storage/safetensors.h"
 
 namespace wukong {
 namespace {
+
+using Json = nlohmann::ordered_json;
 
 struct CheckpointFlags {
   std::string path;  // A run directory, or a file.
@@ -31,6 +37,7 @@ struct CheckpointFlags {
   std::string from;
   std::vector<std::string> set;
   int64_t version = 0;
+  bool json = false;
 };
 
 absl::StatusOr<std::vector<CheckpointFile>> FilesOf(const std::string& path) {
@@ -42,40 +49,63 @@ absl::StatusOr<std::vector<CheckpointFile>> FilesOf(const std::string& path) {
   return files;
 }
 
-int List(const CheckpointFlags& flags) {
+// What there is to say of one file; `digest` is "right", "none" or "damaged".
+Json Describe(const CheckpointFile& file, absl::Status* worst) {
+  const absl::StatusOr<Safetensors> read = ReadSafetensors(FileSystem::Real(), file.path);
+  worst->Update(read.status());
+  const absl::StatusOr<int64_t> bytes = FileSystem::Real()->Size(file.path);
+  Json one = {{"file", file.path},
+              {"bytes", bytes.ok() ? *bytes : 0},
+              {"version", nullptr},
+              {"committed_tokens", nullptr},
+              {"digest", !read.ok()         ? "damaged"
+                         : read->has_digest ? "right"
+                                            : "none"},
+              {"failure", std::string(read.status().message())}};
+  for (const char* key : {"version", "committed_tokens"}) {
+    int64_t number = 0;
+    if (read.ok() && read->metadata.count(key) > 0 && absl::SimpleAtoi(read->metadata.at(key), &number)) {
+      one[key] = number;
+    }
+  }
+  return one;
+}
+
+void PrintListed(const Json& one) {
+  const auto field = [&](const char* key) -> std::string {
+    return one["digest"] == "damaged" ? "damaged" : one[key].is_null() ? "-" : one[key].dump();
+  };
+  std::printf("%10s %16s %12lld  %s\n", field("version").c_str(), field("committed_tokens").c_str(),
+              static_cast<long long>(one["bytes"].get<int64_t>()), one["file"].get<std::string>().c_str());
+}
+
+void PrintVerified(const Json& one) {
+  std::printf("%s: %s\n", one["file"].get<std::string>().c_str(),
+              one["digest"] == "damaged" ? "DAMAGED"
+              : one["digest"] == "none"  ? "readable; it has no digest to check"
+                                         : "whole, the digest is right");
+}
+
+int ForEach(const CheckpointFlags& flags, const char* header, void (*print)(const Json&)) {
   const absl::StatusOr<std::vector<CheckpointFile>> files = FilesOf(flags.path);
   if (!files.ok()) return ReportStatus(files.status());
-  std::printf("%10s %16s %12s  %s\n", "version", "tokens", "bytes", "file");
   absl::Status worst;
+  Json all = Json::array();
+  if (!flags.json) std::printf("%s", header);
   for (const CheckpointFile& file : *files) {
-    const absl::StatusOr<Safetensors> read = ReadSafetensors(FileSystem::Real(), file.path);
-    worst.Update(read.status());
-    const auto field = [&](const char* key) -> std::string {
-      if (!read.ok()) return "damaged";
-      const auto found = read->metadata.find(key);
-      return found == read->metadata.end() ? "-" : found->second;
-    };
-    const absl::StatusOr<int64_t> bytes = FileSystem::Real()->Size(file.path);
-    std::printf("%10s %16s %12lld  %s\n", field("version").c_str(), field("committed_tokens").c_str(),
-                static_cast<long long>(bytes.ok() ? *bytes : 0), file.path.c_str());
+    all.push_back(Describe(file, &worst));
+    if (!flags.json) print(all.back());
   }
+  if (flags.json) std::printf("%s\n", JsonText(all).c_str());
   return ReportStatus(worst);
 }
 
-int Verify(const CheckpointFlags& flags) {
-  const absl::StatusOr<std::vector<CheckpointFile>> files = FilesOf(flags.path);
-  if (!files.ok()) return ReportStatus(files.status());
-  absl::Status worst;
-  for (const CheckpointFile& file : *files) {
-    const absl::StatusOr<Safetensors> read = ReadSafetensors(FileSystem::Real(), file.path);
-    worst.Update(read.status());
-    std::printf("%s: %s\n", file.path.c_str(),
-                !read.ok()          ? "DAMAGED"
-                : !read->has_digest ? "readable; it has no digest to check"
-                                    : "whole, the digest is right");
-  }
-  return ReportStatus(worst);
+int List(const CheckpointFlags& flags) {
+  return ForEach(flags, absl::StrFormat("%10s %16s %12s  %s\n", "version", "tokens", "bytes", "file").c_str(),
+                 PrintListed);
 }
+
+int Verify(const CheckpointFlags& flags) { return ForEach(flags, "", PrintVerified); }
 
 // The model alone, under the names that its modules have: what other tools want.
 absl::Status WriteModel(const std::string& path, const Checkpoint& checkpoint) {
@@ -128,7 +158,7 @@ int Import(const CheckpointFlags& flags) {
   const absl::Status status = WriteFileAtomic(flags.path + "/config.resolved.yaml", ResolvedYaml(job));
   if (!status.ok()) return ReportStatus(status);
   std::printf("%s begins with the parameters of %s: wukong up --resume %s\n", flags.path.c_str(), flags.from.c_str(),
-              flags.path.c_str());
+              ShellWord(flags.path).c_str());
   return 0;
 }
 
@@ -144,8 +174,12 @@ void AddCheckpointCommand(CLI::App& app, std::function<int()>* action) {
     verb->callback([flags, action, run] { *action = [flags, run] { return run(*flags); }; });
     return std::make_pair(verb, flags);
   };
-  add("list", "The checkpoints of a run", "The run directory", List);
-  add("verify", "Read every byte and check the digests", "The run directory, or a safetensors file", Verify);
+  const auto add_with_json = [&](const char* name, const char* help, const char* path_help, auto run) {
+    auto [verb, flags] = add(name, help, path_help, run);
+    verb->add_flag("--json", flags->json, "Print JSON");
+  };
+  add_with_json("list", "The checkpoints of a run", "The run directory", List);
+  add_with_json("verify", "Read every byte and check the digests", "The run directory, or a safetensors file", Verify);
   {
     auto [verb, flags] = add("export", "The newest parameters (or those of a version) as one safetensors file",
                              "The run directory", Export);

@@ -19,6 +19,7 @@
 #include "launch/status_text.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/fault/link_shape.h"
 #include "runtime/fault/netem.h"
 #include "runtime/fault/packet_relay.h"
@@ -207,6 +208,9 @@ std::optional<RunStage> LocalRun::Stage(ProcessKind ended) {
 void LocalRun::ShowProgress() {
   const std::optional<StatusReply> status = AskStatus();
   if (!status.has_value() && !(CoordinatorIsAway() && supervisor_.coordinator_starts() > 1)) return;
+  const bool over = status.has_value() && (phase_ == "done" || phase_ == "failed");
+  if (over && shown_over_) return;  // Its members are being told.
+  shown_over_ = over;
   int64_t bytes_up = 0, bytes_down = 0;
   for (const auto& [region, relay] : links_) {
     bytes_up += relay->stats(LinkDirection::kUp).bytes;
@@ -269,7 +273,11 @@ absl::StatusOr<Json> LocalRun::ReadReport() const {
   return report;
 }
 
-absl::Status LocalRun::CompleteReport(Json* report) const {
+absl::Status LocalRun::CompleteReport(const absl::Status& status, Json* report) const {
+  // The coordinator knows only that it got a signal.
+  if (!status.ok() && !absl::IsCancelled(status) && !ReportCompleted(*report)) {
+    (*report)["failure"] = std::string(status.message());
+  }
   // What only the owner of the relays knows.
   const double seconds = report->value("wall_seconds", 0.0);
   for (const auto& [region, relay] : links_) {
@@ -302,7 +310,7 @@ int LocalRun::EndOfCoordinator(const Supervisor::Ending& ending, const absl::Sta
                ending.reason.empty()
                    ? ""
                    : absl::StrCat(" and is not started again (", ending.reason, "); what it had recorded is in ",
-                                  run_dir_, ", and goes on with wukong up --resume ", run_dir_)
+                                  run_dir_, ", and goes on with wukong up --resume ", ShellWord(run_dir_))
                          .c_str(),
                LogTail(supervisor_.coordinator_log(), 3).c_str());
   return ending.code < 128 && ending.code != kExitRestart ? ending.code : kExitFailed;
@@ -323,7 +331,7 @@ LocalRun::Result LocalRun::Run() {
   supervisor_.Stop(status.ok() ? 0 : SIGTERM);
   absl::StatusOr<Json> report = ReadReport();
   Result result;
-  if (report.ok() && CompleteReport(&*report).ok()) result.report = *report;
+  if (report.ok() && CompleteReport(status, &*report).ok()) result.report = *report;
   const std::optional<Supervisor::Ending>& ending = supervisor_.coordinator_ending();
   if (status.ok()) {
     result.exit_code = EndOfCoordinator(ending.value_or(Supervisor::Ending{kExitFailed, ""}), report);

@@ -85,7 +85,7 @@ class LocalRun {
   void EndProgressLine();
   // Of this run, and not one that an earlier part of it left behind. NOT_FOUND: there is none.
   absl::StatusOr<Json> ReadReport() const;
-  absl::Status CompleteReport(Json* report) const;
+  absl::Status CompleteReport(const absl::Status& status, Json* report) const;
   // The exit code of a run that the coordinator has ended.
   int EndOfCoordinator(const Supervisor::Ending& ending, const absl::StatusOr<Json>& report);
 
@@ -110,6 +110,7 @@ class LocalRun {
   int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
   absl::Time answered_at_ = absl::InfinitePast();
   bool progress_line_open_ = false;
+  bool shown_over_ = false;
 };
 
 }  // namespace wukong

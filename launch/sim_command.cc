@@ -28,6 +28,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/fault/fault_schedule.h"
 #include "runtime/model/compute_process.h"
 #include "runtime/sim/simulation.h"
@@ -290,9 +291,9 @@ int RunSeeds(const SimFlags& flags, const Scenario& scenario, uint64_t from, uin
     std::printf("%s: %llu seeds, %zu failed\n", scenario.name().c_str(), count, failing.size());
     for (const uint64_t seed : failing) {
       std::string sets;
-      for (const std::string& text : flags.overrides) absl::StrAppend(&sets, " --set '", text, "'");
-      std::printf("  wukong sim %s --seed %llu%s\n", flags.scenario.c_str(), static_cast<unsigned long long>(seed),
-                  sets.c_str());
+      for (const std::string& text : flags.overrides) absl::StrAppend(&sets, " --set ", ShellWord(text));
+      std::printf("  wukong sim %s --seed %llu%s\n", ShellWord(flags.scenario).c_str(),
+                  static_cast<unsigned long long>(seed), sets.c_str());
     }
   }
   return failing.empty() ? kExitOk : kExitFailed;

@@ -14,6 +14,7 @@
 #include "launch/status_text.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -87,7 +88,7 @@ int OfRunDirectory(const StatusFlags& flags) {
       run_dir, ": ", reply.status().message(),
       "; the run has not ended (there is no report.json): its coordinator is being started, or was killed, and then it "
       "goes on with: wukong up --resume ",
-      run_dir)));
+      ShellWord(run_dir))));
 }
 
 int RunStatus(const StatusFlags& flags) {

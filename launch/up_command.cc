@@ -18,6 +18,7 @@
 #include "launch/role_commands.h"
 #include "launch/status_text.h"
 #include "runtime/base/file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/storage/file_system.h"
 
@@ -47,8 +48,8 @@ absl::StatusOr<std::string> NewRunDirectory(const UpFlags& flags, const Job& job
   std::error_code error;
   if (std::filesystem::exists(run_dir + "/events.jsonl", error)) {
     return absl::AlreadyExistsError(absl::StrCat("run directory ", run_dir,
-                                                 " holds another run; go on with it by: wukong up --resume ", run_dir,
-                                                 "; or name a new one, or remove it"));
+                                                 " holds another run; go on with it by: wukong up --resume ",
+                                                 ShellWord(run_dir), "; or name a new one, or remove it"));
   }
   return run_dir;
 }
@@ -88,7 +89,7 @@ absl::Status CheckNobodyWorksIn(const std::string& run_dir) {
   if (!absl::IsFailedPrecondition(lock.status())) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("this run is under way (",
                                                  absl::StripAsciiWhitespace(ReadFile(run_dir + "/lock").value_or("")),
-                                                 "): wukong status ", run_dir, " shows it"));
+                                                 "): wukong status ", ShellWord(run_dir), " shows it"));
 }
 
 int RunUp(UpFlags flags) {

@@ -109,6 +109,7 @@ class AggregatorLife {
   // Any thread.
   void OnVersion();
   void End(const absl::Status& status);
+  const Job& job() const { return fetched_.job(); }
   template <typename Use>
   void WithNode(Use use) {
     if (ParameterServer* node = node_; node != nullptr) use(*node);
@@ -120,7 +121,6 @@ class AggregatorLife {
   const absl::Time started_ = clock_.Now();
   Session session_;
   GetJobReply fetched_;
-  const Job& job_ = fetched_.job();
   std::vector<FragmentSpan> fragments_;
   std::string address_;
   MemberKey self_;
@@ -150,7 +150,7 @@ absl::Status AggregatorLife::Run() {
   absl::StatusOr<GetJobReply> fetched = session_.FetchJob(options_.new_region, options_.connect_timeout, stop_);
   if (!fetched.ok()) return fetched.status();
   fetched_ = *std::move(fetched);
-  fragments_ = FragmentsOf(job_, fetched_.parameters());
+  fragments_ = FragmentsOf(job(), fetched_.parameters());
   if (absl::Status status = Listen(); !status.ok()) return status;
   if (absl::Status status = Join(); !status.ok()) return status;
   Connect();
@@ -194,12 +194,12 @@ void AggregatorLife::Connect() {
   options.self = self_;
   options.schema_digest = fetched_.schema_digest();
   options.fragments = fragments_;
-  options.rpc_timeout = absl::Nanoseconds(job_.limits().rpc_ns());
-  options.streams_max = job_.limits().streams_max();
-  options.in_flight_max = job_.strategy().in_flight_max();
+  options.rpc_timeout = absl::Nanoseconds(job().limits().rpc_ns());
+  options.streams_max = job().limits().streams_max();
+  options.in_flight_max = job().strategy().in_flight_max();
   options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, fragments_);
   options.round_trip = session_.round_trip();
-  options.seed = DeriveSeed(job_.seed(), options_.region);
+  options.seed = DeriveSeed(job().seed(), options_.region);
   ParentLink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };
   callbacks.on_back = [this] { WithNode([](ParameterServer& node) { node.OnParentBack(); }); };
@@ -218,8 +218,8 @@ void AggregatorLife::StartHeartbeats() {
   callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };
   callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
   callbacks.on_lost = [this](const absl::Status& status) { End(status); };
-  session_.StartHeartbeats(self_, absl::Nanoseconds(job_.limits().heartbeat_ns()),
-                           absl::Nanoseconds(job_.limits().start_ns()), std::move(callbacks));
+  session_.StartHeartbeats(self_, absl::Nanoseconds(job().limits().heartbeat_ns()),
+                           absl::Nanoseconds(job().limits().start_ns()), std::move(callbacks));
 }
 
 absl::Status AggregatorLife::Serve() {
@@ -253,7 +253,7 @@ bool AggregatorLife::OpenNode() {
   ParameterServer::Hooks hooks;
   hooks.on_fatal = [this](const absl::Status& status) { End(status); };
   parameter_server_ =
-      std::make_unique<ParameterServer>(NodeOptions(job_, fragments_, fetched_.schema_digest(), self_),
+      std::make_unique<ParameterServer>(NodeOptions(job(), fragments_, fetched_.schema_digest(), self_),
                                         std::move(hooks), absl::MakeSpan(theta_), notes, link_.get(), &clock_);
   {
     MutexLock lock(mutex_);
@@ -310,7 +310,7 @@ void AggregatorLife::FillFromNode(ParameterServer* node, HeartbeatRequest* reque
     const auto post = [node](std::function<void(const ParentNode&)> work) { node->PostExclusive(std::move(work)); };
     reporter_ = std::make_unique<NodeReporter>(post, &clock_);
   }
-  const auto report = reporter_->Newest(asking_term_, absl::Nanoseconds(job_.limits().heartbeat_ns()));
+  const auto report = reporter_->Newest(asking_term_, absl::Nanoseconds(job().limits().heartbeat_ns()));
   if (report == nullptr) return;
   FillNodeReport(*report, request);
   if (asking_term_ == 0 || report->custody_term != asking_term_) return;

@@ -9,6 +9,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
+#include "runtime/base/shell_word.h"
 
 namespace wukong {
 namespace {
@@ -60,6 +61,13 @@ TEST(RandomTest, MomentsAreRight) {
   EXPECT_NEAR(squares / n, 1, 0.03);
   EXPECT_NEAR(uniform / n, 0.5, 0.01);
   EXPECT_NEAR(exponential / n, 3.0, 0.06);
+}
+
+TEST(ShellWordTest, AShellReadsItAsOneWord) {
+  EXPECT_EQ(ShellWord("runs/job-20260101T000000Z"), "runs/job-20260101T000000Z");
+  EXPECT_EQ(ShellWord("my runs/a"), "'my runs/a'");
+  EXPECT_EQ(ShellWord("it's $HOME"), "'it'\\''s $HOME'");
+  EXPECT_EQ(ShellWord(""), "''");
 }
 
 TEST(PermutationTest, EveryIndexComesOnce) {

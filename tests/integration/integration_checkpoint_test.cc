@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 
 #include "absl/strings/match.h"
@@ -73,6 +74,8 @@ TEST_F(CheckpointCommandTest, AnExportedFileBeginsAnotherRun) {
   EXPECT_EQ(RunToEnd(workspace_, {"checkpoint", "verify", file}).code, 0);
   const Result listed = RunToEnd(workspace_, {"checkpoint", "list", run_});
   EXPECT_THAT(listed.out, HasSubstr(absl::StrCat(report["tokens_committed"].get<int64_t>())));
+  const Json newest = Json::parse(RunToEnd(workspace_, {"checkpoint", "list", "--json", run_}).out).back();
+  EXPECT_EQ(newest["committed_tokens"], report["tokens_committed"]);
 
   const std::string next = workspace_.Path("next");
   const Result imported =
@@ -113,6 +116,12 @@ TEST_F(CheckpointCommandTest, DamageIsNamedAndWhatIsWholeIsUsed) {
   const Result verified = RunToEnd(workspace_, {"checkpoint", "verify", run_});
   EXPECT_EQ(verified.code, 7);
   EXPECT_THAT(verified.out, HasSubstr(absl::StrCat(snapshot, ": DAMAGED")));
+  const Result as_json = RunToEnd(workspace_, {"checkpoint", "verify", "--json", run_});
+  EXPECT_EQ(as_json.code, 7);
+  std::map<std::string, std::string> digests;
+  for (const Json& one : Json::parse(as_json.out)) digests[one["file"]] = one["digest"];
+  ASSERT_GT(digests.size(), 1U);
+  for (const auto& [path, digest] : digests) EXPECT_EQ(digest, path == snapshot ? "damaged" : "right") << path;
   EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 7);
   const Result after = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file});
   EXPECT_EQ(after.code, 0) << "the one before it and the log are whole: " << after.err;
