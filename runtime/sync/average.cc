@@ -44,7 +44,8 @@ void DirectionNorm(const std::vector<absl::Span<const float>>& contributions, co
   double norm = 0;
   for (size_t p = 0; p < contributions.size(); ++p) {
     const double own = Norm(contributions[p]);
-    by_norm[p] = own > 0 ? weights[p] / own : 0;
+    // Below it there is no direction to speak of, and its inverse is no float.
+    by_norm[p] = own > 1e-30 ? weights[p] / own : 0;
     norm += weights[p] * own;
   }
   Mean(contributions, by_norm, out);

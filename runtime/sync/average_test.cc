@@ -45,6 +45,11 @@ TEST(AverageTest, OppositeDirectionsAndZeroesGoNowhere) {
   EXPECT_THAT(Average(AverageRule::kDirectionNorm, {{0, 0}, {4, 0}}), ElementsAre(Near(2), 0));
 }
 
+TEST(AverageTest, WhatIsNearlyZeroHasNoDirection) {
+  EXPECT_THAT(Average(AverageRule::kDirectionNorm, {{1e-42f, 0}, {4, 0}}), ElementsAre(Near(2), 0));
+  EXPECT_THAT(Average(AverageRule::kDirectionNorm, {{1e-42f, 0}, {0, 0}}), ElementsAre(0, 0));
+}
+
 TEST(AverageTest, TheMedianIsOfEachCoordinate) {
   EXPECT_THAT(Average(AverageRule::kMedian, {{1, 9, 0}, {2, -8, 0}, {100, 7, 3}}), ElementsAre(2, 7, 0));
   EXPECT_THAT(Average(AverageRule::kMedian, {{1, 1}, {2, 5}, {100, 7}, {4, -100}}), ElementsAre(3, 3));

@@ -1,6 +1,7 @@
 #include "runtime/sync/node_engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -10,6 +11,10 @@
 
 namespace wukong {
 namespace {
+
+// What moves the parameters, in the mean, by more is damage, whatever the model is: long before there is a usual norm,
+// one such contribution would make parameters that are not finite, and the log would say that it was accepted.
+constexpr double kMeanMoveMax = 1e6;
 
 LogRecord MergedRecord(const ParentNode::Apply& apply, double inner_learning_rate) {
   LogRecord record;
@@ -191,6 +196,9 @@ void NodeEngine::Do(const ParentNode::Check& check) {
     checked.verdict = VERDICT_NORM;
     checked.detail =
         absl::StrFormat("norm %.3g, and %.3g is the most that is believed by the last ones", *norm, check.norm_max);
+  } else if (const double most = kMeanMoveMax * std::sqrt(static_cast<double>(theta_.size())); *norm > most) {
+    checked.verdict = VERDICT_NORM;
+    checked.detail = absl::StrFormat("norm %.3g, and %.3g is the most that is believed of anything", *norm, most);
   } else {
     checked.norm = *norm;
     checked.verdict = VERDICT_ACCEPTED;
@@ -270,6 +278,9 @@ void NodeEngine::Do(const ParentNode::Rebase&) {
 
 void NodeEngine::Do(const ParentNode::Drop& drop) {
   LOG(WARNING) << "the root refused contribution " << drop.sequence << ": " << VerdictName(drop.verdict);
+  // Some of the region's momentum came from it, and would bring it back.
+  std::fill(outer_.momentum().begin(), outer_.momentum().end(), 0.0f);
+  std::fill(outer_.buffer().begin(), outer_.buffer().end(), 0.0f);
   if (drop.verdict != VERDICT_NON_FINITE) {
     const absl::Status status = replica_->Drop(drop.sequence);
     if (!status.ok()) Fatal(status);

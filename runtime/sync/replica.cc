@@ -71,7 +71,7 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
   CHECK(pending_.empty() || pending_.back().sequence < sequence);
   if (!moves_base()) {
     CHECK_EQ(gradient.size(), theta_.size());
-    // Before the error feedback takes any fragment: it would keep the remainder of a gradient that is never sent.
+    // Before the error feedback takes any fragment, which it would keep the remainder of.
     const auto bad = std::find_if(gradient.begin(), gradient.end(), [](float value) { return !std::isfinite(value); });
     if (bad != gradient.end()) {
       return absl::InvalidArgumentError(
@@ -95,6 +95,7 @@ absl::StatusOr<std::shared_ptr<const EncodedVector>> Replica::Send(Sequence sequ
   for (size_t f = 0; f < fragments_.size(); ++f) {
     const absl::Status status = is_sent(f) ? Encode(f, gradient, &payload->fragments[f]) : absl::OkStatus();
     if (!status.ok()) {  // The base has not moved yet.
+      if (feedback_ != nullptr) feedback_->Clear();
       if (outgoing != nullptr) outgoing->Abandon();
       return status;
     }
@@ -151,7 +152,14 @@ std::shared_ptr<const EncodedVector> Replica::RemovePending(Sequence sequence) {
   return payload;
 }
 
+void Replica::ForgetRemainder(Sequence sequence) {
+  const bool sent = std::any_of(pending_.begin(), pending_.end(),
+                                [&](const Pending& pending) { return pending.sequence == sequence; });
+  if (sent && feedback_ != nullptr) feedback_->Clear();
+}
+
 absl::Status Replica::Drop(Sequence sequence) {
+  ForgetRemainder(sequence);
   const auto payload = RemovePending(sequence);
   // Who replaces does not know how much of it is left in theta; the parent's parameters take its place in time.
   return payload == nullptr || options_.replaces
@@ -160,6 +168,7 @@ absl::Status Replica::Drop(Sequence sequence) {
 }
 
 absl::Status Replica::TakeBack(Sequence sequence) {
+  ForgetRemainder(sequence);
   const auto payload = RemovePending(sequence);
   return payload == nullptr ? absl::OkStatus() : AddToBase(*payload, -1.0f, /*theta_too=*/false);
 }

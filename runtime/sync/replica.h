@@ -65,7 +65,7 @@ class Replica {
 
   // Encodes the progress as contribution `sequence` (rising) and keeps it until a version includes it. `gradient` is
   // what is sent with gradient progress, and is unused otherwise. INVALID_ARGUMENT when the progress is not finite:
-  // theta, base and the error feedback are then as before.
+  // theta and base are then as before; the error feedback of a gradient begins anew.
   // `whole`: all parts. `begun`, where there is one, is called with what is going to be the payload before any of it is
   // encoded; it is filled then, or abandoned where Send fails. (Not called where Send fails before.)
   using Begun = std::function<void(std::shared_ptr<const OutgoingPayload>)>;
@@ -105,6 +105,9 @@ class Replica {
   absl::Status Encode(size_t f, absl::Span<const float> gradient, std::string* payload);
   absl::Status AddToBase(const EncodedVector& payload, float sign, bool theta_too);
   std::shared_ptr<const EncodedVector> RemovePending(Sequence sequence);
+  // Who trains again on the data of a gradient that was sent makes all of it again: what the codec left out of the
+  // first one would count twice.
+  void ForgetRemainder(Sequence sequence);
   bool moves_base() const { return options_.progress == PROGRESS_PARAMETERS; }
   bool HasItsTurn(Sequence sequence, size_t f) const {
     return sequence.value() % options_.parts == static_cast<int64_t>(f) % options_.parts;

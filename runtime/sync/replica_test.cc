@@ -647,6 +647,38 @@ TEST_P(ReplicaGradient, WhatTheCodecLeavesOutComesLaterAndTheBaseStays) {
   EXPECT_EQ(theta, target);
 }
 
+// Its data is trained on again, and all of the gradient made again.
+TEST_P(ReplicaGradient, NothingIsLeftOfOneThatDidNotCount) {
+  Random random(DeriveSeed(kReplicaBaseSeed, "did not count"));
+  std::vector<float> first(kReplicaSize), second(kReplicaSize);
+  for (float& value : first) value = static_cast<float>(random.Normal());
+  for (float& value : second) value = static_cast<float>(random.Normal());
+  const auto fragments = CutFragments(kReplicaSize, kFragmentBytes);
+  const auto make = [&](std::vector<float>* theta) {
+    theta->assign(kReplicaSize, 1.0f);
+    return std::make_unique<Replica>(absl::MakeSpan(*theta), fragments,
+                                     Replica::Options{GetParam(), 1.0, PROGRESS_GRADIENT});
+  };
+  std::vector<float> theta;
+  const auto fresh = make(&theta)->Send(Sequence(2), second);
+  ASSERT_TRUE(fresh.ok());
+  for (const char* end : {"drop", "take back", "not encoded"}) {
+    std::vector<float> values;
+    const auto replica = make(&values);
+    if (std::string(end) == "not encoded") {
+      std::vector<float> bad = first;
+      bad.back() = std::numeric_limits<float>::max();  // Finite, and no codec need take it.
+      if (replica->Send(Sequence(1), bad).ok()) continue;
+    } else {
+      ASSERT_TRUE(replica->Send(Sequence(1), first).ok());
+      ASSERT_TRUE((std::string(end) == "drop" ? replica->Drop(Sequence(1)) : replica->TakeBack(Sequence(1))).ok());
+    }
+    const auto payload = replica->Send(Sequence(2), second);
+    ASSERT_TRUE(payload.ok());
+    EXPECT_EQ((*payload)->fragments, (*fresh)->fragments) << end;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Codecs, ReplicaGradient,
                          testing::Values(CODEC_KIND_FP32, CODEC_KIND_BF16, CODEC_KIND_INT8, CODEC_KIND_INT4,
                                          CODEC_KIND_INT2, CODEC_KIND_TOPK, CODEC_KIND_MIXED));

@@ -212,6 +212,19 @@ TEST_F(ParameterServerTest, WhatIsNotFiniteIsRefusedAndTheNodeKeepsItsParameters
   EXPECT_EQ(Send(Good(++sequence)), VERDICT_QUARANTINED) << "three in a row";
 }
 
+// A merge of it would make parameters that are not finite, after the log has said that it was accepted.
+TEST_F(ParameterServerTest, WhatNoModelCanTakeIsRefusedBeforeThereIsAUsualNorm) {
+  Level level = TestLevel(1);
+  level.set_momentum(0.9);
+  Start(level, kContributionBytes);
+  ContributeMessages messages = Good(1);
+  Poison(2e38f, &messages);
+  EXPECT_EQ(Send(messages), VERDICT_NORM);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 1.0f));
+  EXPECT_EQ(Send(Good(2)), VERDICT_ACCEPTED);
+  EXPECT_TRUE(node_->fatal().ok()) << node_->fatal();
+}
+
 TEST_F(ParameterServerTest, AMessageOver4MiBIsRefused) {
   Start(TestLevel(1), 64 << 20);
   // A client that does not bound what it sends.
@@ -370,6 +383,21 @@ TEST_F(ParameterServerTest, ARegionSendsWhatItHoldsWhenTheRootIsBack) {
   node_->Serve(port);
   ASSERT_TRUE(node_->AwaitMerged(1));
   EXPECT_EQ(node_->merged()[0].tokens, 3);
+}
+
+TEST_F(ParameterServerTest, WhatTheRootRefusedDoesNotComeBackThroughTheMomentumOfARegion) {
+  Start(TestLevel(1), 64 << 20, /*children=*/0);  // The root.
+  Level level = TestLevel(1);
+  level.set_momentum(0.9);
+  RegionBelow region(node_->address(), level);
+  // The region takes it; with its momentum it is more than the root believes.
+  region.child->link().Send(TestManifest(1), Payload(0.9e6f));
+  ASSERT_TRUE(region.up.AwaitAnswers(1));
+  EXPECT_EQ(region.up.answers()[0].second, VERDICT_NORM);
+  EXPECT_EQ(region.node.Theta(), std::vector<float>(kValues, 1.0f));
+  region.child->link().Send(TestManifest(2), Payload(1.0f));
+  ASSERT_TRUE(node_->AwaitMerged(1));
+  for (const float value : node_->Theta()) ASSERT_NEAR(value, 1 + 1 + 0.9, 1e-4);
 }
 
 TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
