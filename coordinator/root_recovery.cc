@@ -81,6 +81,7 @@ ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layo
   static_cast<NodeEngine::Options&>(options) = NodeOptionsOf(job, /*is_root=*/true, FragmentsOf(job, layout.size()));
   options.codec_up = job.strategy().root().codec_up();
   options.schema_digest = layout.schema_digest();
+  options.tokens_per_sample = job.model().context();
   options.in_flight_bytes = job.limits().in_flight_bytes();
   return options;
 }

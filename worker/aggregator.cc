@@ -77,6 +77,7 @@ ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentS
   static_cast<NodeEngine::Options&>(options) = NodeOptionsOf(job, /*is_root=*/false, fragments);
   options.codec_up = job.strategy().region().codec_up();
   options.schema_digest = schema_digest;
+  options.tokens_per_sample = job.model().context();
   options.self = self;
   options.in_flight_bytes = job.limits().in_flight_bytes();
   return options;
@@ -199,6 +200,7 @@ void AggregatorLife::Connect() {
   options.in_flight_max = job().strategy().in_flight_max();
   options.versions_ahead = VersionsAhead(/*parent_is_root=*/true, fragments_);
   options.round_trip = session_.round_trip();
+  options.silence = kBulkSilence;
   options.seed = DeriveSeed(job().seed(), options_.region);
   ParentLink::Callbacks callbacks;
   callbacks.on_version = [this] { OnVersion(); };

@@ -102,7 +102,7 @@ absl::Status PublicParameters::Publish(absl::Span<const float> theta, VersionNot
   return absl::OkStatus();
 }
 
-PublicParameters::Cursor PublicParameters::CursorAt(Position have) const {
+PublicParameters::Cursor PublicParameters::CursorAt(Position have, const Cursor* broken) const {
   MutexLock lock(mutex_);
   const Version newest = newest_->version;
   if (have.fragments.empty()) have.fragments.assign(fragments_.size(), have.complete);
@@ -119,6 +119,15 @@ PublicParameters::Cursor PublicParameters::CursorAt(Position have) const {
   Cursor cursor;
   cursor.at_ = std::move(have);
   cursor.oldest_ = newest;
+  if (broken == nullptr || broken->target_ == nullptr) return cursor;
+  const Version target = broken->target_->version;
+  const bool ahead = std::any_of(cursor.at_.fragments.begin(), cursor.at_.fragments.end(),
+                                 [&](Version fragment) { return fragment > target; });
+  if (ahead || target <= cursor.at_.complete) return cursor;
+  // Nothing newer was ever whole for it: the broken cursor was not brought past its target.
+  cursor.oldest_ = target;
+  cursor.target_ = broken->target_;
+  cursor.frozen_ = broken->frozen_;
   return cursor;
 }
 

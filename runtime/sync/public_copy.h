@@ -92,8 +92,9 @@ class PublicParameters {
 
   // For a child that says where it stands; no `have.fragments` stands for `have.complete` of all. What this node cannot
   // have said (a later version, another number of fragments) counts as nothing, and is sent anew. As many versions may
-  // be sent as there are, until Allow says otherwise.
-  Cursor CursorAt(Position have) const;
+  // be sent as there are, until Allow says otherwise. `broken`: the cursor of the child's last stream, which broke off;
+  // where it was being brought to a version that the child still lacks, it goes on with that one. Null for none.
+  Cursor CursorAt(Position have, const Cursor* broken = nullptr) const;
 
   // The child has room for `versions` whole ones in all since its cursor was made; fewer than before changes nothing.
   void Allow(Cursor* cursor, int64_t versions);

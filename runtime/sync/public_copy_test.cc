@@ -421,6 +421,11 @@ class Broadcast {
     child->messages = 0;
     child->bytes = 0;
   }
+  // Its stream broke, and the parent still knows what it was being brought to.
+  void ConnectAgain(Child* child) {
+    const PublicParameters::Cursor broken = std::move(child->cursor);
+    child->cursor = parent_.CursorAt(child->followed.Resume(), &broken);
+  }
   void Publish() {
     MoveRandomly(&random_, &theta_);
     ASSERT_TRUE(parent_.Publish(theta_, NotesOf(Version(parent_.version().value() + 1))).ok());
@@ -565,6 +570,30 @@ TEST_P(SlowFollowerTest, ResumesWhereverItBroke) {
       EXPECT_GT(child.completed, completed);
       if (HasFailure()) return;
     }
+  }
+}
+
+// With connections that live shorter than a version takes, and versions that come meanwhile.
+TEST_P(SlowFollowerTest, WhoseStreamsBreakIsBroughtToTheVersionThatItWasBroughtTo) {
+  for (const int64_t lives_for : {1, 2, 5}) {
+    SCOPED_TRACE(absl::StrCat(lives_for, " messages in each life of a stream"));
+    Broadcast broadcast(GetParam(), kCopyBaseSeed);
+    Broadcast::Child child(kChild.member, 1);
+    broadcast.Connect(&child);
+    for (int64_t i = 0; i < 20 * Broadcast::kMessagesMax && !HasFailure(); ++i) {
+      broadcast.Round({&child});
+      if (i % lives_for == 0) broadcast.ConnectAgain(&child);
+    }
+    EXPECT_GE(child.completed, 10);
+    // One who forgot everything is brought to nothing that is older than what it had.
+    child.followed.Reset();
+    broadcast.ConnectAgain(&child);
+    const int64_t completed = child.completed;
+    for (int64_t i = 0; i < 2 * Broadcast::kMessagesMax && !HasFailure(); ++i) broadcast.Round({&child});
+    EXPECT_GT(child.completed, completed);
+    child.cursor = {};
+    broadcast.Publish();
+    EXPECT_EQ(broadcast.parent()->frozen(), 0);
   }
 }
 

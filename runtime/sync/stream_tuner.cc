@@ -30,6 +30,14 @@ int StreamTuner::More() const { return std::min(max_, PowerOfTwoFrom(streams_ + 
 
 int StreamTuner::Fewer() const { return std::max(1, PowerOfTwoFrom(streams_) / 2); }
 
+void StreamTuner::Broke(int streams) {
+  if (streams <= 1) return;
+  streams_ = std::min(streams_, std::max(1, PowerOfTwoFrom(streams) / 2));
+  trial_ = 0;
+  upwards_ = true;
+  until_trial_ = patience_;
+}
+
 void StreamTuner::Observe(int streams, int64_t bytes, absl::Duration took) {
   if (streams < 1 || bytes < kBytesMin || took <= absl::ZeroDuration()) return;
   const double rate = static_cast<double>(bytes) / absl::ToDoubleSeconds(took);

@@ -33,6 +33,8 @@ class StreamTuner {
   // A transfer of `bytes` over `streams` connections took `took` from its first byte to its end. Those too short to
   // tell anything are left out.
   void Observe(int streams, int64_t bytes, absl::Duration took);
+  // A transfer over `streams` connections broke off: of many, each may have too little of the link to stay alive.
+  void Broke(int streams);
 
  private:
   int More() const;

@@ -82,6 +82,17 @@ TEST(StreamTunerTest, WhatIsNotConnectedYetIsNoTrial) {
   EXPECT_EQ(tuner.streams(), 4);
 }
 
+TEST(StreamTunerTest, FewerAreUsedWhereTransfersBreakAndMoreAgainWhereTheyDoNot) {
+  StreamTuner tuner(16, absl::Milliseconds(160));
+  ASSERT_EQ(tuner.streams(), 16);
+  for (const int expected : {8, 4, 2, 1, 1}) {
+    tuner.Broke(tuner.streams());
+    EXPECT_EQ(tuner.streams(), expected);
+  }
+  After(&tuner, 200, 300e3, 12.5e6, absl::Milliseconds(150));
+  EXPECT_GT(Share(&tuner, 200, 16, 16, 300e3, 12.5e6), 0.9);
+}
+
 TEST(StreamTunerTest, WhatIsTooSmallSaysNothing) {
   StreamTuner tuner(16, absl::Milliseconds(10));
   for (int i = 0; i < 10; ++i) tuner.Observe(1, 100, absl::Milliseconds(50));

@@ -18,8 +18,13 @@ constexpr absl::Duration kFollowPoll = absl::Seconds(1);
 constexpr absl::Duration kPartPoll = absl::Seconds(10);
 // How long calls that belong together may come after one another.
 constexpr absl::Duration kPartsWait = absl::Seconds(5);
+// How long what a child was being brought to is kept when its stream breaks.
+constexpr absl::Duration kComesBack = absl::Minutes(1);
+// Of each child's accepted contributions, so many are known by their numbers.
+constexpr size_t kAcceptedKept = 64;
 constexpr int kStreamsMax = 64;
-constexpr int kRangesMax = 100000;  // Of one contribution.
+constexpr int kRangesMax = 100000;                // Of one contribution.
+constexpr int64_t kSampleMax = int64_t{1} << 44;  // No data has so many, and kRangesMax times it is a number.
 // Group commit: while more work waits, so many effects may wait with it for one sync.
 constexpr size_t kOutboxMax = 64;
 
@@ -40,6 +45,25 @@ struct ParameterServer::Offer {
 struct ParameterServer::Following {
   PublicParameters::Cursor cursor;
   FollowSpread spread;
+};
+
+// While a call brings what a child contributes: its fence ends it.
+class ParameterServer::Reading {
+ public:
+  Reading(ParameterServer* server, MemberKey child, grpc::ServerContext* context) : server_(server) {
+    MutexLock lock(server->mutex_);
+    here_ = server->reading_.emplace(child, context);
+  }
+  ~Reading() {
+    MutexLock lock(server_->mutex_);
+    server_->reading_.erase(here_);
+  }
+  Reading(const Reading&) = delete;
+  Reading& operator=(const Reading&) = delete;
+
+ private:
+  ParameterServer* const server_;
+  std::multimap<MemberKey, grpc::ServerContext*>::iterator here_;
 };
 
 ParameterServer::ParameterServer(const Options& options, Hooks hooks, absl::Span<float> theta,
@@ -98,10 +122,30 @@ void ParameterServer::OnParentAnswer(Sequence sequence, Verdict verdict) {
 }
 void ParameterServer::OnParentBack() { Post(ParentNode::ParentBack{}); }
 void ParameterServer::SetIdle(const std::set<MemberId>& idle) { Post(ParentNode::IdleChildren{idle}); }
-void ParameterServer::SetDraining(bool on) { Post(ParentNode::Drain{on}); }
-void ParameterServer::Tick() { Post(ParentNode::Tick{}); }
+void ParameterServer::SetDraining(bool on) {
+  {
+    MutexLock lock(mutex_);
+    DropOldCursors(absl::Now());
+  }
+  Post(ParentNode::Drain{on});
+}
+void ParameterServer::Tick() {
+  {
+    MutexLock lock(mutex_);
+    DropOldCursors(absl::Now());
+  }
+  Post(ParentNode::Tick{});
+}
 
 void ParameterServer::Fence(MemberKey child, std::function<void(std::vector<LeasedRange>)> done) {
+  {
+    // One that stands still in the middle of a contribution must not hold its room.
+    MutexLock lock(mutex_);
+    const auto after = reading_.upper_bound(child);
+    for (auto it = reading_.lower_bound({child.member, Incarnation(0)}); it != after; ++it) it->second->TryCancel();
+    accepted_.erase(accepted_.lower_bound({child.member, Incarnation(0)}), accepted_.upper_bound(child));
+    left_off_.erase(left_off_.lower_bound({child.member, Incarnation(0)}), left_off_.upper_bound(child));
+  }
   PostWork([this, child, done = std::move(done)] { done(engine_.Fence(child)); });
 }
 
@@ -125,6 +169,28 @@ void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {
   PostWork([this, work = std::move(work)] {
     if (engine_.Flush()) work(engine_.CopyVectors());
   });
+}
+
+PublicParameters::Cursor ParameterServer::CursorOf(MemberKey child, PublicParameters::Position have) {
+  MutexLock lock(mutex_);
+  DropOldCursors(absl::Now());
+  const auto found = left_off_.find(child);
+  if (found == left_off_.end()) return public_.CursorAt(std::move(have));
+  const PublicParameters::Cursor broken = std::move(found->second.cursor);
+  left_off_.erase(found);
+  return public_.CursorAt(std::move(have), &broken);
+}
+
+void ParameterServer::DropOldCursors(absl::Time now) {
+  for (auto it = left_off_.begin(); it != left_off_.end();) {
+    it = it->second.until <= now ? left_off_.erase(it) : std::next(it);
+  }
+}
+
+bool ParameterServer::WasAccepted(MemberKey sender, Sequence sequence) {
+  MutexLock lock(mutex_);
+  const auto known = accepted_.find(sender);
+  return known != accepted_.end() && known->second.count(sequence) > 0;
 }
 
 absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
@@ -154,13 +220,27 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     return absl::InvalidArgumentError(
         absl::StrFormat("%d bytes over %d connections", header.payload_bytes(), header.streams()));
   }
+  int64_t samples = 0;
   for (const SampleRange& range : header.ranges()) {
-    if (range.begin() < 0 || range.begin() >= range.end()) {
+    if (range.begin() < 0 || range.begin() >= range.end() || range.end() > kSampleMax) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("samples [%d, %d), expected at least one", range.begin(), range.end()));
+          absl::StrFormat("samples [%d, %d), expected at least one of %d", range.begin(), range.end(), kSampleMax));
     }
+    samples += range.end() - range.begin();
+  }
+  // They weigh it, and say how large its norm may be.
+  const int64_t each = options_.tokens_per_sample;
+  if (each > 0 && (header.tokens() % each != 0 || header.tokens() / each != samples)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d tokens from %d samples of %d", header.tokens(), samples, each));
   }
   offer->header = header;
+  const MemberKey sender{MemberId(header.member()), Incarnation(header.incarnation())};
+  if (WasAccepted(sender, Sequence(header.sequence()))) {
+    offer->verdict = VERDICT_ACCEPTED;
+    return absl::OkStatus();
+  }
+  const Reading reading(this, sender, context);
   {
     MutexLock lock(mutex_);
     // One contribution is always let in, or a model larger than the bound could never train.
@@ -240,11 +320,12 @@ absl::StatusOr<std::shared_ptr<T>> ParameterServer::Await(grpc::ServerContext* c
                                                           Transfers<T> ParameterServer::*transfers,
                                                           const TransferKey& key, absl::Duration timeout) {
   MutexLock lock(mutex_);
-  for (absl::Duration waited; !stopping_; waited += kPoll) {
+  const absl::Time until = absl::Now() + timeout;
+  while (!stopping_) {
     const auto found = (this->*transfers).find(key);
     if (found != (this->*transfers).end()) return found->second;
     if (context->IsCancelled()) return absl::CancelledError("the sender is gone");
-    if (waited >= timeout) return absl::NotFoundError("no transfer of this number is under way");
+    if (absl::Now() >= until) return absl::NotFoundError("no transfer of this number is under way");
     transfer_opened_.WaitFor(mutex_, kPoll);
   }
   return absl::UnavailableError("this node is shutting down");
@@ -261,6 +342,10 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     budget_changed_.NotifyAll();
     return ToGrpc(read);
   }
+  if (offer->verdict != VERDICT_UNSPECIFIED) {  // Its answer was lost.
+    reply->set_verdict(offer->verdict);
+    return grpc::Status::OK;
+  }
   const bool posted = PostWork([this, offer] {
     NodeEngine::Contribution contribution;
     contribution.header = offer->header;
@@ -271,7 +356,14 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
       staged_bytes_ -= offer->bytes;
       budget_changed_.NotifyAll();
     };
-    contribution.answer = [offer](Verdict verdict, const std::string& detail) {
+    contribution.answer = [this, offer](Verdict verdict, const std::string& detail) {
+      if (verdict == VERDICT_ACCEPTED) {
+        const MemberKey sender{MemberId(offer->header.member()), Incarnation(offer->header.incarnation())};
+        MutexLock lock(mutex_);
+        std::set<Sequence>& known = accepted_[sender];
+        known.insert(Sequence(offer->header.sequence()));
+        if (known.size() > kAcceptedKept) known.erase(known.begin());
+      }
       offer->verdict = verdict;
       offer->detail = detail;
       offer->answered.Notify();
@@ -301,6 +393,8 @@ grpc::Status ParameterServer::ContributePart(grpc::ServerContext* context,
   const auto assembly =
       Await(context, &ParameterServer::assemblies_, KeyOf(message.part_of()), absl::InfiniteDuration());
   if (!assembly.ok()) return ToGrpc(assembly.status());
+  const Reading reading(this, {MemberId(message.part_of().member()), Incarnation(message.part_of().incarnation())},
+                        context);
   absl::Status status;
   while (status.ok() && reader->Read(&message)) {
     status = message.has_fragment() ? (*assembly)->Add(std::move(*message.mutable_fragment()))
@@ -331,13 +425,14 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   context->AddInitialMetadata(kFollowing, "1");
   writer->SendInitialMetadata();
   const auto following = std::make_shared<Following>();
-  following->cursor = public_.CursorAt(std::move(have));
+  following->cursor = CursorOf(child, std::move(have));
   if (request->versions() > 0) public_.Allow(&following->cursor, request->versions());
   FollowSpread* const spread = &following->spread;
   const TransferKey key(child.member, child.incarnation, request->transfer());
   if (request->transfer() != 0) Open(&ParameterServer::followings_, key, following);
-  for (absl::Duration waited; waited < kPartsWait && !context->IsCancelled(); waited += kPoll) {
-    if (spread->AwaitParts(request->parts(), kPoll) >= request->parts()) break;
+  const absl::Time parts_until = absl::Now() + kPartsWait;
+  while (spread->AwaitParts(request->parts(), kPoll) < request->parts() && absl::Now() < parts_until &&
+         !context->IsCancelled()) {
   }
   public_.AddFollower();
   bool writable = true;
@@ -360,6 +455,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   if (request->transfer() != 0) Close(&ParameterServer::followings_, key, following);
   {
     MutexLock lock(mutex_);
+    left_off_[child] = {following->cursor, absl::Now() + kComesBack};
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
   }
   return writable ? grpc::Status::OK : grpc::Status(grpc::StatusCode::UNAVAILABLE, "a connection broke");

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -34,7 +35,8 @@ class ParameterServer final : public ParameterNode::Service {
   struct Options : NodeEngine::Options {
     CodecKind codec_up = CODEC_KIND_FP32;  // Of contributions that come in.
     std::string schema_digest;
-    MemberKey self;  // Zero at the root.
+    int64_t tokens_per_sample = 0;  // What a contribution's tokens must be of its samples; 0: anything.
+    MemberKey self;                 // Zero at the root.
     // Of contributions between their first byte and their verdict; senders wait beyond it.
     int64_t in_flight_bytes = 64 << 20;
   };
@@ -92,6 +94,7 @@ class ParameterServer final : public ParameterNode::Service {
  private:
   struct Offer;
   struct Following;
+  class Reading;
   void Post(const ParentNode::Event& event);
   // Everything that runs on the executor.
   // UNAVAILABLE: the call is meant for another life of this node.
@@ -102,6 +105,17 @@ class ParameterServer final : public ParameterNode::Service {
 
   // What several calls of one child work on together; there for as long as the first of them lasts.
   using TransferKey = std::tuple<MemberId, Incarnation, uint64_t>;
+  // Where a child's Follow broke off, and until when it is kept: what it was being brought to is worth keeping for one
+  // that comes back soon, and holds a copy of the parameters.
+  struct LeftOff {
+    PublicParameters::Cursor cursor;
+    absl::Time until;
+  };
+  PublicParameters::Cursor CursorOf(MemberKey child, PublicParameters::Position have);
+  void DropOldCursors(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The contribution was accepted by this node before, and nothing of it need be sent again.
+  bool WasAccepted(MemberKey sender, Sequence sequence);
+
   template <typename T>
   using Transfers = std::map<TransferKey, std::shared_ptr<T>>;
   static TransferKey KeyOf(const PartOf& part);
@@ -125,6 +139,9 @@ class ParameterServer final : public ParameterNode::Service {
   CondVar transfer_opened_;
   Transfers<ContributionAssembly> assemblies_ ABSL_GUARDED_BY(mutex_);
   Transfers<Following> followings_ ABSL_GUARDED_BY(mutex_);
+  std::multimap<MemberKey, grpc::ServerContext*> reading_ ABSL_GUARDED_BY(mutex_);  // Contributions and their parts.
+  std::map<MemberKey, std::set<Sequence>> accepted_ ABSL_GUARDED_BY(mutex_);        // The last ones that were answered.
+  std::map<MemberKey, LeftOff> left_off_ ABSL_GUARDED_BY(mutex_);
   int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t staged_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -78,6 +78,32 @@ TEST_F(ParameterServerTest, ARepeatGetsTheFirstVerdictAndChangesNothing) {
   EXPECT_EQ(node_->Verdicts(), (std::map<Verdict, int64_t>{{VERDICT_ACCEPTED, 2}, {VERDICT_NON_FINITE, 1}}));
 }
 
+// With a large model a lost answer would cost as much as the contribution did.
+TEST_F(ParameterServerTest, WhoWasNotAnsweredNeedNotSendTheBytesAgain) {
+  Start(TestLevel(1), 64 << 20);
+  ASSERT_EQ(Send(Good(1)), VERDICT_ACCEPTED);
+  const ContributeMessages header = {Good(1).front()};
+  EXPECT_EQ(Send(header), VERDICT_ACCEPTED);
+  const ContributeMessages next = {Good(2).front()};
+  ContributeReply reply;
+  EXPECT_EQ(SendByHand(stub_.get(), next, &reply).error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+      << "this one was never there";
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+}
+
+TEST_F(ParameterServerTest, AFenceEndsWhatItsChildIsSending) {
+  Start(TestLevel(1), kContributionBytes, /*children=*/2);  // Room for one.
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  ContributeReply reply;
+  auto writer = stub_->Contribute(&context, &reply);
+  writer->Write(Good(1).front());  // And stands still.
+  while (node_->server().staged_bytes_max() == 0) std::this_thread::yield();
+  node_->server().Fence({MemberId(1), Incarnation(1)}, [](const std::vector<LeasedRange>&) {});
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED) << "there is room for it";
+  EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST_F(ParameterServerTest, OneThatOvertookAnotherWaitsForItAndNotInItsWay) {
   Start(TestLevel(1), kContributionBytes);  // Room for one.
   const ContributeMessages first = Good(1), second = Good(2);
@@ -195,6 +221,27 @@ TEST_F(ParameterServerTest, AMalformedContributionChangesNothing) {
     EXPECT_EQ(node_->Theta(), theta);
   }
   EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED) << "the same sequence, well-formed";
+}
+
+TEST_F(ParameterServerTest, TokensAreThoseOfTheSamples) {
+  options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  options_.tokens_per_sample = 5;
+  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
+  node_->Serve();
+  stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
+  children_.push_back(std::make_unique<TestChild>(node_->address(), 1, options_.fragments));
+  ASSERT_TRUE(children_.back()->AwaitVersion(Version(1)));
+  ContributeMessages messages = Good(1);
+  SampleRange* range = messages.front().mutable_header()->add_ranges();
+  range->set_begin(7);
+  range->set_end(9);
+  for (const int64_t tokens : {int64_t{0}, int64_t{5}, int64_t{11}, int64_t{1} << 60}) {
+    messages.front().mutable_header()->set_tokens(tokens);
+    ContributeReply reply;
+    EXPECT_EQ(SendByHand(stub_.get(), messages, &reply).error_code(), grpc::StatusCode::INVALID_ARGUMENT) << tokens;
+  }
+  messages.front().mutable_header()->set_tokens(10);
+  EXPECT_EQ(Send(messages), VERDICT_ACCEPTED);
 }
 
 TEST_F(ParameterServerTest, WhatIsNotFiniteIsRefusedAndTheNodeKeepsItsParameters) {

@@ -15,8 +15,12 @@
 namespace wukong {
 namespace {
 
-// A stream is opened anew this often, so that no call is without a deadline.
+// A stream is opened anew when it is older than this and a version has come whole: no call is without a deadline, and
+// what is under way is never thrown away for one.
 constexpr absl::Duration kFollowTimeout = absl::Minutes(10);
+
+// Tries of one thing of which one is logged, after the first.
+constexpr int kLogEvery = 30;
 
 // After a FollowMore that did not come through, while its Follow goes on.
 constexpr absl::Duration kAskAgain = absl::Milliseconds(200);
@@ -37,6 +41,7 @@ ParentLink::ParentLink(const Options& options, Callbacks callbacks)
       parameters_(options.fragments),
       next_sequence_(options.first_sequence),
       send_streams_(options.streams_max, options.round_trip),
+      follow_timeout_(TransferTimeout(kFollowTimeout, 3 * options.fragments.back().end * int64_t{sizeof(float)})),
       follower_([this] { FollowLoop(); }) {
   {
     MutexLock lock(mutex_);
@@ -100,7 +105,7 @@ void ParentLink::End(grpc::ClientContext* context) {
 void ParentLink::Connect(Connections* connections, int count) const {
   while (static_cast<int>(connections->size()) < count) {
     Connection connection;
-    connection.channel = MakeChannel(options_.address);
+    connection.channel = MakeChannel(options_.address, options_.silence);
     connection.channel->GetState(/*try_to_connect=*/true);
     connection.stub = ParameterNode::NewStub(connection.channel);
     connections->push_back(std::move(connection));
@@ -130,7 +135,7 @@ class ParentLink::Following {
   Following(ParentLink* link, bool back) : link_(link), back_(back), before_(link->VersionsArrived()) {}
 
   absl::Status Run() {
-    SetDeadline(&context_, kFollowTimeout);
+    SetDeadline(&context_, link_->follow_timeout_);
     context_.set_wait_for_ready(true);
     context_.AddMetadata(kMeantFor, LifeText(link_->options_.parent));
     if (!link_->Begin(&context_)) return absl::CancelledError("shutting down");
@@ -166,7 +171,8 @@ class ParentLink::Following {
     asker.join();
     for (std::thread& part : parts_) part.join();
     if (absl::IsDataLoss(taken)) return taken;
-    if (finished.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) return absl::OkStatus();
+    if (old_ || finished.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) return absl::OkStatus();
+    link_->follow_streams_.Broke(bringing_);
     return FromGrpc(finished, absl::StrCat(link_->options_.parent_name, " at ", link_->options_.address, ", follow"));
   }
 
@@ -196,6 +202,10 @@ class ParentLink::Following {
       ++link_->versions_arrived_;
     }
     link_->callbacks_.on_version();
+    if (absl::Now() - began_ > kFollowTimeout) {
+      old_ = true;
+      context_.TryCancel();
+    }
     return absl::OkStatus();
   }
 
@@ -210,7 +220,7 @@ class ParentLink::Following {
   }
 
   void ReadPart(Connection* connection, grpc::ClientContext* context) {
-    SetDeadline(context, kFollowTimeout + absl::Minutes(1));
+    SetDeadline(context, link_->follow_timeout_ + absl::Minutes(1));
     context->set_wait_for_ready(true);
     if (!link_->Begin(context)) return;
     FollowPartRequest request;
@@ -267,6 +277,8 @@ class ParentLink::Following {
 
   ParentLink* const link_;
   const bool back_;
+  const absl::Time began_ = absl::Now();
+  std::atomic<bool> old_{false};
   bool taken_up_ = false;
   const uint64_t transfer_ = ++link_->transfers_;
   const int64_t before_;  // Versions that came by earlier ones.
@@ -303,7 +315,7 @@ void ParentLink::FollowLoop() {
     if (status.code() == absl::StatusCode::kDataLoss) {
       LOG(WARNING) << "parameters of " << options_.parent_name << " are fetched anew: " << status.message();
       parameters_.Reset();
-    } else if (!status.ok() && attempt == 0) {
+    } else if (!status.ok() && attempt % kLogEvery == 0) {
       LOG(WARNING) << "following " << options_.parent_name << ": " << status;
     }
     // What came is not asked for again, unless it was damaged.
@@ -533,6 +545,7 @@ bool ParentLink::Deliver(const Outgoing& outgoing) {
     std::vector<Connection*> connections = SendConnections();
     const auto streams = static_cast<int>(connections.size());
     const absl::Time began = absl::Now();
+    const int64_t bytes_before = bytes_up_;
     ContributeReply reply;
     Sending sending(this, outgoing, std::move(connections), on_written);
     const absl::Status status = sending.Run(&reply);
@@ -559,8 +572,13 @@ bool ParentLink::Deliver(const Outgoing& outgoing) {
       return false;
     }
     if (outgoing.payload->abandoned()) continue;
-    LOG_IF(WARNING, attempt == 0) << "contribution " << sequence << " to " << options_.parent_name
-                                  << " is sent again: " << (status.ok() ? reply.detail() : status.ToString());
+    if (!status.ok() && bytes_up_ > bytes_before) {
+      MutexLock lock(mutex_);
+      send_streams_.Broke(streams);
+    }
+    LOG_IF(WARNING, attempt % kLogEvery == 0)
+        << "contribution " << sequence << " to " << options_.parent_name << " is sent again (" << attempt + 1
+        << "): " << (status.ok() ? reply.detail() : status.ToString());
     if (!Backoff(attempt)) return false;
   }
 }

@@ -41,7 +41,9 @@ class ParentLink final : public ParentPort {
     MemberKey parent;  // Zero: the root. Another life of it at the same address is as good as away.
     std::string schema_digest;
     std::vector<FragmentSpan> fragments;
-    Sequence first_sequence{1};                      // Of the contributions that this parent will get.
+    Sequence first_sequence{1};  // Of the contributions that this parent will get.
+    // How long its connections may say nothing (grpc_options.h): kSilence, or kBulkSilence over a wide area.
+    absl::Duration silence = absl::Seconds(10);
     absl::Duration rpc_timeout = absl::Seconds(60);  // Of a contribution without bytes (TransferTimeout).
     int streams_max = 1;                             // Connections that the parameters of one direction go over.
     int in_flight_max = 1;                           // Contributions that are sent and not answered.
@@ -147,6 +149,7 @@ class ParentLink final : public ParentPort {
   Sequence next_sequence_ ABSL_GUARDED_BY(mutex_);         // After the last that came to be sent.
   Connections send_connections_ ABSL_GUARDED_BY(mutex_);
   StreamTuner send_streams_ ABSL_GUARDED_BY(mutex_);
+  const absl::Duration follow_timeout_;
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);  // Under way.
 
   std::thread follower_;

@@ -28,7 +28,7 @@ inline constexpr int64_t kValues = 1000;
 inline constexpr int64_t kFragmentBytes = 1024;  // Four fragments, the last of another size.
 // How long a condition may take before the test fails; reached only by what is broken. Longer than it takes a link to
 // notice a connection that was opened while its server was being taken down and that nobody will ever answer on:
-// kCallTimeout for a contribution, two keepalive times (40 s, grpc_options.h) for following.
+// kCallTimeout for a contribution, twice kSilence and what comes before it (grpc_options.h) for following.
 inline constexpr absl::Duration kPatience = absl::Seconds(60);
 inline constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
