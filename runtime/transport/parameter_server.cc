@@ -35,10 +35,19 @@ struct ParameterServer::Offer {
   ContributionHeader header;
   std::shared_ptr<const EncodedVector> payload;
   absl::StatusOr<double> norm;
-  int64_t bytes = 0;  // Counted in staged_bytes_.
+  StagingRoom::Share room;
   Notification answered;
   Verdict verdict = VERDICT_UNSPECIFIED;  // Both written before `answered`.
   std::string detail;
+};
+
+// One contribution while its bytes come.
+struct ParameterServer::Incoming {
+  Incoming(std::shared_ptr<Offer> of, const ContributionHeader& header, absl::Span<const FragmentSpan> fragments,
+           bool partial)
+      : offer(std::move(of)), assembly(header.codec(), fragments, partial, header.payload_bytes(), header.streams()) {}
+  const std::shared_ptr<Offer> offer;
+  ContributionAssembly assembly;
 };
 
 // One Follow with its parts.
@@ -82,9 +91,9 @@ void ParameterServer::Shutdown() {
   {
     MutexLock lock(mutex_);
     stopping_ = true;
-    budget_changed_.NotifyAll();
     transfer_opened_.NotifyAll();
   }
+  room_.Shutdown();
   public_.Shutdown();
   executor_.Shutdown();
 }
@@ -194,7 +203,8 @@ bool ParameterServer::WasAccepted(MemberKey sender, Sequence sequence) {
 }
 
 absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
-                                               grpc::ServerReader<ContributeMessage>* reader, Offer* offer) {
+                                               grpc::ServerReader<ContributeMessage>* reader,
+                                               const std::shared_ptr<Offer>& offer) {
   ContributeMessage message;
   if (!reader->Read(&message) || !message.has_header()) {
     return absl::InvalidArgumentError("a contribution begins with its header");
@@ -241,22 +251,11 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     return absl::OkStatus();
   }
   const Reading reading(this, sender, context);
-  {
-    MutexLock lock(mutex_);
-    // One contribution is always let in, or a model larger than the bound could never train.
-    while (staged_bytes_ > 0 && staged_bytes_ + header.payload_bytes() > options_.in_flight_bytes && !stopping_) {
-      budget_changed_.WaitFor(mutex_, kPoll);
-      if (context->IsCancelled()) return absl::CancelledError("the sender is gone");
-    }
-    if (stopping_) return absl::UnavailableError("this node is shutting down");
-    staged_bytes_ += header.payload_bytes();
-    staged_bytes_max_ = std::max(staged_bytes_max_, staged_bytes_);
-  }
-  offer->bytes = header.payload_bytes();
-  const auto assembly = std::make_shared<ContributionAssembly>(
-      header.codec(), options_.fragments, options_.node.parts > 1, header.payload_bytes(), header.streams());
+  const auto incoming =
+      std::make_shared<Incoming>(offer, header, options_.fragments, /*partial=*/options_.node.parts > 1);
+  ContributionAssembly& assembly = incoming->assembly;
   const TransferKey key(header.member(), header.incarnation(), header.transfer());
-  if (header.streams() > 1) Open(&ParameterServer::assemblies_, key, assembly);
+  if (header.streams() > 1) Open(&ParameterServer::incoming_, key, incoming);
   std::optional<uint64_t> sent_checksum;
   const auto read = [&] {
     while (reader->Read(&message)) {
@@ -266,14 +265,14 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
         continue;
       }
       if (!message.has_fragment()) return absl::InvalidArgumentError("something else among the fragments");
-      absl::Status added = assembly->Add(std::move(*message.mutable_fragment()));
+      absl::Status added = AddPiece(context, incoming.get(), std::move(*message.mutable_fragment()));
       if (!added.ok()) return added;
     }
     if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
     if (!sent_checksum.has_value()) return absl::InvalidArgumentError("the contribution ends without its checksum");
-    assembly->StreamEnded(absl::OkStatus());
+    assembly.StreamEnded(absl::OkStatus());
     while (true) {
-      const std::optional<absl::Status> whole = assembly->Wait(kPoll);
+      const std::optional<absl::Status> whole = assembly.Wait(kPoll);
       if (whole.has_value()) return *whole;
       if (context->IsCancelled()) return absl::CancelledError("the contribution broke off");
       MutexLock lock(mutex_);
@@ -281,10 +280,10 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     }
   };
   const absl::Status whole = read();
-  if (header.streams() > 1) Close(&ParameterServer::assemblies_, key, assembly);
+  if (header.streams() > 1) Close(&ParameterServer::incoming_, key, incoming);
   if (!whole.ok()) return whole;
-  offer->payload = assembly->payload();
-  offer->norm = assembly->norm();
+  offer->payload = assembly.payload();
+  offer->norm = assembly.norm();
   const uint64_t checksum = offer->payload->checksum();
   if (checksum != *sent_checksum) {
     // Damaged on the way: the sender still has it.
@@ -293,6 +292,12 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
   }
   offer->header.set_payload_checksum(checksum);
   return absl::OkStatus();
+}
+
+absl::Status ParameterServer::AddPiece(grpc::ServerContext* context, Incoming* incoming, FragmentPayload piece) {
+  const absl::Status room = room_.Take(&incoming->offer->room, static_cast<int64_t>(piece.payload().size()),
+                                       [context] { return context->IsCancelled(); });
+  return room.ok() ? incoming->assembly.Add(std::move(piece)) : room;
 }
 
 ParameterServer::TransferKey ParameterServer::KeyOf(const PartOf& part) {
@@ -335,11 +340,9 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
                                          ContributeReply* reply) {
   if (const absl::Status meant = CheckMeant(*context); !meant.ok()) return ToGrpc(meant);
   auto offer = std::make_shared<Offer>();
-  const absl::Status read = ReadContribution(context, reader, offer.get());
+  const absl::Status read = ReadContribution(context, reader, offer);
   if (!read.ok()) {
-    MutexLock lock(mutex_);
-    staged_bytes_ -= offer->bytes;
-    budget_changed_.NotifyAll();
+    room_.Return(&offer->room);
     return ToGrpc(read);
   }
   if (offer->verdict != VERDICT_UNSPECIFIED) {  // Its answer was lost.
@@ -351,11 +354,7 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     contribution.header = offer->header;
     contribution.payload = offer->payload;
     contribution.norm = offer->norm;
-    contribution.released = [this, offer] {
-      MutexLock lock(mutex_);
-      staged_bytes_ -= offer->bytes;
-      budget_changed_.NotifyAll();
-    };
+    contribution.released = [this, offer] { room_.Return(&offer->room); };
     contribution.answer = [this, offer](Verdict verdict, const std::string& detail) {
       if (verdict == VERDICT_ACCEPTED) {
         const MemberKey sender{MemberId(offer->header.member()), Incarnation(offer->header.incarnation())};
@@ -389,19 +388,18 @@ grpc::Status ParameterServer::ContributePart(grpc::ServerContext* context,
   if (!reader->Read(&message) || !message.has_part_of()) {
     return ToGrpc(absl::InvalidArgumentError("a part begins with what it is a part of"));
   }
-  // The contribution itself may have to wait until there is room for it.
-  const auto assembly =
-      Await(context, &ParameterServer::assemblies_, KeyOf(message.part_of()), absl::InfiniteDuration());
-  if (!assembly.ok()) return ToGrpc(assembly.status());
+  // The contribution itself may come later: it goes over another connection.
+  const auto incoming = Await(context, &ParameterServer::incoming_, KeyOf(message.part_of()), absl::InfiniteDuration());
+  if (!incoming.ok()) return ToGrpc(incoming.status());
   const Reading reading(this, {MemberId(message.part_of().member()), Incarnation(message.part_of().incarnation())},
                         context);
   absl::Status status;
   while (status.ok() && reader->Read(&message)) {
-    status = message.has_fragment() ? (*assembly)->Add(std::move(*message.mutable_fragment()))
+    status = message.has_fragment() ? AddPiece(context, incoming->get(), std::move(*message.mutable_fragment()))
                                     : absl::InvalidArgumentError("something else among the fragments");
   }
   if (context->IsCancelled()) status.Update(absl::UnavailableError("a part of the contribution broke off"));
-  (*assembly)->StreamEnded(status);
+  (*incoming)->assembly.StreamEnded(status);
   return ToGrpc(status);
 }
 

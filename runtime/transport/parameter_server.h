@@ -26,6 +26,7 @@
 #include "runtime/sync/parent_node.h"
 #include "runtime/sync/public_copy.h"
 #include "runtime/transport/parent_link.h"
+#include "runtime/transport/staging_room.h"
 #include "runtime/transport/striping.h"
 
 namespace wukong {
@@ -37,7 +38,7 @@ class ParameterServer final : public ParameterNode::Service {
     std::string schema_digest;
     int64_t tokens_per_sample = 0;  // What a contribution's tokens must be of its samples; 0: anything.
     MemberKey self;                 // Zero at the root.
-    // Of contributions between their first byte and their verdict; senders wait beyond it.
+    // Of contributions, from when their bytes come to their verdict; senders wait beyond it, but for one at a time.
     int64_t in_flight_bytes = 64 << 20;
   };
   using Hooks = NodeEngine::Hooks;  // All run on the node's executor.
@@ -86,13 +87,11 @@ class ParameterServer final : public ParameterNode::Service {
   void Shutdown();
 
   // The most that in_flight_bytes had to bound so far.
-  int64_t staged_bytes_max() const {
-    MutexLock lock(mutex_);
-    return staged_bytes_max_;
-  }
+  int64_t staged_bytes_max() const { return room_.used_max(); }
 
  private:
   struct Offer;
+  struct Incoming;
   struct Following;
   class Reading;
   void Post(const ParentNode::Event& event);
@@ -101,7 +100,9 @@ class ParameterServer final : public ParameterNode::Service {
   absl::Status CheckMeant(const grpc::ServerContext& context) const;
   bool PostWork(std::function<void()> work);
   absl::Status ReadContribution(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
-                                Offer* offer);
+                                const std::shared_ptr<Offer>& offer);
+  // Waits for room.
+  absl::Status AddPiece(grpc::ServerContext* context, Incoming* incoming, FragmentPayload piece);
 
   // What several calls of one child work on together; there for as long as the first of them lasts.
   using TransferKey = std::tuple<MemberId, Incarnation, uint64_t>;
@@ -133,17 +134,15 @@ class ParameterServer final : public ParameterNode::Service {
   ParentLink* const up_;
   NodeEngine engine_;  // The executor's alone, but for the public parameters.
   PublicParameters& public_ = engine_.public_parameters();
+  StagingRoom room_{options_.in_flight_bytes};
 
   mutable Mutex mutex_;
-  CondVar budget_changed_;
   CondVar transfer_opened_;
-  Transfers<ContributionAssembly> assemblies_ ABSL_GUARDED_BY(mutex_);
+  Transfers<Incoming> incoming_ ABSL_GUARDED_BY(mutex_);
   Transfers<Following> followings_ ABSL_GUARDED_BY(mutex_);
   std::multimap<MemberKey, grpc::ServerContext*> reading_ ABSL_GUARDED_BY(mutex_);  // Contributions and their parts.
   std::map<MemberKey, std::set<Sequence>> accepted_ ABSL_GUARDED_BY(mutex_);        // The last ones that were answered.
   std::map<MemberKey, LeftOff> left_off_ ABSL_GUARDED_BY(mutex_);
-  int64_t staged_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t staged_bytes_max_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
   Executor executor_;  // Last: its thread uses the rest.
