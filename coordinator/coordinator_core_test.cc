@@ -593,6 +593,31 @@ TEST(CoordinatorReportTest, UsageOfEarlierLivesIsCounted) {
   EXPECT_EQ(status.members_size(), 5);
 }
 
+TEST(CoordinatorReportTest, TheRateIsOfTheTimeThatItWasMadeIn) {
+  Cluster c;
+  for (int second = 0; second < 20; ++second) {  // Waiting for the last ones is no training.
+    c.now += absl::Seconds(1);
+    c.core.Tick(c.now);
+  }
+  c.Start();
+  HeartbeatRequest request;
+  const auto rate_after = [&](absl::Duration time, int64_t tokens) {
+    c.now += time;
+    request.mutable_usage()->set_tokens_computed(request.usage().tokens_computed() + tokens);
+    c.Beat(&c.b0, request);
+    c.core.Tick(c.now);
+    StatusReply status;
+    c.core.FillStatus(&status, c.now);
+    return status.tokens_per_second();
+  };
+  rate_after(absl::Seconds(1), 100);
+  EXPECT_EQ(rate_after(absl::Seconds(1), 100), 100);
+  for (int second = 0; second < 20; ++second) EXPECT_EQ(rate_after(absl::Seconds(1), 100), 100);
+  // The coordinator stood still; what was made meanwhile comes at once.
+  EXPECT_LE(rate_after(absl::Seconds(30), 3000), 100);
+  for (int second = 0; second < 20; ++second) EXPECT_LE(rate_after(absl::Seconds(1), 100), 100);
+}
+
 // The speed that workers are compared with is kept as speeds come and go; here it is looked up each time.
 TEST(CoordinatorDataTest, TheReferenceSpeedIsAHighPercentileOfTheLivingWhoeverComesAndGoes) {
   Job job = MakeJob();

@@ -112,8 +112,8 @@ std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t by
   if (!status.storage_trouble().empty()) return absl::StrCat(head, kTrouble, status.storage_trouble());
   return absl::StrCat(
       head,
-      absl::StrFormat("loss %.3f  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
-                      status.loss(), status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
+      absl::StrFormat("loss %5s  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
+                      status.loss() > 0 ? absl::StrFormat("%.3f", status.loss()) : "-", status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
                       static_cast<double>(bytes_up) / 1e6, static_cast<double>(bytes_down) / 1e6));
 }
 
@@ -126,7 +126,10 @@ std::string StatusText(const StatusReply& status) {
        absl::StrFormat("%d of %d (%.1f%%)", status.tokens_committed(), status.tokens_budget(),
                        Percent(status.tokens_committed(), status.tokens_budget())),
        &text);
-  Line("loss", absl::StrFormat("%.4f nats/token, mean of the last steps", status.loss()), &text);
+  Line("loss",
+       status.loss() > 0 ? absl::StrFormat("%.4f nats/token, mean of the last steps", status.loss())
+                         : "no step was reported yet",
+       &text);
   Line("tokens per second", absl::StrFormat("%.0f", status.tokens_per_second()), &text);
   Line("workers computing",
        absl::StrFormat("%.1f%% of their time%s", 100 * status.compute_share(), WaitingText(WaitingShares(status))),

@@ -221,7 +221,7 @@ void AggregatorLife::StartHeartbeats() {
   callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
   callbacks.on_lost = [this](const absl::Status& status) { End(status); };
   session_.StartHeartbeats(self_, absl::Nanoseconds(job().limits().heartbeat_ns()),
-                           absl::Nanoseconds(job().limits().start_ns()), std::move(callbacks));
+                           CoordinatorPatience(job().limits()), std::move(callbacks));
 }
 
 absl::Status AggregatorLife::Serve() {

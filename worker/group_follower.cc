@@ -121,7 +121,7 @@ absl::Status RunGroupFollower(const Job& job, const Region& region, const JoinRe
   };
   callbacks.on_lost = [mail](const absl::Status& status) { mail->End(status); };
   session->StartHeartbeats({MemberId(joined.member()), Incarnation(joined.incarnation())},
-                           absl::Nanoseconds(job.limits().heartbeat_ns()), absl::Nanoseconds(job.limits().start_ns()),
+                           absl::Nanoseconds(job.limits().heartbeat_ns()), CoordinatorPatience(job.limits()),
                            std::move(callbacks));
   absl::StatusOr<std::unique_ptr<RegionGroup>> group = FormRegionGroup(job, region, joined, mail, &stop);
   absl::Status outcome = group.ok() ? follower.Run(group->get()) : group.status();

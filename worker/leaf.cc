@@ -193,6 +193,7 @@ absl::Status Leaf::Prepare(const JoinReply& joined) {
     if (ready) return trainer_->PushParameters();
     if (stop_->received() != 0) return absl::CancelledError("stopped by a signal");
     if (absl::Status status = KeepGroup(); !status.ok()) return status;
+    WarnOfAnAbsentParent();
     if (!TakeMail(absl::Milliseconds(100))) return absl::CancelledError("the run is over");
     if (link != parent_.link_number()) {
       link = parent_.link_number();
@@ -299,7 +300,7 @@ absl::Status Leaf::Run(const JoinReply& joined) {
   const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
   joined_at_ = last_step_end_ = clock_.Now();
   session_->StartHeartbeats(self, absl::Nanoseconds(job_.limits().heartbeat_ns()),
-                            absl::Nanoseconds(job_.limits().start_ns()), HeartbeatCallbacks());
+                            CoordinatorPatience(job_.limits()), HeartbeatCallbacks());
   absl::Status outcome = Prepare(joined);
   if (outcome.ok()) {
     TellHeartbeat(/*idle=*/false);

@@ -24,6 +24,10 @@ namespace wukong {
 // marked as safe to start again where the coordinator was only told to stop.
 absl::Status StatusOfFinish(const HeartbeatReply& reply);
 
+// How long a member that has joined goes on without a coordinator. One whose machine starts anew is away for minutes,
+// and workers can train meanwhile: ten times what a process has for its start.
+inline absl::Duration CoordinatorPatience(const Limits& limits) { return 10 * absl::Nanoseconds(limits.start_ns()); }
+
 class Session {
  public:
   Session(std::string coordinator_address, std::string region);
