@@ -406,3 +406,22 @@ TEST(StableGainTest, MomentumUnderDelayWantsAMuchSmallerRate) {
 
 }  // namespace
 }  // namespace wukong
+TEST(StableGainTest, AQuorumThatDoesNotDivideTheChildrenIsTakenAsItIs) {
+  const auto gain = [](int64_t quorum, int64_t children, double momentum) {
+    DelayModel model;
+    model.children = children;
+    model.quorum = quorum;
+    model.momentum = momentum;
+    return LargestStableGain(model);
+  };
+  // Two of three are 1.5 merges in a round, not three.
+  EXPECT_NEAR(gain(2, 3, 0.9), 1.145, 0.03);
+  EXPECT_NEAR(gain(3, 5, 0.9), 0.83, 0.03);
+  EXPECT_GT(gain(3, 5, 0.9), gain(2, 5, 0.9));
+  // The recursion alone says 2.98 and 3.97.
+  EXPECT_EQ(gain(2, 3, 0), gain(3, 3, 0));
+  EXPECT_EQ(gain(3, 4, 0), gain(4, 4, 0));
+  // More children than are run.
+  EXPECT_NEAR(gain(50, 100, 0.9), gain(2, 4, 0.9), 0.03);
+}
+

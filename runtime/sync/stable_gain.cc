@@ -48,6 +48,15 @@ bool Approaches(const DelayModel& model, double gain) {
   return largest_late < 0.5;
 }
 
+double Bisect(const DelayModel& model) {
+  double stable = 0, unstable = kLargest;
+  while (unstable - stable > 0.005 * std::max(stable, 0.1)) {
+    const double middle = (stable + unstable) / 2;
+    (Approaches(model, middle) ? stable : unstable) = middle;
+  }
+  return stable;
+}
+
 }  // namespace
 
 double LargestStableGain(const DelayModel& asked) {
@@ -56,15 +65,14 @@ double LargestStableGain(const DelayModel& asked) {
   CHECK_GE(asked.momentum_delay, 1);
   DelayModel model = asked;
   model.children = std::min(asked.children, kChildrenMax);
-  // The same number of merges in a round.
-  const int64_t merges = (asked.children + asked.quorum - 1) / asked.quorum;
-  model.quorum = std::max<int64_t>(1, model.children / std::min(merges, model.children));
-  double stable = 0, unstable = kLargest;
-  while (unstable - stable > 0.005 * std::max(stable, 0.1)) {
-    const double middle = (stable + unstable) / 2;
-    (Approaches(model, middle) ? stable : unstable) = middle;
-  }
-  return stable;
+  // The same share of them.
+  model.quorum = std::max<int64_t>(1, asked.quorum * model.children / asked.children);
+  const double stable = Bisect(model);
+  if (model.children % model.quorum == 0) return stable;
+  // Merges of ever other children damp each other in this model: no more is believed of them than of a merge of all.
+  DelayModel together = model;
+  together.quorum = together.children;
+  return std::min(stable, Bisect(together));
 }
 
 }  // namespace wukong

@@ -20,7 +20,8 @@ struct DelayModel {
 // strongest one there is, so that a real job, whose contributions are a part of that, is stable below this rate. A
 // child goes on from the version that includes its last contribution; the others' merges since then are the delay. (The
 // network's delay comes on top, and is not known here.) Found by running the recursion and bisecting. Without delay
-// this is 2 (1 + beta) / (1 + 2 beta), where the polynomial of Nesterov's recursion gets a root at -1.
+// this is 2 (1 + beta) / (1 + 2 beta), where the polynomial of Nesterov's recursion gets a root at -1. Of a quorum that
+// does not divide the children it is at most that of a quorum of all.
 double LargestStableGain(const DelayModel& model);
 
 }  // namespace wukong
