@@ -217,6 +217,16 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
       {"a region that keeps what all wait for", PRESET_DILOCO,
        [&](Job* j) { strategy(j)->mutable_region()->set_send_every(40); }, "strategy.region.send_every",
        "or all with in_flight: wait, got 40"},
+      {"a region that waits for a second merge", PRESET_DILOCO,
+       [&](Job* j) {
+         j->mutable_regions(1)->set_workers(3);
+         strategy(j)->mutable_region()->set_quorum(2);
+         strategy(j)->mutable_region()->set_staleness_max(1);
+         strategy(j)->mutable_region()->set_send_every(0);
+       },
+       "strategy.region.send_every",
+       "wait for the root after 2 contributions, which their region would keep (expected at most 2 with in_flight: "
+       "wait, got all)"},
       {"a lead with a quorum", PRESET_SSP, [&](Job* j) { strategy(j)->mutable_root()->set_quorum(2); },
        "strategy.root.quorum", "whose contribution would wait for the others'"},
       {"a lead with a grace", PRESET_SSP, [&](Job* j) { strategy(j)->mutable_region()->set_grace_ns(1'000'000'000); },
@@ -404,8 +414,6 @@ TEST(StableGainTest, MomentumUnderDelayWantsAMuchSmallerRate) {
   EXPECT_GT(together, delayed);
 }
 
-}  // namespace
-}  // namespace wukong
 TEST(StableGainTest, AQuorumThatDoesNotDivideTheChildrenIsTakenAsItIs) {
   const auto gain = [](int64_t quorum, int64_t children, double momentum) {
     DelayModel model;
@@ -425,3 +433,5 @@ TEST(StableGainTest, AQuorumThatDoesNotDivideTheChildrenIsTakenAsItIs) {
   EXPECT_NEAR(gain(50, 100, 0.9), gain(2, 4, 0.9), 0.03);
 }
 
+}  // namespace
+}  // namespace wukong

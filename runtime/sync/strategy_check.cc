@@ -14,7 +14,8 @@ namespace {
 class Checker {
  public:
   explicit Checker(const Job& job)
-      : strategy_(job.strategy()),
+      : job_(job),
+        strategy_(job.strategy()),
         keeps_(strategy_.in_flight() != IN_FLIGHT_WAIT),
         unstable_(strategy_.unstable() == UNSTABLE_ALLOWED),
         norm_ratio_limit_(job.limits().norm_ratio_max()) {
@@ -202,13 +203,21 @@ class Checker {
   // Who waits for the root to include its contribution makes no further one for its region to send.
   void CheckRegionSends() {
     if (strategy_.in_flight() == IN_FLIGHT_KEEP || strategy_.region().flush_age_ns() > 0) return;
-    const int64_t most = fewest_leaves_ * (keeps_ ? strategy_.in_flight_max() : 1);
-    if (strategy_.region().send_every() <= most) return;
-    Add("strategy.region.send_every",
-        absl::StrFormat(
-            "the workers of %s wait for the root after %d contributions, which their region would keep "
-            "(expected at most %d or all with in_flight: %s, got %d); set strategy.region.flush_age for more",
-            fewest_leaves_region_, most, most, InFlightName(), strategy_.region().send_every()));
+    for (const Region& region : job_.regions()) {
+      const int64_t leaves = RegionLeaves(region);
+      const int64_t quorum = std::max<int64_t>(1, Quorum(strategy_.region(), leaves));
+      const int64_t rounds = keeps_ ? strategy_.in_flight_max() : 1;
+      const bool all = strategy_.region().send_every() == kAll;
+      // Whole merges: who is left over waits for others who wait for the root.
+      const int64_t most = leaves / quorum * quorum * rounds;
+      if ((all ? leaves : strategy_.region().send_every()) <= most) continue;
+      Add("strategy.region.send_every",
+          absl::StrFormat("the workers of %s wait for the root after %d contributions, which their region would keep "
+                          "(expected at most %d%s with in_flight: %s, got %s); set strategy.region.flush_age for more",
+                          region.name(), most, most, leaves <= most ? " or all" : "", InFlightName(),
+                          all ? "all" : absl::StrCat(strategy_.region().send_every())));
+      return;
+    }
   }
 
   // Averaged gradients are one optimizer step of the whole job: nobody may be ahead, behind or left out.
@@ -264,6 +273,7 @@ class Checker {
     }
   }
 
+  const Job& job_;
   const Strategy& strategy_;
   const bool keeps_;  // Senders train on while a contribution is in flight.
   const bool unstable_;
