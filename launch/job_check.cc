@@ -24,7 +24,6 @@
 #include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/model/optimizer_kinds.h"
-#include "runtime/storage/log.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {
@@ -271,15 +270,13 @@ class JobChecker {
           absl::StrFormat("too small to hold one contribution of %d parameters (expected at least %d bytes, got %d)",
                           GptParameters(job_.model()), bytes, limits.in_flight_bytes()));
     }
-    // Beside the payload of a record are its header and ranges.
     const int64_t logged = ContributionBytes(job_, strategy.root().codec_up());
-    const int64_t logged_max = kLogRecordBytesMax - (int64_t{16} << 20);
-    if (logged > logged_max) {
+    if (logged > kRootContributionBytesMax) {
       Add("strategy.root.codec_up",
           absl::StrFormat(
               "a contribution is one record of the root's log, and has %d bytes with this codec (expected at "
               "most %d)",
-              logged, logged_max));
+              logged, kRootContributionBytesMax));
     }
   }
 
@@ -409,16 +406,25 @@ int64_t GptParameters(const Model& model) {
   return model.layers() * (12 * d * d + 13 * d) + (int64_t{model.vocabulary()} + model.context()) * d + 2 * d;
 }
 
-int64_t ContributionBytes(const Job& job, CodecKind codec) {
+int64_t VectorBytes(const Job& given, int64_t parameters, CodecKind codec) {
+  Job job = given;
+  if (codec == CODEC_KIND_MIXED) job.mutable_strategy()->mutable_root()->set_codec_up(codec);  // It cuts by roles.
+  const int64_t values = std::max<int64_t>(1, job.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
   // Not by a list of all fragments, which is long for a model with too many zeros.
-  const int64_t step = std::max<int64_t>(1, job.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
   int64_t bytes = 0;
-  for (const FragmentSpan& span : UncutSpansOf(job, GptParameters(job.model()))) {
-    const std::unique_ptr<Codec> of_span = MakeCodec(codec, span);
-    bytes += span.size() / step * static_cast<int64_t>(of_span->EncodedBytes(step)) +
-             static_cast<int64_t>(of_span->EncodedBytes(span.size() % step));
+  for (const FragmentSpan& span : UncutSpansOf(job, parameters)) {
+    const std::unique_ptr<Codec> made = MakeCodec(codec, span);
+    const auto encoded = [&](int64_t count) {
+      return static_cast<int64_t>(made->EncodedBytes(static_cast<size_t>(count)));
+    };
+    const int64_t rest = span.size() % values;
+    bytes += span.size() / values * encoded(values) + (rest > 0 ? encoded(rest) : 0);
   }
   return bytes;
+}
+
+int64_t ContributionBytes(const Job& job, CodecKind codec) {
+  return VectorBytes(job, GptParameters(job.model()), codec);
 }
 
 }  // namespace wukong

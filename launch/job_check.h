@@ -8,8 +8,12 @@
 
 #include "absl/status/status.h"
 #include "launch/job_file.h"
+#include "runtime/storage/log.h"
 
 namespace wukong {
+
+// The largest contribution to the root: one record of its log, with a header and ranges beside the payload.
+inline constexpr int64_t kRootContributionBytesMax = kLogRecordBytesMax - (int64_t{16} << 20);
 
 struct CheckOptions {
   bool check_data = true;     // Opens and reads the token files and looks for the TorchScript file.
@@ -29,6 +33,9 @@ void PrintWarnings(const Job& job);
 // Parameters of the built-in GPT (GPT-2's shape, the token embedding tied to the output); 0 for a TorchScript model,
 // whose number is in its file.
 int64_t GptParameters(const Model& model);
+
+// Bytes of a vector of `parameters` values in the fragments that `job` (resolved) cuts it into, each encoded by itself.
+int64_t VectorBytes(const Job& job, int64_t parameters, CodecKind codec);
 
 // Bytes of one contribution's payload, codec scales included; 0 where the number of parameters is not known.
 int64_t ContributionBytes(const Job& job, CodecKind codec);

@@ -11,10 +11,8 @@
 #include "glog/logging.h"
 #include "launch/job_check.h"
 #include "launch/job_units.h"
-#include "runtime/codec/codec.h"
 #include "runtime/fault/link_model.h"
 #include "runtime/fault/link_shape.h"
-#include "runtime/model/job_layout.h"
 #include "runtime/sync/presets.h"
 #include "runtime/sync/stream_tuner.h"
 
@@ -526,22 +524,6 @@ double NormalOrderStatistic(int64_t k, int64_t n) {
     (0.5 * std::erfc(-middle / std::sqrt(2.0)) < share ? low : high) = middle;
   }
   return (low + high) / 2;
-}
-
-int64_t VectorBytes(const Job& given, int64_t parameters, CodecKind codec) {
-  Job job = given;
-  if (codec == CODEC_KIND_MIXED) job.mutable_strategy()->mutable_root()->set_codec_up(codec);  // It cuts by roles.
-  const int64_t values = std::max<int64_t>(1, job.limits().fragment_bytes() / static_cast<int64_t>(sizeof(float)));
-  int64_t bytes = 0;
-  for (const FragmentSpan& span : UncutSpansOf(job, parameters)) {
-    const std::unique_ptr<Codec> made = MakeCodec(codec, span);
-    const auto encoded = [&](int64_t count) {
-      return static_cast<int64_t>(made->EncodedBytes(static_cast<size_t>(count)));
-    };
-    const int64_t rest = span.size() % values;
-    bytes += span.size() / values * encoded(values) + (rest > 0 ? encoded(rest) : 0);
-  }
-  return bytes;
 }
 
 Plan MakePlan(const PlanInput& input) {

@@ -33,9 +33,6 @@ struct PlanInput {
   double step_jitter = 0;
 };
 
-// Bytes of a vector of `parameters` values in the fragments that `job` (resolved) cuts it into, each encoded by itself.
-int64_t VectorBytes(const Job& job, int64_t parameters, CodecKind codec);
-
 // One direction of the link between a region and the root.
 struct LinkPlan {
   int streams = 1;                   // Connections that a transfer is spread over.

@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "launch/command_testing.h"
 #include "launch/job_file.h"
+#include "launch/job_check.h"
 #include "runtime/base/random.h"
 #include "runtime/codec/codec.h"
 #include "runtime/fault/link_model.h"
