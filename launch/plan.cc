@@ -345,14 +345,29 @@ void AddMemory(const PlanInput& input, Plan* plan) {
       in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.region().codec_up())));
   // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
   add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
-      parent + in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
+      parent + accepted(strategy.region(), leaves) +
+          in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
+  // What was accepted no longer counts as staged: one that is being merged, and before it in_flight_max of each of the
+  // others that a merge waits for, of which the last has all parts.
+  const auto accepted = [&](const Level& level, int64_t children) {
+    const auto whole = static_cast<double>(VectorBytes(input.job, input.parameters, level.codec_up()));
+    const double each = whole * (1 + (in_flight - 1) / std::max(1, strategy.parts()));
+    const int64_t merged = level.grace_ns() > 0 ? children : Quorum(level.quorum(), children);
+    return whole + static_cast<double>(merged - 1) * each;
+  };
+  int64_t leaves = 1;
+  for (const RegionPlan& region : plan->regions) leaves = std::max(leaves, region.leaves);
+  const double root_accepted = accepted(strategy.root(), input.job.regions_size());
   // Theta, the public copy, and what the optimizer at the root has: a copy of them while it is being written.
   const double snapshot = vector * (2 + (gradient ? state : momentum(strategy.root())));
   // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
-  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent + snapshot);
+  // What was accepted is also in the history of the log, and in a snapshot.
+  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent + snapshot + 3 * root_accepted);
 
-  plan->snapshot_bytes_per_hour =
-      plan->log_bytes_per_hour / static_cast<double>(input.job.limits().snapshot_bytes()) * snapshot;
+  // Each stands on whole contributions, at least one.
+  const int64_t contribution = plan->regions[0].up.bytes;
+  const int64_t logged = (input.job.limits().snapshot_bytes() + contribution - 1) / contribution * contribution;
+  plan->snapshot_bytes_per_hour = plan->log_bytes_per_hour / static_cast<double>(logged) * snapshot;
   plan->join_bytes = static_cast<int64_t>(vector);
 }
 

@@ -68,7 +68,7 @@ struct MemoryPlan {
   std::string role;
   double vectors = 0;     // Of float32, of the model's size.
   int64_t bytes = 0;      // These vectors.
-  int64_t bytes_max = 0;  // With staged messages and what is kept for slow children.
+  int64_t bytes_max = 0;  // With staged and accepted contributions, and what is kept for slow children.
 };
 
 // What alone brings the compute share to kPlanShareWanted, with links that take contributions as often as they are
