@@ -95,7 +95,7 @@ LinkPlan MakeLink(const LinkShape& given, double rtt, int64_t bytes, int streams
 void SetInterval(double seconds, LinkPlan* link) {
   link->interval_seconds = seconds;
   link->bytes_per_hour = kHour / seconds * static_cast<double>(link->bytes);
-  link->busy = std::min(1.0, link->transfer_seconds / seconds);
+  link->busy = link->transfer_seconds / seconds;
 }
 
 // The job without what only a person reads: shares and rates.
@@ -184,10 +184,11 @@ class Planner {
     plan_.regions.push_back(std::move(plan));
   }
 
-  // Leaves' contributions that one of the region's is made of.
+  // Leaves' contributions that one of the region's is made of: whole merges, until there are enough.
   int64_t Gathered(int64_t leaves) const {
-    return std::max(Quorum(strategy_.region().quorum(), leaves),
-                    strategy_.region().send_every() == 0 ? leaves : strategy_.region().send_every());
+    const int64_t quorum = Quorum(strategy_.region().quorum(), leaves);
+    const int64_t every = strategy_.region().send_every() == 0 ? leaves : strategy_.region().send_every();
+    return (every + quorum - 1) / quorum * quorum;
   }
 
   // Everybody who sent waits for a version that holds it. A quorum of k of n waits for the k quickest.
@@ -207,8 +208,13 @@ class Planner {
       const double late = for_all ? NormalOrderStatistic(leaves, leaves) : NormalOrderStatistic(gathered, size);
       const double spread = input_.step_jitter / std::sqrt(static_cast<double>(plan_.regions[r].inner_steps_max));
       ready.push_back(Smallest(computing, gathered) * (1 + std::max(0.0, late) * spread));
-      const double travel = plan_.regions[r].up.seconds + plan_.regions[r].down.seconds;
-      paths.push_back(overlaps ? std::max(ready[r], travel / strategy_.in_flight_max()) : ready[r] + travel);
+      const LinkPlan& up = plan_.regions[r].up;
+      const LinkPlan& down = plan_.regions[r].down;
+      const double travel = up.seconds + down.seconds;
+      const double path = overlaps ? std::max(ready[r], travel / strategy_.in_flight_max()) : ready[r] + travel;
+      // However many are under way: the wire takes the region's contributions of a round one after the other.
+      const double sends = static_cast<double>(size) / static_cast<double>(gathered);
+      paths.push_back(std::max({path, sends * up.transfer_seconds, down.transfer_seconds}));
     }
     const double whole = Smallest(paths, quorum);
     double per_second = 0;
@@ -408,7 +414,9 @@ Remedy StepsRemedy(const PlanInput& given) {
   };
   remedy.share = with(kStepsMax).share;
   if (!with(kStepsMax).enough) {
-    remedy.reason = remedy.share < kPlanShareWanted ? "workers also wait for slower ones" : "the links stay too slow";
+    PlanInput near = input;
+    near.job.clear_wan();
+    remedy.reason = ForecastOf(near).enough ? "the links stay too slow" : "workers also wait for slower ones";
     return remedy;
   }
   int32_t low = 0, high = kStepsMax;  // Not enough, enough.

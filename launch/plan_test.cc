@@ -6,13 +6,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "launch/command_testing.h"
-#include "launch/job_file.h"
 #include "launch/job_check.h"
+#include "launch/job_file.h"
 #include "runtime/base/random.h"
 #include "runtime/codec/codec.h"
 #include "runtime/fault/link_model.h"
@@ -205,6 +206,30 @@ TEST(PlanTest, AgeFlushesWhatComesSeldom) {
   EXPECT_NEAR(plan.regions[0].up.interval_seconds, 17.5, 1e-9);
 }
 
+TEST(PlanTest, ARegionSendsWholeMerges) {
+  const auto interval = [](const char* send_every) {
+    return PlanOf({"strategy.region.quorum=2", "strategy.region.flush_age=0s", send_every})
+        .regions[0]
+        .up.interval_seconds;
+  };
+  EXPECT_NEAR(interval("strategy.region.send_every=1"), 4, 1e-9) << "two of its two workers";
+  EXPECT_NEAR(interval("strategy.region.send_every=3"), 8, 1e-9) << "after the second merge there are four";
+}
+
+TEST(PlanTest, RoundsThatOverlapComeNoFasterThanTheWireTakesThem) {
+  const Plan plan = PlanOf({"strategy.preset=streaming_diloco", "wan.bandwidth=100kbit", "strategy.in_flight_max=16"});
+  const RegionPlan& region = plan.regions[0];
+  ASSERT_GT(region.up.transfer_seconds, 1) << "four steps";
+  ASSERT_GT(region.up.transfer_seconds, (region.up.seconds + region.down.seconds) / 16);
+  EXPECT_NEAR(region.up.interval_seconds, region.up.transfer_seconds, 1e-9);
+  EXPECT_NEAR(region.compute_share, 1 / region.up.transfer_seconds, 1e-9);
+  // A quorum of one sends the contribution of each worker by itself.
+  const Plan each = PlanOf({"strategy.preset=diloco", "strategy.region.quorum=1", "wan.bandwidth=1Mbit",
+                            "wan.links=[{region: beijing, direction: down, bandwidth: 1Gbit}, {region: shenzhen, "
+                            "bandwidth: 1Gbit}, {region: guizhou, bandwidth: 1Gbit}]"});
+  EXPECT_NEAR(each.regions[0].up.interval_seconds, each.regions[0].up.transfer_seconds, 1e-9);
+}
+
 TEST(PlanTest, SlowWorkersDoFewerStepsWhereStepsAreScaled) {
   const Plan plan = PlanOf({"regions.beijing.speed=[1,0.5]", "regions.guizhou.speed=0.95"});
   EXPECT_EQ(plan.regions[0].inner_steps_min, 8);
@@ -364,6 +389,65 @@ TEST(PlanTest, ASnapshotStandsOnWholeContributions) {
   EXPECT_NEAR(plan.snapshot_bytes_per_hour, 3 * plan.rounds_per_hour * 4 * 400e6, 1e3) << "one for each";
 }
 
+std::vector<std::string> PresetNames() {
+  std::vector<std::string> names;
+  for (int preset = PRESET_UNSPECIFIED + 1; preset <= Preset_MAX; ++preset) {
+    names.push_back(absl::AsciiStrToLower(Preset_Name(static_cast<Preset>(preset)).substr(sizeof("PRESET_") - 1)));
+  }
+  return names;
+}
+
+TEST(PlanTest, NobodySendsMoreThanALinkTakesAndARemedyKeepsItsWord) {
+  for (const std::string& preset : PresetNames()) {
+    for (const char* bandwidth : {"10Mbit", "1Gbit", "100Gbit"}) {
+      for (const int64_t millions : {1, 1'000, 1'000'000}) {
+        SCOPED_TRACE(absl::StrCat(preset, " ", millions, "M parameters, ", bandwidth));
+        const auto with = [&, preset = preset](std::vector<std::string> settings) {
+          settings.insert(settings.begin(), {"strategy.preset=" + preset, absl::StrCat("wan.bandwidth=", bandwidth)});
+          PlanInput input = Example(std::move(settings));
+          input.parameters = millions * 1'000'000;
+          input.step_seconds = 1;
+          return input;
+        };
+        const auto check = [](const PlanInput& input) {
+          Plan plan = MakePlan(input);
+          const double most = static_cast<double>(input.job.wan().bandwidth_bps()) / 8 * (1 + 1e-9);
+          for (const RegionPlan& region : plan.regions) {
+            for (const LinkPlan* link : {&region.up, &region.down}) {
+              EXPECT_LE(link->busy, 1 + 1e-9);
+              if (most <= 0) continue;  // Unlimited.
+              EXPECT_LE(static_cast<double>(link->bytes) / link->interval_seconds, most);
+            }
+          }
+          return plan;
+        };
+        const auto enough = [](const Plan& plan) {
+          return plan.compute_share >= kPlanShareWanted &&
+                 std::none_of(plan.regions.begin(), plan.regions.end(), [](const auto& r) { return r.link_limits; });
+        };
+        const Plan given = check(with({}));
+        for (const Remedy& remedy : given.remedies) {
+          if (!remedy.possible) continue;
+          SCOPED_TRACE(absl::StrCat(remedy.key, "=", remedy.value));
+          std::vector<std::string> settings = {absl::StrCat(remedy.key, "=", remedy.value)};
+          if (absl::StrContains(remedy.key, "codec")) {
+            settings = {"strategy.root.codec_up=" + remedy.value, "strategy.root.codec_down=" + remedy.value};
+          }
+          const Plan after = check(with(settings));
+          EXPECT_TRUE(enough(after)) << after.compute_share;
+          EXPECT_NEAR(after.compute_share, remedy.share, 1e-9);
+          if (absl::StrContains(remedy.key, "codec")) {
+            EXPECT_THAT(after.notes, Not(Contains(HasSubstr("one record of the root's log"))));
+          } else if (absl::StrContains(remedy.key, "inner_steps") && remedy.value != "1") {
+            const PlanInput fewer = with({absl::StrCat("strategy.inner_steps=", std::stoi(remedy.value) - 1)});
+            EXPECT_FALSE(enough(MakePlan(fewer)));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(PlanTest, SharesRiseWithBandwidthAndStepsAndFallWithDistanceAndSize) {
   Random random(11);
   const auto pick = [&](std::vector<std::string> values) { return values[random.Below(values.size())]; };
@@ -436,6 +520,11 @@ TEST(RemedyTest, SaysWhyNothingAloneHelps) {
   const Plan slow = PlanOf({"strategy.preset=diloco", "regions.beijing.speed=[1,0.5]"});
   EXPECT_FALSE(RemedyOf(slow, "inner_steps").possible);
   EXPECT_THAT(RemedyOf(slow, "inner_steps").reason, HasSubstr("slower ones"));
+  // All alike, with 1 TB to send: a million steps are not enough.
+  PlanInput alike = Example({"strategy.preset=diloco"});
+  alike.parameters = 1'000'000'000'000;
+  EXPECT_FALSE(RemedyOf(MakePlan(alike), "inner_steps").possible);
+  EXPECT_THAT(RemedyOf(MakePlan(alike), "inner_steps").reason, HasSubstr("the links stay too slow"));
   const Plan gradient = PlanOf({"strategy.preset=ddp"});
   EXPECT_THAT(RemedyOf(gradient, "inner_steps").reason, HasSubstr("must be 1 with progress: gradient"));
 }
