@@ -346,13 +346,6 @@ void AddMemory(const PlanInput& input, Plan* plan) {
   // Parents also hold staged contributions, differences of one model's bytes and two replaced versions at most.
   const double parent = static_cast<double>(input.job.limits().in_flight_bytes()) + 3 * vector;
   const double in_flight = static_cast<double>(strategy.in_flight_max());
-  // Theta, gradient, base, the followed copy; what a gradient's codec left out, or the optimizer's state.
-  add("worker", 4 + (gradient ? 1 : state),
-      in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.region().codec_up())));
-  // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
-  add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
-      parent + accepted(strategy.region(), leaves) +
-          in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
   // What was accepted no longer counts as staged: one that is being merged, and before it in_flight_max of each of the
   // others that a merge waits for, of which the last has all parts.
   const auto accepted = [&](const Level& level, int64_t children) {
@@ -364,6 +357,13 @@ void AddMemory(const PlanInput& input, Plan* plan) {
   int64_t leaves = 1;
   for (const RegionPlan& region : plan->regions) leaves = std::max(leaves, region.leaves);
   const double root_accepted = accepted(strategy.root(), input.job.regions_size());
+  // Theta, gradient, base, the followed copy; what a gradient's codec left out, or the optimizer's state.
+  add("worker", 4 + (gradient ? 1 : state),
+      in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.region().codec_up())));
+  // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
+  add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
+      parent + accepted(strategy.region(), leaves) +
+          in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
   // Theta, the public copy, and what the optimizer at the root has: a copy of them while it is being written.
   const double snapshot = vector * (2 + (gradient ? state : momentum(strategy.root())));
   // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
@@ -466,12 +466,16 @@ Remedy BandwidthRemedy(const PlanInput& given) {
   return remedy;
 }
 
-// Of the codecs that are enough, the one that leaves out least: that with the most bytes.
+// Of the codecs that are enough and with which the job would not be refused, the one that leaves out least: that with
+// the most bytes.
 Remedy CodecRemedy(const PlanInput& given) {
   Remedy remedy;
   remedy.key = "strategy.root.codec_up and codec_down";
   remedy.share = ForecastOf(given).share;
-  remedy.reason = "no codec is enough";
+  remedy.reason = "with no codec the root's log takes a contribution";
+  // The notes say what must be raised for the codec that is there.
+  const int64_t held_max = std::max(given.job.limits().in_flight_bytes(),
+                                    VectorBytes(given.job, given.parameters, given.job.strategy().root().codec_up()));
   int64_t most = -1;
   const google::protobuf::EnumDescriptor* kinds = CodecKind_descriptor();
   for (int i = 0; i < kinds->value_count(); ++i) {
@@ -481,10 +485,13 @@ Remedy CodecRemedy(const PlanInput& given) {
     input.job.mutable_strategy()->mutable_root()->set_codec_up(kind);
     input.job.mutable_strategy()->mutable_root()->set_codec_down(kind);
     if (!FindStrategyProblems(input.job).empty()) continue;
+    const int64_t bytes = VectorBytes(input.job, given.parameters, kind);
+    if (bytes > std::min(held_max, kRootContributionBytesMax)) continue;
     const Forecast forecast = ForecastOf(input);
-    const int64_t bytes = VectorBytes(given.job, given.parameters, kind);
     if (!forecast.enough) {
-      if (!remedy.possible) remedy.share = std::max(remedy.share, forecast.share);
+      if (remedy.possible) continue;
+      remedy.share = std::max(remedy.share, forecast.share);
+      remedy.reason = "no codec is enough";
     } else if (bytes > most) {
       most = bytes;
       remedy.possible = true;
@@ -500,9 +507,21 @@ void AddNotes(const PlanInput& input, Plan* plan) {
   const Job& job = input.job;
   const auto note = [plan](std::string text) { plan->notes.push_back(std::move(text)); };
   const int64_t staleness_max = job.strategy().root().staleness_max();
-  int64_t largest = 0;
+  // Also of fragments that take turns: a worker's last contribution has all of them.
+  const int64_t logged = VectorBytes(job, input.parameters, job.strategy().root().codec_up());
+  const int64_t held = std::max(logged, VectorBytes(job, input.parameters, job.strategy().region().codec_up()));
+  if (logged > kRootContributionBytesMax) {
+    note(
+        absl::StrFormat("`wukong up` would refuse this job: a contribution is one record of the root's log, and has %d "
+                        "bytes with strategy.root.codec_up (expected at most %d)",
+                        logged, kRootContributionBytesMax));
+  } else if (held > job.limits().in_flight_bytes()) {
+    note(absl::StrFormat(
+        "`wukong up` would refuse this job: limits.in_flight_bytes (%d) does not hold one contribution of %d bytes: "
+        "raise it",
+        job.limits().in_flight_bytes(), held));
+  }
   for (const RegionPlan& region : plan->regions) {
-    largest = std::max(largest, region.up.bytes);
     if (region.link_limits) {
       note(
           absl::StrFormat("%s: its workers make a contribution faster than its link to the root takes one (%.3g s): "
@@ -530,10 +549,6 @@ void AddNotes(const PlanInput& input, Plan* plan) {
                             region.name, way, link->window_bytes / 1e6));
       }
     }
-  }
-  if (largest > job.limits().in_flight_bytes()) {
-    note(absl::StrFormat("limits.in_flight_bytes (%d) does not hold one contribution of %d bytes: raise it",
-                         job.limits().in_flight_bytes(), largest));
   }
 }
 

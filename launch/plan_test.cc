@@ -329,7 +329,9 @@ TEST(PlanTest, TheLargestModelOnTheFastestLinkFitsTheNumbers) {
   EXPECT_NEAR(plan.round_seconds, 16 * 60 + 81.25 + 320 + 0.15, 1e-6);
   EXPECT_EQ(MemoryOf(plan, "coordinator").bytes, 20'000'000'000'000);
   EXPECT_GT(MemoryOf(plan, "coordinator").bytes_max, MemoryOf(plan, "coordinator").bytes);
-  EXPECT_THAT(plan.notes, Contains(HasSubstr("limits.in_flight_bytes (67108864) does not hold one contribution")));
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("one record of the root's log, and has 1015625000000 bytes with "
+                                             "strategy.root.codec_up (expected at most 1056964608)")));
+  EXPECT_THAT(plan.notes, Not(Contains(HasSubstr("limits.in_flight_bytes")))) << "to raise it does not help";
   EXPECT_THAT(plan.notes, Contains(HasSubstr("TCP's buffers")));
 
   input.parameters = kPlanParametersMax;
@@ -448,6 +450,25 @@ TEST(PlanTest, NobodySendsMoreThanALinkTakesAndARemedyKeepsItsWord) {
   }
 }
 
+TEST(PlanTest, SaysThatARunWouldBeRefusedForTheSizeOfItsContributions) {
+  PlanInput input = Example({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=100Gbit"});
+  input.parameters = 500'000'000;
+  const Plan plan = MakePlan(input);
+  EXPECT_THAT(plan.notes, Contains(HasSubstr("`wukong up` would refuse this job: a contribution is one record of the "
+                                             "root's log, and has 2000000000 bytes")));
+  EXPECT_THAT(plan.notes, Not(Contains(HasSubstr("in_flight_bytes")))) << "more of these would not help";
+  const Plan fits = PlanOf({"limits.in_flight_bytes=4MB"});
+  EXPECT_THAT(fits.notes, Not(Contains(HasSubstr("refuse this job"))));
+  const Plan held = PlanOf({"limits.in_flight_bytes=4MB", "strategy.region.codec_up=fp32"});
+  EXPECT_THAT(held.notes, Contains(HasSubstr(absl::StrCat("limits.in_flight_bytes (4000000) does not hold one "
+                                                          "contribution of ",
+                                                          kFp32, " bytes: raise it"))));
+  // Also of fragments that take turns: the last contribution has all of them.
+  input = Example({"strategy.preset=streaming_diloco", "strategy.root.codec_up=int8"});
+  input.parameters = 2'000'000'000;
+  EXPECT_THAT(MakePlan(input).notes, Contains(HasSubstr("and has 2031250000 bytes")));
+}
+
 TEST(PlanTest, SharesRiseWithBandwidthAndStepsAndFallWithDistanceAndSize) {
   Random random(11);
   const auto pick = [&](std::vector<std::string> values) { return values[random.Below(values.size())]; };
@@ -514,6 +535,17 @@ TEST(RemedyTest, TheLeastBandwidthAndTheCodecThatLeavesOutLeast) {
   EXPECT_FALSE(RemedyOf(thin, "codec").possible);
   const Plan even = PlanOf({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=300Mbit"});
   EXPECT_EQ(RemedyOf(even, "codec").value, "int8");
+}
+
+TEST(RemedyTest, ACodecWithWhichTheJobWouldBeRefusedIsNone) {
+  PlanInput input = Example({"strategy.preset=diloco", "wan.rtt=0ms", "wan.bandwidth=100Gbit"});
+  input.parameters = 500'000'000;
+  input.step_seconds = 1;
+  EXPECT_EQ(RemedyOf(MakePlan(input), "codec").value, "bf16") << "the log does not take the 2 GB of fp32";
+  input.parameters = 1'000'000'000'000;
+  EXPECT_FALSE(RemedyOf(MakePlan(input), "codec").possible);
+  EXPECT_THAT(RemedyOf(MakePlan(input), "codec").reason, HasSubstr("with no codec the root's log takes"));
+  EXPECT_EQ(RemedyOf(PlanOf({"limits.in_flight_bytes=4MB"}), "codec").value, "bf16") << "5 MB do not fit";
 }
 
 TEST(RemedyTest, SaysWhyNothingAloneHelps) {
