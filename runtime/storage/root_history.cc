@@ -28,7 +28,7 @@ void PushBounded(double value, Field* field) {
 
 }  // namespace
 
-RootHistory::RootHistory(const RootState& state) : state_(state) {
+RootHistory::RootHistory(const RootState& state) : state_(state), unmerged_(state.unmerged()) {
   for (const RootMember& member : state.members()) {
     members_[member.member()] = member;
     if (member.told() != member.included()) untold_.insert(member.member());
@@ -36,6 +36,7 @@ RootHistory::RootHistory(const RootState& state) : state_(state) {
   for (const SampleRange& range : state.committed()) Commit(range.begin(), range.end());
   state_.clear_members();
   state_.clear_committed();
+  state_.clear_unmerged();
   if (state_.version() == 0) state_.set_version(1);
   if (state_.next_member() == 0) state_.set_next_member(1);
 }
@@ -48,13 +49,17 @@ RootState RootHistory::Summary() const {
     range->set_begin(begin);
     range->set_end(end);
   }
-  for (ContributionAccepted& unmerged : *state.mutable_unmerged()) unmerged.clear_fragments();
+  for (const ContributionAccepted& accepted : unmerged_) {
+    ContributionAccepted* unmerged = state.add_unmerged();
+    *unmerged->mutable_header() = accepted.header();
+    unmerged->set_norm(accepted.norm());
+  }
   return state;
 }
 
 RootState RootHistory::state() const {
   RootState state = Summary();
-  *state.mutable_unmerged() = state_.unmerged();
+  *state.mutable_unmerged() = unmerged_;
   return state;
 }
 
@@ -154,13 +159,13 @@ absl::Status RootHistory::Check(const LogRecord& record) const {
     return CheckSender(header);
   }
   if (record.has_merged()) {
-    if (record.merged().parts_size() > state_.unmerged_size()) {
+    if (record.merged().parts_size() > unmerged_.size()) {
       return Broken("I10", absl::StrFormat("%d contributions are merged and %d were there",
-                                           record.merged().parts_size(), state_.unmerged_size()));
+                                           record.merged().parts_size(), unmerged_.size()));
     }
     for (int i = 0; i < record.merged().parts_size(); ++i) {
       const MergedPart& part = record.merged().parts(i);
-      const ContributionHeader& header = state_.unmerged(i).header();
+      const ContributionHeader& header = unmerged_[i].header();
       if (part.member() != header.member() || part.incarnation() != header.incarnation() ||
           part.sequence() != header.sequence()) {
         return Broken("I10", absl::StrFormat("contribution %d of member %d is merged where %d of member %d was due",
@@ -231,7 +236,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
     (*state_.mutable_tokens_by_region())[member->region()] += header.tokens();
     PushBounded(record.accepted().norm(), state_.mutable_recent_norms());
     PushBounded(static_cast<double>(header.tokens()), state_.mutable_recent_tokens());
-    *state_.add_unmerged() = record.accepted();
+    *unmerged_.Add() = record.accepted();
   } else if (record.has_refused()) {
     const ContributionHeader& header = record.refused().header();
     RootMember* member = Member(header.member());
@@ -242,7 +247,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
   } else if (record.has_merged()) {
     const Merged& merged = record.merged();
     for (int i = 0; i < merged.parts_size(); ++i) {
-      const ContributionHeader& header = state_.unmerged(i).header();
+      const ContributionHeader& header = unmerged_[i].header();
       RootMember* member = Member(header.member());
       if (member->incarnation() == header.incarnation()) {
         member->set_included(header.sequence());
@@ -254,7 +259,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
     }
     state_.set_told(false);
     state_.set_contributions_merged(state_.contributions_merged() + merged.parts_size());
-    state_.mutable_unmerged()->erase(state_.unmerged().begin(), state_.unmerged().begin() + merged.parts_size());
+    unmerged_.erase(unmerged_.begin(), unmerged_.begin() + merged.parts_size());
     state_.set_merges_since_momentum(merged.momentum_step() ? 0 : state_.merges_since_momentum() + 1);
   } else if (record.has_published()) {
     state_.set_version(record.published().version());

@@ -40,7 +40,7 @@ class RootHistory {
   // Whether this is the newest life of a member that has joined: who else sends anything is a stranger.
   bool Joined(int64_t member, int64_t incarnation) const;
   // Accepted and not merged, in order, with payloads.
-  const google::protobuf::RepeatedPtrField<ContributionAccepted>& unmerged() const { return state_.unmerged(); }
+  const google::protobuf::RepeatedPtrField<ContributionAccepted>& unmerged() const { return unmerged_; }
 
  private:
   absl::Status Check(const LogRecord& record) const;
@@ -51,7 +51,8 @@ class RootHistory {
   bool Overlaps(int64_t begin, int64_t end) const;
   void Keep(RootMember* member, int64_t sequence, Verdict verdict);
 
-  RootState state_;                        // Without members and committed.
+  RootState state_;  // Without what follows.
+  google::protobuf::RepeatedPtrField<ContributionAccepted> unmerged_;
   std::map<int64_t, RootMember> members_;  // By member.
   std::set<int64_t> untold_;               // Members of whom something was merged since the last version.
   std::map<int64_t, int64_t> committed_;   // begin -> end; disjoint, not touching.
