@@ -1,6 +1,7 @@
 #include "runtime/storage/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <set>
@@ -342,6 +343,14 @@ absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const s
     return absl::FailedPreconditionError(absl::StrCat(path,
                                                       " does not fit the model: ", absl::StrJoin(mismatches, "; "),
                                                       hidden > 0 ? absl::StrCat("; and ", hidden, " more") : ""));
+  }
+  for (const TensorSpec& spec : layout.tensors()) {
+    const std::vector<float>& values = file->tensors[spec.name].values;
+    const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+    if (bad == values.end()) continue;
+    return absl::FailedPreconditionError(absl::StrCat(path, ": value ", bad - values.begin(), " of tensor ",
+                                                      QuotedStart(spec.name), " is ", *bad,
+                                                      " (expected finite values)"));
   }
   return TakeFlat(layout.tensors(), &*file);
 }

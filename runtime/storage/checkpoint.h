@@ -73,7 +73,7 @@ absl::StatusOr<Checkpoint> ReadCheckpointState(FileSystem* files, const std::str
 // The flat vector of a model from any safetensors file with exactly the tensors of `layout`, in float32, bfloat16 or
 // float16: a file made elsewhere, or a checkpoint (of which only the model is used). A digest is checked if there is
 // one. FAILED_PRECONDITION: tensors missing, too many or of other shapes; the message names each of the first few with
-// the expected shape and the one found. Otherwise as ReadSafetensors.
+// the expected shape and the one found. Also a value that is not finite. Otherwise as ReadSafetensors.
 absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const std::string& path,
                                                       const ParameterLayout& layout);
 

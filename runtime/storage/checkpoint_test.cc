@@ -126,6 +126,7 @@ TEST_F(CheckpointTest, ReturnsAStateTooLargeForTheHeader) {
     std::string payload(static_cast<size_t>(kStateBytesInHeaderMax + extra_bytes), '\0');
     for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<char>(i * 2654435761u >> 13);
     written.state.add_unmerged()->add_fragments(payload);
+    written.parameters[3] = -4.5f;  // For the last line: a value that is not finite would be refused.
     ASSERT_TRUE(Write(written).ok());
     const absl::StatusOr<Checkpoint> read = ReadCheckpoint(files_, path_);
     ASSERT_TRUE(read.ok()) << read.status();
@@ -318,11 +319,22 @@ TEST_F(CheckpointTest, TakesTheParametersOfAForeignFileInTheOrderOfTheModel) {
   EXPECT_THAT(*read, ElementsAre(3.0f, 1.0f, -2.0f, 1.0f, -0.5f));
 }
 
+TEST_F(CheckpointTest, TakesNoParametersThatAreNotFinite) {
+  const std::string path = directory_.Write(
+      "foreign.safetensors",
+      FileOf(R"({"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", absl::string_view("\x80\x3f\xc0\x7f", 4)));
+  const absl::Status status = ReadParametersFrom(files_, path, ParameterLayout({{"a", {2}}})).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("value 1 of tensor \"a\" is nan"));
+}
+
 TEST_F(CheckpointTest, TakesTheParametersOfACheckpointInTheOrderOfTheModel) {
-  ASSERT_TRUE(Write(TestCheckpoint()).ok());
+  Checkpoint written = TestCheckpoint();
+  written.parameters[3] = -4.5f;  // A value that is not finite would be refused.
+  ASSERT_TRUE(Write(written).ok());
   const absl::StatusOr<std::vector<float>> same = ReadParametersFrom(files_, path_, TestLayout());
   ASSERT_TRUE(same.ok()) << same.status();
-  EXPECT_EQ(Bits(*same), Bits(TestCheckpoint().parameters));
+  EXPECT_EQ(Bits(*same), Bits(written.parameters));
   const absl::StatusOr<std::vector<float>> other = ReadParametersFrom(
       files_, path_,
       ParameterLayout(

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
@@ -318,10 +319,18 @@ absl::StatusOr<Digest> FindDigest(const std::string& path, absl::string_view hea
   const auto digest = metadata.find(kDigest);
   const auto algorithm = metadata.find(kDigestAlgorithm);
   if (digest == metadata.end() && algorithm == metadata.end()) return Digest();
+  if (algorithm == metadata.end()) {
+    // Any program may have a digest of its own there. Of ours a name was damaged.
+    const bool ours =
+        absl::StartsWith(header, kBeforeDigest) &&
+        std::any_of(metadata.begin(), metadata.end(), [](const auto& member) { return member.second == kSha256; });
+    if (!ours) return Digest();
+    return Damaged(path, "the metadata have a \"", kDigest, "\" and no \"", kDigestAlgorithm, "\"");
+  }
   if (digest == metadata.end()) {
     return Damaged(path, "the metadata have a \"", kDigestAlgorithm, "\" and no \"", kDigest, "\"");
   }
-  if (algorithm != metadata.end() && algorithm->second != kSha256) {
+  if (algorithm->second != kSha256) {
     return Damaged(path, "the digest is of an unknown kind ", QuotedStart(algorithm->second), " (expected \"", kSha256,
                    "\")");
   }

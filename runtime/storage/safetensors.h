@@ -3,8 +3,8 @@
 // Layout: u64 LE N; N bytes of JSON {"__metadata__": {...}, name: {"dtype": "F32", "shape": [...], "data_offsets":
 // [begin, end]}}, padded with spaces to a multiple of 8; then the values. `__metadata__` has a key "digest": SHA-256,
 // in hexadecimal, of the whole file with the digest's own 64 digits read as zeros, and a key "digest_algorithm":
-// "sha256", so that damage to the name of the one cannot pass for a file without it. A file without both (made
-// elsewhere) is read, and its digest is not checked.
+// "sha256", so that damage to the name of the one cannot pass for a file without it. A file made elsewhere is read
+// without both; what it calls "digest" is its own affair, and is not checked.
 #ifndef WUKONG_RUNTIME_STORAGE_SAFETENSORS_H_
 #define WUKONG_RUNTIME_STORAGE_SAFETENSORS_H_
 

@@ -297,7 +297,7 @@ TEST(SafetensorsTest, SaysWhatIsWrongWithAMalformedHeader) {
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5, "has more than its tensors"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 3, "cut off"},
       {R"({"a":{"dtype":"I8","shape":[9223372036854775807],"data_offsets":[0,9223372036854775807]}})", 3, "cut off"},
-      {R"({"__metadata__":{"digest":"12"}})", 0, "the digest is \"12\" (expected 64"},
+      {R"({"__metadata__":{"digest":"12","digest_algorithm":"sha256"}})", 0, "the digest is \"12\" (expected 64"},
       {R"({"__metadata__":{"digest_algorithm":"sha256"}})", 0, "a \"digest_algorithm\" and no \"digest\""},
       {R"({"__metadata__":{"digest":"12","digest_algorithm":"md5"}})", 0, "the digest is of an unknown kind \"md5\""},
   };
@@ -342,9 +342,21 @@ TEST(SafetensorsTest, KeepsMessagesShortHoweverLongTheNonsense) {
 TEST(SafetensorsTest, RefusesADigestThatAnotherProgramCopied) {
   const std::string digest(64, 'a');
   for (const std::string& header :
-       {absl::StrCat("{\"__metadata__\":{\"digest\":\"", digest, "\"}}"),
+       {absl::StrCat("{\"__metadata__\":{\"digest\":\"", digest, "\", \"digest_algorithm\":\"sha256\"}}"),
         absl::StrCat("{\"__metadata__\": {\"digest\": \"", digest, "\", \"digest_algorithm\": \"sha256\"}}")}) {
     EXPECT_EQ(ReadBytes(FileOf(header, "")).status().code(), absl::StatusCode::kDataLoss) << header;
+  }
+}
+
+TEST(SafetensorsTest, ADigestOfAnotherKindIsItsMakersAffair) {
+  const std::string digest(64, 'a');
+  for (const std::string& header :
+       {std::string(R"({"__metadata__":{"digest":"12"}})"),
+        absl::StrCat("{\"__metadata__\":{\"digest\":\"", digest, "\"}}"),
+        absl::StrCat("{\"__metadata__\": {\"digest\":\"", digest, "\", \"by\": \"sha256\"}}")}) {
+    const absl::StatusOr<Safetensors> read = ReadBytes(FileOf(header, ""));
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_FALSE(read->has_digest);
   }
 }
 
