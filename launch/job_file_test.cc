@@ -206,6 +206,8 @@ TEST_F(JobFileTest, EveryErrorNamesLineKeyAndWhatIsWrong) {
        "FILE:13: regions[0].speed: wrong type (expected a number, or a list of them, got a map)"},
       {With("  tokens: 1M", "  tokens: 1.0000001k"), "FILE:17: stop.tokens: not a whole number that fits"},
       {With("  tokens: 1M", "  tokens: 99999999999G"), "FILE:17: stop.tokens: not a whole number that fits"},
+      {With("  tokens: 1M", "  tokens: 9223372036854775807"),
+       "FILE:17: stop.tokens: too large (expected at least 1, at most 1000000G, got \"9223372036854775807\")"},
       {With("  tokens: 1M", "  tokens: 1T"),
        "FILE:17: stop.tokens: unknown unit \"T\" (expected k, M or G, got \"1T\")"},
       {With("  tokens: 1M", "  tokens: all"), "FILE:17: stop.tokens: not a count (expected a count such as 4096"},
