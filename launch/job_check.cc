@@ -93,7 +93,7 @@ class JobChecker {
     }
     CheckDataKeys();
     if (options.check_data) {
-      CheckModelFile();
+      CheckModelFile(options.check_beginning);
       CheckDataFiles();
     }
     if (!errors_.empty()) {
@@ -146,14 +146,14 @@ class JobChecker {
     }
   }
 
-  void CheckModelFile() {
+  void CheckModelFile(bool beginning) {
     const std::string& path = job_.model().torchscript();
     std::error_code error;
     if (!path.empty() && !std::filesystem::is_regular_file(path, error)) {
       Add("model.torchscript", absl::StrCat("no such file (expected a TorchScript module, got ", path, ")"));
     }
     const std::string& parameters = job_.model().parameters();
-    if (!parameters.empty() && !std::filesystem::is_regular_file(parameters, error)) {
+    if (beginning && !parameters.empty() && !std::filesystem::is_regular_file(parameters, error)) {
       Add("model.parameters", absl::StrCat("no such file (expected a safetensors file, got ", parameters, ")"));
     }
   }

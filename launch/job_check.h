@@ -16,9 +16,10 @@ namespace wukong {
 inline constexpr int64_t kRootContributionBytesMax = kLogRecordBytesMax - (int64_t{16} << 20);
 
 struct CheckOptions {
-  bool check_data = true;     // Opens and reads the token files and looks for the TorchScript file.
-  bool check_model = true;    // model, and what must hold one contribution of it.
-  bool check_device = false;  // Asks this machine for the CUDA devices that the regions name.
+  bool check_data = true;       // Opens and reads the token files and looks for the TorchScript file.
+  bool check_beginning = true;  // Looks for model.parameters, which nothing needs once the run has begun.
+  bool check_model = true;      // model, and what must hold one contribution of it.
+  bool check_device = false;    // Asks this machine for the CUDA devices that the regions name.
 };
 
 // INVALID_ARGUMENT with all errors, each as "FILE:LINE: key: what is wrong (expected ..., got ...)" or with the --set

@@ -293,6 +293,14 @@ TEST_F(JobCheckTest, DataIsNotReadWhenNotAskedFor) {
   EXPECT_TRUE(Check(kWithFiles, {}, options).ok());
 }
 
+TEST_F(JobCheckTest, WhatARunBeganWithIsNotNeededAfterIt) {
+  const std::vector<std::string> set = {"model.parameters=gone.safetensors"};
+  EXPECT_THAT(std::string(Check(kWithFiles, set).message()), HasSubstr("model.parameters: no such file"));
+  CheckOptions options;
+  options.check_beginning = false;
+  EXPECT_EQ(Check(kWithFiles, set, options).message(), "");
+}
+
 TEST_F(JobCheckTest, ADirectoryIsFoundThroughItsManifest) {
   const std::string job = Changed("  train: train.bin\n  validation: validation.bin\n", "  directory: .\n");
   EXPECT_THAT(Errors(job)[0], AllOf(StartsWith("FILE:9: data.directory: "), HasSubstr("DIR")));

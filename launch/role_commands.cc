@@ -55,6 +55,7 @@ int RunCoordinatorCommand(CoordinatorFlags flags) {
   CheckOptions check;
   check.check_data = true;
   check.check_device = false;  // Devices are the workers' machines'.
+  check.check_beginning = !flags.options.resume;
   if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
   if (!flags.options.resume) PrintWarnings(source->job);
   CoordinatorOptions options = flags.options;

@@ -103,6 +103,7 @@ int RunUp(UpFlags flags) {
   CheckOptions check;
   check.check_data = true;
   check.check_device = true;
+  check.check_beginning = !resume;
   if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
   if (!resume) PrintWarnings(source->job);
   if (resume) {
