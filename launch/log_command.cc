@@ -65,6 +65,16 @@ int Dump(const LogFlags& flags) {
                 }
                 return absl::OkStatus();
               });
+  if (absl::IsDataLoss(log.status())) {
+    // Of a log that is whole, the argument is wrong.
+    const absl::StatusOr<LogSummary> whole = ReadLog(FileSystem::Real(), LogDirectory(flags.run_dir), 0,
+                                                     [](int64_t, absl::string_view) { return absl::OkStatus(); });
+    if (whole.ok() && flags.from > whole->next_index) {
+      return ReportStatus(
+          absl::InvalidArgumentError(absl::StrCat("the log in ", LogDirectory(flags.run_dir), " ends with record ",
+                                                  whole->next_index - 1, ", and --from is ", flags.from)));
+    }
+  }
   if (log.status().code() == absl::StatusCode::kOutOfRange) {
     return ReportStatus(absl::InvalidArgumentError(
         absl::StrCat(log.status().message(),
@@ -91,7 +101,8 @@ void AddLogCommand(CLI::App& app, std::function<int()>* action) {
     auto flags = std::make_shared<LogFlags>();
     CLI::App* verb = log->add_subcommand("dump", "Print the records as JSON lines");
     verb->add_option("RUN_DIR", flags->run_dir, "The run directory")->required();
-    verb->add_option("--from", flags->from, "First record (default: the oldest that is there)");
+    verb->add_option("--from", flags->from, "First record (default: the oldest that is there)")
+        ->check(CLI::NonNegativeNumber);
     flags->from = 0;
     verb->callback([flags, action] { *action = [flags] { return Dump(*flags); }; });
   }
