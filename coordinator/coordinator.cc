@@ -241,9 +241,7 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
       return absl::InvalidArgumentError(absl::StrCat("the coordinator ", status.message()));
     }
   }
-  const bool holds_a_run =
-      ::access((run_dir + "/events.jsonl").c_str(), F_OK) == 0 || ::access(LogDirectory(run_dir).c_str(), F_OK) == 0;
-  if (!options_.resume && holds_a_run) {
+  if (!options_.resume && HoldsRun(files_, run_dir)) {
     return absl::AlreadyExistsError(absl::StrCat(
         "run directory ", run_dir, " holds another run; name a new one, remove it, or go on with it (--resume)"));
   }

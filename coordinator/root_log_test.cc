@@ -113,6 +113,46 @@ TEST_F(RootLogTest, ALogWithoutSnapshotsIsNoNewRun) {
   EXPECT_EQ(Recover().status().code(), absl::StatusCode::kNotFound) << Recover().status();
 }
 
+// Events are written after the first record: who has them is no new run, whatever else is gone.
+TEST_F(RootLogTest, ARunWithEventsIsNotBegunAnew) {
+  Begin();
+  const std::string events = directory_ + "/events.jsonl";
+  std::filesystem::remove_all(LogDirectory(directory_));
+  ASSERT_TRUE(WriteFileAtomic(events, "").ok());
+  EXPECT_TRUE(Recover().ok()) << "it died before the first record: " << Recover().status();
+  ASSERT_TRUE(WriteFileAtomic(events, "{}\n").ok());
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kDataLoss) << Recover().status();
+  std::filesystem::remove_all(CheckpointDirectory(directory_));
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kDataLoss) << Recover().status();
+  ASSERT_TRUE(WriteFileAtomic(events, "").ok());
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kNotFound) << Recover().status();
+}
+
+TEST_F(RootLogTest, ASegmentThatIsMissingIsDamage) {
+  Begin();
+  const std::string first = CheckpointPath(CheckpointDirectory(directory_), 1);
+  std::filesystem::copy_file(first, directory_ + "/first");
+  BeginTerm(1);
+  ASSERT_TRUE(log_->WriteSnapshot(begun_.replay->Snapshot(begun_.identity)).ok());
+  BeginTerm(2);
+  ASSERT_TRUE(log_->WriteSnapshot(begun_.replay->Snapshot(begun_.identity)).ok());
+  std::filesystem::rename(directory_ + "/first", first);  // The log before the other one is gone.
+  EXPECT_EQ(Recover().status().code(), absl::StatusCode::kDataLoss) << Recover().status();
+  nlohmann::ordered_json report;
+  const absl::Status verified = VerifyRun(&disk_, directory_, job_, trainer_.get(), &report);
+  EXPECT_EQ(verified.code(), absl::StatusCode::kDataLoss) << verified;
+}
+
+TEST_F(RootLogTest, AnythingOfARunIsARun) {
+  EXPECT_FALSE(HoldsRun(&disk_, directory_));
+  ASSERT_TRUE(disk_.MakeDirectories(CheckpointDirectory(directory_)).ok());
+  EXPECT_FALSE(HoldsRun(&disk_, directory_));
+  Begin();
+  EXPECT_TRUE(HoldsRun(&disk_, directory_));
+  std::filesystem::remove_all(LogDirectory(directory_));
+  EXPECT_TRUE(HoldsRun(&disk_, directory_)) << "as an import leaves it";
+}
+
 // A version each, so that each has a name of its own.
 TEST_F(RootLogTest, ADamagedSnapshotIsNotOneOfTheTwoThatAreKept) {
   Begin();

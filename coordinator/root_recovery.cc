@@ -50,8 +50,9 @@ absl::Status CopyExtra(const Checkpoint& snapshot, const char* name, absl::Span<
   return absl::OkStatus();
 }
 
-absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const ParameterLayout& layout,
+absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const Trainer& trainer,
                            const std::string& what) {
+  const ParameterLayout& layout = trainer.layout();
   if (identity.schema_digest() != layout.schema_digest()) {
     return absl::FailedPreconditionError(
         absl::StrFormat("%s belongs to another model: its parameters have schema digest %.12s, the job's have %.12s",
@@ -64,6 +65,45 @@ absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const Pa
                         what, identity.job_digest(), JobDigest(job)));
   }
   return absl::OkStatus();
+}
+
+// Events are written after the first record of the log is on the disk.
+bool HasEvents(FileSystem* files, const std::string& run_dir) {
+  const absl::StatusOr<int64_t> bytes = files->Size(run_dir + "/events.jsonl");
+  return bytes.ok() && *bytes > 0;
+}
+
+// There is no snapshot. NOT_FOUND where there was no run either.
+absl::Status NoSnapshot(FileSystem* files, const std::string& run_dir) {
+  const auto ignore = [](int64_t, absl::string_view) { return absl::OkStatus(); };
+  if (!absl::IsNotFound(ReadLog(files, LogDirectory(run_dir), 0, ignore).status())) {
+    return absl::DataLossError(absl::StrCat("there is a log in ", LogDirectory(run_dir),
+                                            " and no snapshot that it begins with in ", CheckpointDirectory(run_dir)));
+  }
+  if (HasEvents(files, run_dir)) {
+    return absl::DataLossError(absl::StrCat(
+        run_dir, " holds the events of a run (events.jsonl), and neither its log nor its snapshots: ",
+        LogDirectory(run_dir), " and ", CheckpointDirectory(run_dir),
+        " are missing or empty. Is a disk not mounted? Put them back, or begin a new run in another directory"));
+  }
+  return absl::NotFoundError(
+      absl::StrCat(run_dir, " holds no run that could be resumed: there is no snapshot in ", run_dir, "/checkpoints"));
+}
+
+// There is no log after a snapshot. NOT_FOUND where there was none yet: it died before the first record.
+absl::Status NoLog(FileSystem* files, const std::string& run_dir, const std::string& snapshot, int64_t index,
+                   const absl::Status& missing) {
+  if (index == 0 && !HasEvents(files, run_dir)) return missing;
+  return absl::DataLossError(absl::StrCat(
+      missing.message(), ", and ",
+      index > 0 ? absl::StrFormat("the snapshot %s stands at record %d", snapshot, index)
+                : absl::StrCat("the run has events (", run_dir, "/events.jsonl), which come after the first record"),
+      ": is a disk not mounted? Put the log back, or resume from an exported checkpoint"));
+}
+
+// The oldest segments are never gone while a snapshot needs them.
+absl::Status AsDataLoss(const absl::Status& status) {
+  return absl::IsOutOfRange(status) ? absl::DataLossError(status.message()) : status;
 }
 
 std::string NewRunName(const Job& job, const Clock& clock) {
@@ -244,6 +284,12 @@ absl::StatusOr<Checkpoint> MakeSnapshot(const LogIdentity& identity, RootState s
   return snapshot;
 }
 
+bool HoldsRun(FileSystem* files, const std::string& run_dir) {
+  if (files->Size(run_dir + "/events.jsonl").ok() || files->List(LogDirectory(run_dir)).ok()) return true;
+  const absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files, CheckpointDirectory(run_dir));
+  return snapshots.ok() && !snapshots->empty();
+}
+
 absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,
                                        const Clock& clock, Trainer* trainer) {
   RecoveredRoot fresh;
@@ -278,17 +324,9 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
   RecoveredRoot recovered;
   absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files, CheckpointDirectory(run_dir));
   if (!snapshots.ok()) return snapshots.status();
-  if (snapshots->empty()) {
-    const auto ignore = [](int64_t, absl::string_view) { return absl::OkStatus(); };
-    if (!absl::IsNotFound(ReadLog(files, LogDirectory(run_dir), 0, ignore).status())) {
-      return absl::DataLossError(absl::StrCat("there is a log in ", LogDirectory(run_dir),
-                                              " and no snapshot that it begins with in ",
-                                              CheckpointDirectory(run_dir)));
-    }
-  }
+  if (snapshots->empty()) return NoSnapshot(files, run_dir);
   std::reverse(snapshots->begin(), snapshots->end());
-  absl::Status failure = absl::NotFoundError(
-      absl::StrCat(run_dir, " holds no run that could be resumed: there is no snapshot in ", run_dir, "/checkpoints"));
+  absl::Status failure;
   for (const CheckpointFile& file : *snapshots) {
     const absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
     if (!snapshot.ok()) {
@@ -296,7 +334,7 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
       recovered.warnings.push_back(absl::StrCat("passed over a damaged snapshot: ", failure.message()));
       continue;
     }
-    if (absl::Status status = CheckIdentity(snapshot->identity, job, trainer->layout(), run_dir); !status.ok()) {
+    if (absl::Status status = CheckIdentity(snapshot->identity, job, *trainer, run_dir); !status.ok()) {
       return status;
     }
     absl::StatusOr<std::unique_ptr<RootReplay>> replay = RootReplay::Make(job, trainer, &*snapshot);
@@ -310,13 +348,8 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
                                                return (*replay)->Add(index, *record);
                                              });
     if (absl::IsNotFound(log.status())) {
-      // NOT_FOUND is for who may begin anew.
-      if (snapshot->state.index() > 0) {
-        return absl::DataLossError(absl::StrFormat(
-            "%s, and the snapshot %s stands at record %d: is a disk not mounted? Put the log back, or resume from an "
-            "exported checkpoint",
-            log.status().message(), file.path, snapshot->state.index()));
-      }
+      const absl::Status status = NoLog(files, run_dir, file.path, snapshot->state.index(), log.status());
+      if (!absl::IsNotFound(status)) return status;
       log = LogSummary();  // It died before the first record.
       log->identity = snapshot->identity;
     }
@@ -325,7 +358,7 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
           "the log of %s ends with record %d, and the snapshot %s stands at record %d: segments are missing", run_dir,
           log->next_index - 1, file.path, snapshot->state.index()));
     }
-    if (!log.ok()) return log.status();
+    if (!log.ok()) return AsDataLoss(log.status());
     if (log->identity.format() != 0 && log->identity.run() != snapshot->identity.run()) {
       return absl::FailedPreconditionError(absl::StrFormat("%s is of run %s, and its log of run %s", file.path,
                                                            snapshot->identity.run(), log->identity.run()));
@@ -347,13 +380,13 @@ absl::Status VerifyRun(FileSystem* files, const std::string& run_dir, const Job&
                        nlohmann::ordered_json* report) {
   absl::StatusOr<std::vector<CheckpointFile>> listed = ListCheckpoints(files, CheckpointDirectory(run_dir));
   if (!listed.ok()) return listed.status();
-  if (listed->empty()) return absl::NotFoundError(absl::StrCat(run_dir, " holds no run: no snapshot"));
+  if (listed->empty()) return NoSnapshot(files, run_dir);
   // I8: each is whole. The oldest is where the replay begins; the others are what it must arrive at.
   std::vector<Checkpoint> snapshots;
   for (const CheckpointFile& file : *listed) {
     absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
     if (!snapshot.ok()) return snapshot.status();
-    if (absl::Status status = CheckIdentity(snapshot->identity, job, trainer->layout(), file.path); !status.ok()) {
+    if (absl::Status status = CheckIdentity(snapshot->identity, job, *trainer, file.path); !status.ok()) {
       return status;
     }
     snapshots.push_back(*std::move(snapshot));
@@ -405,7 +438,10 @@ absl::Status VerifyRun(FileSystem* files, const std::string& run_dir, const Job&
                 if (absl::Status status = replay.Add(index, *record); !status.ok()) return status;
                 return compare();
               });
-  if (!log.ok()) return log.status();
+  if (absl::IsNotFound(log.status())) {
+    return NoLog(files, run_dir, listed->front().path, snapshots.front().state.index(), log.status());
+  }
+  if (!log.ok()) return AsDataLoss(log.status());
   const RootState state = replay.history().Summary();
   int64_t committed = 0;
   for (const SampleRange& range : state.committed()) committed += range.end() - range.begin();

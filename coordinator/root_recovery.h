@@ -68,14 +68,17 @@ struct RecoveredRoot {
   std::vector<std::string> warnings;  // A damaged snapshot that was passed over, a torn tail.
 };
 
+// Whether there is anything of a run in the directory: who does not resume leaves it alone.
+bool HoldsRun(FileSystem* files, const std::string& run_dir);
+
 // A new run: its first snapshot, from the trainer's parameters or from the file that job.model.parameters names.
 // INVALID_ARGUMENT: a file that does not fit the model.
 absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,
                                        const Clock& clock, Trainer* trainer);
 
 // From the newest snapshot that is whole, and the log after it. NOT_FOUND: the directory holds no run, neither log nor
-// snapshot. DATA_LOSS: no whole snapshot with its log, or a damaged log; FAILED_PRECONDITION: another job or model, or
-// a newer format.
+// snapshot nor events. DATA_LOSS: no whole snapshot with its log, or a damaged log; FAILED_PRECONDITION: another job or
+// model, or a newer format.
 absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& run_dir, const Job& job,
                                           Trainer* trainer);
 

@@ -1,7 +1,6 @@
 #include "launch/up_command.h"
 
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
@@ -45,8 +45,7 @@ absl::StatusOr<std::string> NewRunDirectory(const UpFlags& flags, const Job& job
       flags.run_dir.empty()
           ? absl::StrCat("runs/", job.name(), "-", absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()))
           : flags.run_dir;
-  std::error_code error;
-  if (std::filesystem::exists(run_dir + "/events.jsonl", error)) {
+  if (HoldsRun(FileSystem::Real(), run_dir)) {
     return absl::AlreadyExistsError(absl::StrCat("run directory ", run_dir,
                                                  " holds another run; go on with it by: wukong up --resume ",
                                                  ShellWord(run_dir), "; or name a new one, or remove it"));
