@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -63,6 +64,13 @@ absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const Tr
         absl::StrFormat("%s belongs to another job (digest %.12s, this one has %.12s): a run goes on with the job it "
                         "began with; only stop.wall, report, limits and wan may change",
                         what, identity.job_digest(), JobDigest(job)));
+  }
+  const std::string& was = identity.cpu_capability();
+  if (const std::string is = trainer.cpu_capability(); !was.empty() && was != is) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        what, " was begun with the vector instructions ", was, " of libtorch, and here it uses ", is,
+        ": the root's optimizer would give other bits, and its log replays only to the same. On a machine that has ",
+        was, ", ATEN_CPU_CAPABILITY=", absl::AsciiStrToLower(was), " in the environment makes it the same"));
   }
   return absl::OkStatus();
 }
@@ -298,6 +306,9 @@ absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run
   fresh.identity.set_job_digest(JobDigest(job));
   fresh.identity.set_schema_digest(trainer->layout().schema_digest());
   fresh.identity.set_parameters(trainer->layout().size());
+  if (RootOptions(job, trainer->layout()).progress == PROGRESS_GRADIENT) {
+    fresh.identity.set_cpu_capability(trainer->cpu_capability());
+  }
   if (!job.model().parameters().empty()) {
     const absl::StatusOr<std::vector<float>> parameters =
         ReadParametersFrom(files, job.model().parameters(), trainer->layout());

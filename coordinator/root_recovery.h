@@ -78,7 +78,7 @@ absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run
 
 // From the newest snapshot that is whole, and the log after it. NOT_FOUND: the directory holds no run, neither log nor
 // snapshot nor events. DATA_LOSS: no whole snapshot with its log, or a damaged log; FAILED_PRECONDITION: another job or
-// model, or a newer format.
+// model, a newer format, or a processor on which the log gives other bits.
 absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& run_dir, const Job& job,
                                           Trainer* trainer);
 

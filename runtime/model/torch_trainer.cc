@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "ATen/Version.h"
 #include "ATen/autocast_mode.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -39,6 +40,17 @@ auto CatchTorch(absl::string_view doing, Body body) -> decltype(body()) {
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("trainer: ", doing, ": libtorch: ", error.what()));
   }
+}
+
+// Not every libtorch gives its name away by a function of its own.
+std::string CpuCapability() {
+  constexpr char kBefore[] = "CPU capability usage: ";
+  const std::string config = at::show_config();
+  const size_t at = config.find(kBefore);
+  if (at == std::string::npos) return "";
+  const size_t begin = at + sizeof(kBefore) - 1;
+  const std::string name = config.substr(begin, config.find('\n', begin) - begin);
+  return name == "NO AVX" ? "DEFAULT" : name;
 }
 
 absl::StatusOr<torch::Device> ParseDevice(const std::string& text) {
@@ -437,6 +449,7 @@ class TorchTrainer final : public Trainer {
   }
 
   void ZeroGradient() override { gradient_.zero_(); }
+  std::string cpu_capability() const override { return CpuCapability(); }
 
   absl::StatusOr<OptimizerState> SaveOptimizer() override {
     return CatchTorch("saving the optimizer", [&]() -> absl::StatusOr<OptimizerState> { return optimizer_->Save(); });

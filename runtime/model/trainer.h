@@ -55,6 +55,10 @@ class Trainer {
 
   virtual void ZeroGradient() = 0;
 
+  // Which vector instructions OptimizerStep works with: with the same ones, the same steps give the same bits. One of
+  // ATEN_CPU_CAPABILITY's names in capitals; empty where it does not matter.
+  virtual std::string cpu_capability() const { return ""; }
+
   // The inner optimizer's state. Loading what was saved, the next steps give the same bits as without.
   struct OptimizerState {
     int64_t steps = 0;
