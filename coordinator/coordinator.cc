@@ -258,7 +258,10 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
 absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
   if (options_.resume) {
     absl::StatusOr<RecoveredRoot> recovered = RecoverRoot(files_, options_.run_dir, job_, trainer_.get());
-    if (recovered.ok()) return recovered;
+    if (recovered.ok()) {
+      if (absl::Status status = CheckInputs(job_, recovered->identity); !status.ok()) return status;
+      return recovered;
+    }
     if (recovered.status().code() == absl::StatusCode::kFailedPrecondition) {
       return absl::InvalidArgumentError(recovered.status().message());
     }

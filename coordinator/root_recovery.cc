@@ -12,6 +12,7 @@
 #include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/root_log.h"
+#include "coordinator/validation.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/mutation.h"
@@ -309,6 +310,7 @@ absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run
   if (RootOptions(job, trainer->layout()).progress == PROGRESS_GRADIENT) {
     fresh.identity.set_cpu_capability(trainer->cpu_capability());
   }
+  if (absl::Status status = FingerprintInputs(job, &fresh.identity); !status.ok()) return status;
   if (!job.model().parameters().empty()) {
     const absl::StatusOr<std::vector<float>> parameters =
         ReadParametersFrom(files, job.model().parameters(), trainer->layout());

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "absl/strings/str_cat.h"
+#include "runtime/base/digest.h"
+
 namespace wukong {
 
 absl::StatusOr<Validation> Validation::Open(const Job& job) {
@@ -44,6 +47,40 @@ absl::StatusOr<double> Validation::Loss(Trainer* trainer, int64_t tokens) const 
 double Validation::UnigramLoss() const {
   if (train_ == nullptr) return std::numeric_limits<double>::quiet_NaN();
   return wukong::UnigramLoss(train_->tokens(), validation_->tokens(), vocabulary_);
+}
+
+absl::Status FingerprintInputs(const Job& job, LogIdentity* identity) {
+  if (job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) return absl::OkStatus();
+  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
+  if (!files.ok()) return files.status();
+  const absl::StatusOr<std::unique_ptr<TokenFile>> train = TokenFile::Open(files->train);
+  if (!train.ok()) return train.status();
+  identity->set_train_fingerprint((*train)->Fingerprint());
+  const absl::StatusOr<std::unique_ptr<TokenFile>> validation = TokenFile::Open(files->validation);
+  if (!validation.ok()) return validation.status();
+  identity->set_validation_fingerprint((*validation)->Fingerprint());
+  if (job.model().torchscript().empty()) return absl::OkStatus();
+  const absl::StatusOr<std::string> digest = Sha256File(job.model().torchscript());
+  if (!digest.ok()) return digest.status();
+  identity->set_torchscript_digest(*digest);
+  return absl::OkStatus();
+}
+
+absl::Status CheckInputs(const Job& job, const LogIdentity& identity) {
+  LogIdentity now;
+  if (absl::Status status = FingerprintInputs(job, &now); !status.ok()) return status;
+  const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
+  const auto check = [](const std::string& path, const std::string& was, const std::string& is) {
+    if (was.empty() || was == is) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not what the run began with: it was ", was, ", and is ",
+                                                   is, " now. A run goes on with the same data and model: put the ",
+                                                   "file back, or begin a new run"));
+  };
+  absl::Status status = check(files.ok() ? files->train : "", identity.train_fingerprint(), now.train_fingerprint());
+  status.Update(
+      check(files.ok() ? files->validation : "", identity.validation_fingerprint(), now.validation_fingerprint()));
+  status.Update(check(job.model().torchscript(), identity.torchscript_digest(), now.torchscript_digest()));
+  return status;
 }
 
 }  // namespace wukong

@@ -6,8 +6,10 @@
 #include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/job.pb.h"
+#include "proto/log.pb.h"
 #include "runtime/data/token_dataset.h"
 #include "runtime/model/trainer.h"
 
@@ -36,6 +38,13 @@ class Validation {
   std::shared_ptr<const TokenFile> validation_;
   int vocabulary_ = 0;
 };
+
+// Of what a job only names, its tokens and its TorchScript file: all lives of a run must find the same. Nothing for a
+// synthetic model. Errors are those of the files.
+absl::Status FingerprintInputs(const Job& job, LogIdentity* identity);
+// INVALID_ARGUMENT: one is another than `identity` says; the message names the file. What it does not say is not
+// looked at.
+absl::Status CheckInputs(const Job& job, const LogIdentity& identity);
 
 }  // namespace wukong
 
