@@ -225,7 +225,7 @@ absl::Status CoordinatorLife::LoadModel() {
   absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job_, trainer_options);
   if (!trainer.ok()) return trainer.status();
   trainer_ = *std::move(trainer);
-  return absl::OkStatus();
+  return CheckContributionBytes(job_, trainer_->layout());
 }
 
 absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {

@@ -153,6 +153,20 @@ TEST_F(RootLogTest, AnythingOfARunIsARun) {
   EXPECT_TRUE(HoldsRun(&disk_, directory_)) << "as an import leaves it";
 }
 
+// Of a TorchScript file it is known only here how large it is.
+TEST(ContributionBytesTest, AModelWhoseContributionIsTooLargeForARecordIsRefused) {
+  Job job = SmallJob();
+  job.mutable_limits()->set_fragment_bytes(4'000'000);
+  job.mutable_limits()->set_in_flight_bytes(int64_t{4} << 30);
+  job.mutable_strategy()->mutable_root()->set_codec_up(CODEC_KIND_FP32);
+  job.mutable_strategy()->mutable_region()->set_codec_up(CODEC_KIND_FP32);
+  const ParameterLayout large({{"w", {270'000'000}}}), small({{"w", {200'000'000}}});
+  EXPECT_EQ(CheckContributionBytes(job, large).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(CheckContributionBytes(job, small).ok()) << CheckContributionBytes(job, small);
+  job.mutable_limits()->set_in_flight_bytes(64 << 20);
+  EXPECT_EQ(CheckContributionBytes(job, small).code(), absl::StatusCode::kInvalidArgument);
+}
+
 // A version each, so that each has a name of its own.
 TEST_F(RootLogTest, ADamagedSnapshotIsNotOneOfTheTwoThatAreKept) {
   Begin();

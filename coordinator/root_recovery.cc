@@ -17,6 +17,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/mutation.h"
 #include "runtime/base/random.h"
+#include "runtime/codec/codec.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/sync/node_options.h"
 
@@ -297,6 +298,32 @@ bool HoldsRun(FileSystem* files, const std::string& run_dir) {
   if (files->Size(run_dir + "/events.jsonl").ok() || files->List(LogDirectory(run_dir)).ok()) return true;
   const absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files, CheckpointDirectory(run_dir));
   return snapshots.ok() && !snapshots->empty();
+}
+
+absl::Status CheckContributionBytes(const Job& job, const ParameterLayout& layout) {
+  const ParameterServer::Options options = RootOptions(job, layout);
+  int64_t logged = 0, staged = 0;
+  for (const FragmentSpan& span : options.fragments) {
+    const auto bytes = [&](CodecKind codec) {
+      return static_cast<int64_t>(MakeCodec(codec, span)->EncodedBytes(span.size()));
+    };
+    logged += bytes(job.strategy().root().codec_up());
+    staged += bytes(job.strategy().region().codec_up());
+  }
+  staged = std::max(staged, logged);
+  if (logged > kContributionBytesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("strategy.root.codec_up: a contribution is one record of the root's log, and has %d bytes with "
+                        "this codec and the model's %d parameters (expected at most %d)",
+                        logged, layout.size(), kContributionBytesMax));
+  }
+  if (staged > options.in_flight_bytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "limits.in_flight_bytes: too small to hold one contribution of the model's %d parameters (expected at least %d "
+        "bytes, got %d)",
+        layout.size(), staged, options.in_flight_bytes));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,

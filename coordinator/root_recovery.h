@@ -71,6 +71,10 @@ struct RecoveredRoot {
 // Whether there is anything of a run in the directory: who does not resume leaves it alone.
 bool HoldsRun(FileSystem* files, const std::string& run_dir);
 
+// INVALID_ARGUMENT: a contribution of the model is more than one record of the log, or limits.in_flight_bytes, holds.
+// The job file alone does not tell where the model is a TorchScript file.
+absl::Status CheckContributionBytes(const Job& job, const ParameterLayout& layout);
+
 // A new run: its first snapshot, from the trainer's parameters or from the file that job.model.parameters names.
 // INVALID_ARGUMENT: a file that does not fit the model.
 absl::StatusOr<RecoveredRoot> BeginRun(FileSystem* files, const std::string& run_dir, const Job& job,

@@ -271,12 +271,12 @@ class JobChecker {
                           GptParameters(job_.model()), bytes, limits.in_flight_bytes()));
     }
     const int64_t logged = ContributionBytes(job_, strategy.root().codec_up());
-    if (logged > kRootContributionBytesMax) {
+    if (logged > kContributionBytesMax) {
       Add("strategy.root.codec_up",
           absl::StrFormat(
               "a contribution is one record of the root's log, and has %d bytes with this codec (expected at "
               "most %d)",
-              logged, kRootContributionBytesMax));
+              logged, kContributionBytesMax));
     }
   }
 

@@ -8,12 +8,8 @@
 
 #include "absl/status/status.h"
 #include "launch/job_file.h"
-#include "runtime/storage/log.h"
 
 namespace wukong {
-
-// The largest contribution to the root: one record of its log, with a header and ranges beside the payload.
-inline constexpr int64_t kRootContributionBytesMax = kLogRecordBytesMax - (int64_t{16} << 20);
 
 struct CheckOptions {
   bool check_data = true;       // Opens and reads the token files and looks for the TorchScript file.

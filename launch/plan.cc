@@ -13,6 +13,7 @@
 #include "launch/job_units.h"
 #include "runtime/fault/link_model.h"
 #include "runtime/fault/link_shape.h"
+#include "runtime/storage/log.h"
 #include "runtime/sync/presets.h"
 #include "runtime/sync/stream_tuner.h"
 
@@ -486,7 +487,7 @@ Remedy CodecRemedy(const PlanInput& given) {
     input.job.mutable_strategy()->mutable_root()->set_codec_down(kind);
     if (!FindStrategyProblems(input.job).empty()) continue;
     const int64_t bytes = VectorBytes(input.job, given.parameters, kind);
-    if (bytes > std::min(held_max, kRootContributionBytesMax)) continue;
+    if (bytes > std::min(held_max, kContributionBytesMax)) continue;
     const Forecast forecast = ForecastOf(input);
     if (!forecast.enough) {
       if (remedy.possible) continue;
@@ -510,11 +511,11 @@ void AddNotes(const PlanInput& input, Plan* plan) {
   // Also of fragments that take turns: a worker's last contribution has all of them.
   const int64_t logged = VectorBytes(job, input.parameters, job.strategy().root().codec_up());
   const int64_t held = std::max(logged, VectorBytes(job, input.parameters, job.strategy().region().codec_up()));
-  if (logged > kRootContributionBytesMax) {
+  if (logged > kContributionBytesMax) {
     note(
         absl::StrFormat("`wukong up` would refuse this job: a contribution is one record of the root's log, and has %d "
                         "bytes with strategy.root.codec_up (expected at most %d)",
-                        logged, kRootContributionBytesMax));
+                        logged, kContributionBytesMax));
   } else if (held > job.limits().in_flight_bytes()) {
     note(absl::StrFormat(
         "`wukong up` would refuse this job: limits.in_flight_bytes (%d) does not hold one contribution of %d bytes: "

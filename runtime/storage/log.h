@@ -57,6 +57,8 @@ absl::StatusOr<LogSummary> ReadLog(FileSystem* files, const std::string& directo
 
 // A longer length in a file is damage; a longer record is a bug of the caller.
 inline constexpr int64_t kLogRecordBytesMax = int64_t{1} << 30;
+// Of the payload of one contribution: beside it are its header and ranges.
+inline constexpr int64_t kContributionBytesMax = kLogRecordBytesMax - (int64_t{16} << 20);
 
 struct LogOptions {
   int64_t segment_bytes = 64 << 20;  // A new segment begins beyond this.
