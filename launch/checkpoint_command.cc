@@ -41,7 +41,8 @@ struct CheckpointFlags {
 };
 
 absl::StatusOr<std::vector<CheckpointFile>> FilesOf(const std::string& path) {
-  if (std::filesystem::is_regular_file(path)) return std::vector<CheckpointFile>{{path, 0}};
+  std::error_code error;  // Where nothing may be looked at, the listing says so.
+  if (std::filesystem::is_regular_file(path, error)) return std::vector<CheckpointFile>{{path, 0}};
   absl::StatusOr<std::vector<CheckpointFile>> files = ListCheckpoints(FileSystem::Real(), CheckpointDirectory(path));
   if (files.ok() && files->empty()) {
     return absl::InvalidArgumentError(absl::StrCat("there is no checkpoint in ", CheckpointDirectory(path)));
@@ -49,18 +50,22 @@ absl::StatusOr<std::vector<CheckpointFile>> FilesOf(const std::string& path) {
   return files;
 }
 
-// What there is to say of one file; `digest` is "right", "none" or "damaged".
+// What there is to say of one file; `digest` is "right" or "none", "damaged", "unsupported" (whole, with values that
+// nothing here reads) or "unreadable".
 Json Describe(const CheckpointFile& file, absl::Status* worst) {
-  const absl::StatusOr<Safetensors> read = ReadSafetensors(FileSystem::Real(), file.path);
-  worst->Update(read.status());
+  const absl::StatusOr<Safetensors> read =
+      ReadSafetensors(FileSystem::Real(), file.path, [](const std::string&) { return false; });
+  worst->Update(absl::IsUnimplemented(read.status()) ? absl::InvalidArgumentError(read.status().message())
+                                                     : read.status());
   const absl::StatusOr<int64_t> bytes = FileSystem::Real()->Size(file.path);
   Json one = {{"file", file.path},
               {"bytes", bytes.ok() ? *bytes : 0},
               {"version", nullptr},
               {"committed_tokens", nullptr},
-              {"digest", !read.ok()         ? "damaged"
-                         : read->has_digest ? "right"
-                                            : "none"},
+              {"digest", read.ok()                              ? read->has_digest ? "right" : "none"
+                         : absl::IsDataLoss(read.status())      ? "damaged"
+                         : absl::IsUnimplemented(read.status()) ? "unsupported"
+                                                                : "unreadable"},
               {"failure", std::string(read.status().message())}};
   for (const char* key : {"version", "committed_tokens"}) {
     int64_t number = 0;
@@ -73,7 +78,8 @@ Json Describe(const CheckpointFile& file, absl::Status* worst) {
 
 void PrintListed(const Json& one) {
   const auto field = [&](const char* key) -> std::string {
-    return one["digest"] == "damaged" ? "damaged" : one[key].is_null() ? "-" : one[key].dump();
+    if (one["failure"] != "") return one["digest"].get<std::string>();
+    return one[key].is_null() ? "-" : one[key].dump();
   };
   std::printf("%10s %16s %12lld  %s\n", field("version").c_str(), field("committed_tokens").c_str(),
               static_cast<long long>(one["bytes"].get<int64_t>()), one["file"].get<std::string>().c_str());
@@ -81,9 +87,11 @@ void PrintListed(const Json& one) {
 
 void PrintVerified(const Json& one) {
   std::printf("%s: %s\n", one["file"].get<std::string>().c_str(),
-              one["digest"] == "damaged" ? "DAMAGED"
-              : one["digest"] == "none"  ? "readable; it has no digest to check"
-                                         : "whole, the digest is right");
+              one["digest"] == "right"         ? "whole, the digest is right"
+              : one["digest"] == "none"        ? "readable; it has no digest to check"
+              : one["digest"] == "damaged"     ? "DAMAGED"
+              : one["digest"] == "unsupported" ? "unsupported: whole, with values of a type that is not read here"
+                                               : "cannot be read");
 }
 
 int ForEach(const CheckpointFlags& flags, const char* header, void (*print)(const Json&)) {
@@ -144,13 +152,21 @@ int Import(const CheckpointFlags& flags) {
   CheckOptions check;
   check.check_data = true;
   if (absl::Status status = CheckJob(*source, check); !status.ok()) return ReportStatus(status);
-  if (std::filesystem::exists(flags.path) && !std::filesystem::is_empty(flags.path)) {
+  const absl::StatusOr<std::vector<std::string>> there = FileSystem::Real()->List(flags.path);
+  if (!there.ok() && !absl::IsNotFound(there.status())) return ReportStatus(there.status());
+  if (there.ok() && !there->empty()) {
     return ReportStatus(absl::AlreadyExistsError(absl::StrCat(flags.path, " is not empty; name a new run directory")));
   }
   Job& job = source->job;
-  job.mutable_model()->set_parameters(std::filesystem::absolute(flags.from).lexically_normal().string());
+  std::error_code error;
+  const std::filesystem::path from = std::filesystem::absolute(flags.from, error);
+  if (error) return ReportStatus(absl::FailedPreconditionError(absl::StrCat(flags.from, ": ", error.message())));
+  job.mutable_model()->set_parameters(from.lexically_normal().string());
   absl::StatusOr<std::unique_ptr<Trainer>> trainer = MakeTrainer(job, TrainerOptions());
   if (!trainer.ok()) return ReportStatus(trainer.status());
+  if (absl::Status status = CheckContributionBytes(job, (*trainer)->layout()); !status.ok()) {
+    return ReportStatus(status);
+  }
   const RealClock clock;
   if (absl::Status status = MakeDirectories(flags.path); !status.ok()) return ReportStatus(status);
   const absl::StatusOr<RecoveredRoot> begun = BeginRun(FileSystem::Real(), flags.path, job, clock, trainer->get());
@@ -184,7 +200,8 @@ void AddCheckpointCommand(CLI::App& app, std::function<int()>* action) {
     auto [verb, flags] = add("export", "The newest parameters (or those of a version) as one safetensors file",
                              "The run directory", Export);
     verb->add_option("--output,-o", flags->output, "The file to write")->required();
-    verb->add_option("--version", flags->version, "One of `list`; by default all that is in the log");
+    verb->add_option("--version", flags->version, "One of `list`; by default all that is in the log")
+        ->check(CLI::PositiveNumber);
   }
   {
     auto [verb, flags] = add("import", "Make a run directory that begins with the parameters of a safetensors file",

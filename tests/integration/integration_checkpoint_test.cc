@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -10,6 +11,8 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -85,6 +88,14 @@ TEST_F(CheckpointCommandTest, AnExportedFileBeginsAnotherRun) {
       RunToEnd(workspace_, {"checkpoint", "import", next, "--from", file, "--job", workspace_.Path("job.yaml")});
   EXPECT_EQ(again.code, 2);
   EXPECT_THAT(again.err, HasSubstr("is not empty"));
+  const Result over = RunToEnd(workspace_, {"up", workspace_.Path("job.yaml"), "--run-dir", next});
+  EXPECT_EQ(over.code, 2) << "an imported run is not written over";
+  EXPECT_THAT(over.err, AllOf(HasSubstr("holds another run"), HasSubstr("--resume")));
+  const Result coordinator = RunToEnd(
+      workspace_, {"coordinator", "--job", workspace_.Path("job.yaml"), "--run-dir", next, "--listen", "127.0.0.1:0"});
+  EXPECT_EQ(coordinator.code, 2);
+  EXPECT_THAT(coordinator.err, HasSubstr("holds another run"));
+  std::filesystem::remove(file);  // The first snapshot has what was in it.
   const Result up = RunToEnd(workspace_, {"up", "--resume", next});
   ASSERT_EQ(up.code, 0) << up.err;
   const Json second = RunRecord(next).Report();
@@ -153,6 +164,90 @@ TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheJobThatItBeganWith) {
   EXPECT_EQ(resumed.code, 2) << resumed.err;
   EXPECT_THAT(resumed.err, AllOf(HasSubstr(run_), HasSubstr("belongs to another job")));
   EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0) << "nothing is damaged";
+}
+
+TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheDataThatItBeganWith) {
+  Train(OneRegion(2));
+  const std::string tokens = workspace_.Path("data/train.bin");
+  FlipByte(tokens, static_cast<int64_t>(std::filesystem::file_size(tokens)) - 2);
+  const std::vector<std::string> resume = {"coordinator", "--resume", "--run-dir", run_, "--listen", "127.0.0.1:0"};
+  const Result resumed = RunToEnd(workspace_, resume);
+  EXPECT_EQ(resumed.code, 2) << resumed.err;
+  EXPECT_THAT(resumed.err, AllOf(HasSubstr(tokens), HasSubstr("not what the run began with")));
+  std::filesystem::remove_all(workspace_.Path("data"));
+  EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0) << "the log needs no data";
+  EXPECT_EQ(RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", workspace_.Path("model")}).code, 0);
+}
+
+TEST_F(CheckpointCommandTest, ARunWhoseLogAndSnapshotsAreGoneIsNotBegunAnew) {
+  Train(OneRegion(2));
+  const Result beyond = RunToEnd(workspace_, {"log", "dump", run_, "--from", "100000"});
+  EXPECT_EQ(beyond.code, 2) << beyond.err;
+  EXPECT_THAT(beyond.err, AllOf(HasSubstr("ends with record"), HasSubstr("100000")));
+  const std::vector<std::string> resume = {"coordinator", "--resume", "--run-dir", run_, "--listen", "127.0.0.1:0"};
+  for (const char* name : {"/log", "/checkpoints"}) {
+    std::filesystem::remove_all(run_ + name);
+    const Result resumed = RunToEnd(workspace_, resume);
+    EXPECT_EQ(resumed.code, 7) << resumed.err;
+    EXPECT_THAT(resumed.err, HasSubstr(run_ + name));
+    EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 7);
+  }
+  EXPECT_FALSE(std::filesystem::exists(run_ + "/log"));
+}
+
+TEST_F(CheckpointCommandTest, AGradientRunGoesOnOnlyWithTheVectorInstructionsThatItBeganWith) {
+  TinyJob job = OneRegion(2, 10000);
+  job.preset = "ddp";
+  Train(job);
+  const auto run_elsewhere = [&](std::vector<std::string> arguments) -> Result {
+    arguments.insert(arguments.begin(), {"ATEN_CPU_CAPABILITY=default", WUKONG_BINARY});
+    Process process(workspace_.path(), std::move(arguments), {}, "/usr/bin/env");
+    return {process.Wait().value_or(-1), process.out(), process.err()};
+  };
+  ASSERT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0);
+  const Result verified = run_elsewhere({"log", "verify", run_});
+  if (verified.code == 0) GTEST_SKIP() << "this machine has no other vector instructions";
+  const Result resumed = run_elsewhere({"coordinator", "--resume", "--run-dir", run_, "--listen", "127.0.0.1:0"});
+  const Result exported = run_elsewhere({"checkpoint", "export", run_, "-o", workspace_.Path("model")});
+  EXPECT_EQ(resumed.code, 2) << resumed.err;
+  EXPECT_EQ(exported.code, 3) << exported.err;
+  for (const Result& result : {verified, resumed, exported}) {
+    EXPECT_THAT(result.err, AllOf(HasSubstr("it uses DEFAULT"), HasSubstr("ATEN_CPU_CAPABILITY=avx")));
+  }
+  EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0) << "nothing was changed";
+}
+
+TEST_F(CheckpointCommandTest, AFileOfAnotherProgramIsNotDamaged) {
+  const auto write = [&](const std::string& header, const std::string& values) {
+    const uint64_t bytes = header.size();
+    return workspace_.Write("foreign.safetensors",
+                            std::string(reinterpret_cast<const char*>(&bytes), sizeof(bytes)) + header + values);
+  };
+  const Result digest =
+      RunToEnd(workspace_, {"checkpoint", "verify", write(R"({"__metadata__":{"digest":"of some kind"}})", "")});
+  EXPECT_EQ(digest.code, 0) << digest.err;
+  const Result other = RunToEnd(
+      workspace_, {"checkpoint", "verify", "--json",
+                   write(R"({"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", std::string(8, '\1'))});
+  EXPECT_EQ(other.code, 2) << other.err;
+  EXPECT_EQ(Json::parse(other.out)[0]["digest"], "unsupported");
+  const Result version = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", "x", "--version", "-3"});
+  EXPECT_EQ(version.code, 2) << version.err;
+}
+
+TEST_F(CheckpointCommandTest, ADirectoryWithoutPermissionIsNamed) {
+  std::filesystem::create_directories(run_ + "/checkpoints");
+  ASSERT_EQ(::chmod(workspace_.path().c_str(), 0700), 0);
+  for (const char* verb : {"list", "verify"}) {
+    const auto process = workspace_.Start({"checkpoint", verb, run_}, [] {
+      if (::geteuid() != 0) ::_exit(99);  // Who owns the directory may look into it.
+      if (::setgid(65534) != 0 || ::setuid(65534) != 0 || ::access(WUKONG_BINARY, X_OK) != 0) ::_exit(99);
+    });
+    const int code = process->Wait().value_or(-1);
+    if (code == 99) GTEST_SKIP() << "nobody else can run this build";
+    EXPECT_EQ(code, 3) << process->err();
+    EXPECT_THAT(process->err(), HasSubstr(run_));
+  }
 }
 
 // A file system of its own that the test fills up and empties again, from outside of its mount namespace.
