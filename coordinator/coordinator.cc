@@ -76,6 +76,11 @@ absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, co
   return lock;
 }
 
+bool IsComplete(const std::string& run_dir) {
+  const Json report = Json::parse(ReadFile(run_dir + "/report.json").value_or(""), nullptr, /*allow_exceptions=*/false);
+  return report.is_object() && report.value("completed", Json()) == true;
+}
+
 // What report.json says of the root's node.
 void ReportNode(const ParentNode& node, Json* report) {
   (*report)["versions"] = node.version().value();
@@ -154,7 +159,7 @@ class CoordinatorLife {
   // And the data that it is judged by.
   absl::Status LoadModel();
   // Locks the run directory; one that holds a run is refused to who does not resume. False: there is nothing left to do
-  // for this standby.
+  // for this standby, or in this run.
   absl::StatusOr<bool> TakeRunDirectory();
   // From the log or anew: what this life begins with, up to the root.
   absl::Status BeginTerm();
@@ -235,6 +240,10 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
   if (*lock == nullptr) return false;
   lock_ = *std::move(lock);
   if (options_.standby) began_ = clock_.Now();
+  if (options_.resume && !options_.standby && IsComplete(run_dir)) {
+    LOG(INFO) << "the run in " << run_dir << " has reached its budget, as its report.json says: there is nothing to do";
+    return false;
+  }
   // A directory that nothing came of would be refused the next time.
   if (!options_.resume) {
     if (const absl::Status status = CanBind(options_.listen); !status.ok()) {
@@ -523,6 +532,12 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
                  {"failure", ""},
                  {"parameters", trainer_->layout().size()}};
   absl::StatusOr<double> final_loss = absl::CancelledError("only a run that is over is judged");
+  // What members bring until they have heard that it ends is a part of a run that is not over, and nothing after that.
+  const bool over = outcome.ok();
+  if (!over) {
+    Farewell();
+    root_->TakeNoMore();
+  }
   AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
   PostSnapshot();
   root_->RunExclusive([&](const ParentNode& node) {
@@ -531,7 +546,7 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
     if (outcome.ok()) final_loss = validation_->Loss(trainer_.get(), job_.report().validation_tokens());
   });
   if (outcome.ok()) outcome = final_loss.status();
-  Farewell();
+  if (over) Farewell();
   service_->With([&](CoordinatorCore& core, absl::Time) { core.FillReport(&report); });
   ReportLog(log_->Summary(), log_->durable_index(), &report);
   report["validation_loss_initial"] = initial_loss_;

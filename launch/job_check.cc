@@ -24,6 +24,7 @@
 #include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/model/optimizer_kinds.h"
+#include "runtime/storage/log.h"
 #include "runtime/sync/presets.h"
 
 namespace wukong {

@@ -344,13 +344,17 @@ void AddMemory(const PlanInput& input, Plan* plan) {
         {role, vectors, static_cast<int64_t>(vectors * vector), static_cast<int64_t>(vectors * vector + more)});
   };
   const auto momentum = [](const Level& level) { return level.momentum() > 0 ? 2.0 : 0.0; };
-  // Parents also hold staged contributions, differences of one model's bytes and two replaced versions at most.
+  // Parents also hold staged contributions (of which one may go on beyond the bound), differences of one model's bytes
+  // and two replaced versions at most.
   const double parent = static_cast<double>(input.job.limits().in_flight_bytes()) + 3 * vector;
   const double in_flight = static_cast<double>(strategy.in_flight_max());
+  const auto one = [&](const Level& level) {
+    return static_cast<double>(VectorBytes(input.job, input.parameters, level.codec_up()));
+  };
   // What was accepted no longer counts as staged: one that is being merged, and before it in_flight_max of each of the
   // others that a merge waits for, of which the last has all parts.
   const auto accepted = [&](const Level& level, int64_t children) {
-    const auto whole = static_cast<double>(VectorBytes(input.job, input.parameters, level.codec_up()));
+    const double whole = one(level);
     const double each = whole * (1 + (in_flight - 1) / std::max(1, strategy.parts()));
     const int64_t merged = level.grace_ns() > 0 ? children : Quorum(level.quorum(), children);
     return whole + static_cast<double>(merged - 1) * each;
@@ -359,17 +363,16 @@ void AddMemory(const PlanInput& input, Plan* plan) {
   for (const RegionPlan& region : plan->regions) leaves = std::max(leaves, region.leaves);
   const double root_accepted = accepted(strategy.root(), input.job.regions_size());
   // Theta, gradient, base, the followed copy; what a gradient's codec left out, or the optimizer's state.
-  add("worker", 4 + (gradient ? 1 : state),
-      in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.region().codec_up())));
+  add("worker", 4 + (gradient ? 1 : state), in_flight * one(strategy.region()));
   // Theta, base, the followed and the public copy; the summed gradient and what its codec left out.
   add("aggregator", 4 + (gradient ? 2 : momentum(strategy.region())),
-      parent + accepted(strategy.region(), leaves) +
-          in_flight * static_cast<double>(VectorBytes(input.job, input.parameters, strategy.root().codec_up())));
+      parent + one(strategy.region()) + accepted(strategy.region(), leaves) + in_flight * one(strategy.root()));
   // Theta, the public copy, and what the optimizer at the root has: a copy of them while it is being written.
   const double snapshot = vector * (2 + (gradient ? state : momentum(strategy.root())));
   // Theta, the trainer's gradient and the public copy; momentum and its buffer, or the summed gradient and the state.
   // What was accepted is also in the history of the log, and in a snapshot.
-  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())), parent + snapshot + 3 * root_accepted);
+  add("coordinator", 3 + (gradient ? 1 + state : momentum(strategy.root())),
+      parent + one(strategy.root()) + snapshot + 3 * root_accepted);
 
   // Each stands on whole contributions, at least one.
   const int64_t contribution = plan->regions[0].up.bytes;

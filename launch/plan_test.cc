@@ -367,18 +367,18 @@ TEST(PlanTest, WhatWasAcceptedAndWaitsForAMergeIsHeldBesideWhatIsStaged) {
   const int64_t staged = 64 << 20;
   // Differences of one model's bytes and two replaced versions; two contributions of workers, and one to the root.
   const Plan all = PlanOf({"strategy.preset=diloco"});
-  EXPECT_EQ(MemoryOf(all, "aggregator").bytes_max, (4 + 3 + 2 + 1) * kFp32 + staged);
+  EXPECT_EQ(MemoryOf(all, "aggregator").bytes_max, (4 + 3 + 1 + 2 + 1) * kFp32 + staged);
   // Three contributions, in the history and in a snapshot of four vectors as well.
-  EXPECT_EQ(MemoryOf(all, "coordinator").bytes_max, (5 + 3 + 4 + 3 * 3) * kFp32 + staged);
+  EXPECT_EQ(MemoryOf(all, "coordinator").bytes_max, (5 + 3 + 1 + 4 + 3 * 3) * kFp32 + staged);
   // With a quorum of one it is the one that is being merged.
-  EXPECT_EQ(MemoryOf(PlanOf({}), "coordinator").bytes_max, (5 + 3 + 4) * kFp32 + 3 * kInt8 + staged);
+  EXPECT_EQ(MemoryOf(PlanOf({}), "coordinator").bytes_max, (5 + 3 + 4) * kFp32 + (1 + 3) * kInt8 + staged);
   // Two of three, of whom the first may have sent twice; and whoever else comes within the grace.
   const auto coordinator = [](std::vector<std::string> settings) {
     settings.emplace_back("strategy.root.quorum=2");
     return MemoryOf(PlanOf(settings), "coordinator").bytes_max;
   };
-  EXPECT_EQ(coordinator({}), (5 + 3 + 4) * kFp32 + 3 * 3 * kInt8 + staged);
-  EXPECT_EQ(coordinator({"strategy.root.grace=1s"}), (5 + 3 + 4) * kFp32 + 3 * 5 * kInt8 + staged);
+  EXPECT_EQ(coordinator({}), (5 + 3 + 4) * kFp32 + (1 + 3 * 3) * kInt8 + staged);
+  EXPECT_EQ(coordinator({"strategy.root.grace=1s"}), (5 + 3 + 4) * kFp32 + (1 + 3 * 5) * kInt8 + staged);
 }
 
 TEST(PlanTest, ASnapshotStandsOnWholeContributions) {

@@ -8,6 +8,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
@@ -58,10 +59,7 @@ absl::Status CheckFlags(const UpFlags& flags) {
     if (!flags.job.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError("up: the job is missing (expected wukong up JOB.yaml, or --resume RUN_DIR)");
   }
-  const char* const also = !flags.job.empty()       ? "a job file"
-                           : !flags.set.empty()     ? "--set"
-                           : !flags.run_dir.empty() ? "--run-dir"
-                                                    : nullptr;
+  const char* const also = !flags.job.empty() ? "a job file" : !flags.run_dir.empty() ? "--run-dir" : nullptr;
   if (also == nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("up: --resume ", flags.resume, " and ", also,
                                                  ": a run goes on in its directory with the job that it began with"));
@@ -91,12 +89,30 @@ absl::Status CheckNobodyWorksIn(const std::string& run_dir) {
                                                  "): wukong status ", ShellWord(run_dir), " shows it"));
 }
 
+// The run's job with what `--set` says of it, written to its directory. INVALID_ARGUMENT: the run would be another one.
+absl::StatusOr<JobSource> ChangeRunJob(const std::string& run_dir, const std::vector<std::string>& set) {
+  const std::string path = run_dir + "/config.resolved.yaml";
+  absl::StatusOr<JobSource> before = LoadRunJob(run_dir);
+  if (!before.ok() || set.empty()) return before;
+  absl::StatusOr<JobSource> changed = LoadJobFile(path, set);
+  if (!changed.ok()) return changed.status();
+  if (JobDigest(before->job) != JobDigest(changed->job)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("up: --resume ", run_dir, " and --set ", absl::StrJoin(set, ", "),
+                     ": a run goes on with the job that it began with; only stop.wall, report, wan and limits (but for "
+                     "limits.fragment_bytes) may be others"));
+  }
+  if (absl::Status status = CheckNobodyWorksIn(run_dir); !status.ok()) return status;
+  if (absl::Status status = WriteFileAtomic(path, ResolvedYaml(changed->job)); !status.ok()) return status;
+  return LoadRunJob(run_dir);
+}
+
 int RunUp(UpFlags flags) {
   MakeBrokenOutputsErrors();
   if (absl::Status status = CheckFlags(flags); !status.ok()) return ReportStatus(status);
   const bool resume = !flags.resume.empty();
   while (flags.resume.size() > 1 && flags.resume.back() == '/') flags.resume.pop_back();
-  absl::StatusOr<JobSource> source = resume ? LoadRunJob(flags.resume) : LoadJobFile(flags.job, flags.set);
+  absl::StatusOr<JobSource> source = resume ? ChangeRunJob(flags.resume, flags.set) : LoadJobFile(flags.job, flags.set);
   if (!source.ok()) return ReportStatus(source.status());
   if (resume && ShowIfComplete(flags)) return kExitOk;
   CheckOptions check;
@@ -140,7 +156,9 @@ void AddUpCommand(CLI::App& app, std::function<int()>* action) {
   auto flags = std::make_shared<UpFlags>();
   CLI::App* verb = app.add_subcommand("up", "Run a whole job on this machine, the links between regions emulated");
   verb->add_option("job", flags->job, "The job file");
-  verb->add_option("--set", flags->set, "Set one key of the job, as key.path=value; may be repeated")
+  verb->add_option("--set", flags->set,
+                   "Set one key of the job, as key.path=value; may be repeated. With --resume: of what "
+                   "the run does not depend on, such as stop.wall")
       ->allow_extra_args(false);
   verb->add_option("--run-dir", flags->run_dir, "Where the run is recorded (default: runs/NAME-TIME)");
   verb->add_option("--resume", flags->resume, "Go on with the run that is recorded in this directory; takes no job");

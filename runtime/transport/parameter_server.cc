@@ -174,6 +174,10 @@ void ParameterServer::RunExclusive(const std::function<void(const ParentNode&)>&
   if (posted) done.WaitFor(absl::InfiniteDuration());
 }
 
+void ParameterServer::TakeNoMore() {
+  PostWork([this] { takes_no_more_ = true; });
+}
+
 void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {
   PostWork([this, work = std::move(work)] {
     if (engine_.Flush()) work(engine_.CopyVectors());
@@ -350,6 +354,11 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     return grpc::Status::OK;
   }
   const bool posted = PostWork([this, offer] {
+    if (takes_no_more_) {
+      room_.Return(&offer->room);
+      offer->answered.Notify();
+      return;
+    }
     NodeEngine::Contribution contribution;
     contribution.header = offer->header;
     contribution.payload = offer->payload;
@@ -376,6 +385,7 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
     MutexLock lock(mutex_);
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
   }
+  if (offer->verdict == VERDICT_UNSPECIFIED) return ToGrpc(absl::UnavailableError("this node takes nothing any more"));
   reply->set_verdict(offer->verdict);
   reply->set_detail(offer->detail);
   return grpc::Status::OK;

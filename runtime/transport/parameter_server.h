@@ -80,6 +80,8 @@ class ParameterServer final : public ParameterNode::Service {
   bool PostExclusive(std::function<void(const ParentNode& node)> work);
   // As PostExclusive. `work` gets the vectors beside theta.
   void PostSnapshot(std::function<void(Vectors)> work);
+  // Contributions that were not taken up yet are refused from now on, for another life of this node to take.
+  void TakeNoMore();
   // The newest published version. Any thread.
   Version version() const { return public_.version(); }
 
@@ -132,7 +134,8 @@ class ParameterServer final : public ParameterNode::Service {
 
   const Options options_;
   ParentLink* const up_;
-  NodeEngine engine_;  // The executor's alone, but for the public parameters.
+  NodeEngine engine_;           // The executor's alone, but for the public parameters.
+  bool takes_no_more_ = false;  // Likewise.
   PublicParameters& public_ = engine_.public_parameters();
   StagingRoom room_{options_.in_flight_bytes};
 

@@ -235,6 +235,11 @@ TEST(FaultsTest, CtrlCEndsEveryProcess) {
   EXPECT_EQ(report["completed"], false);
   EXPECT_LT(report["tokens_committed"], Budget(job));
   EXPECT_GT(report["tokens_committed"], 0);
+  const Result verified = RunToEnd(workspace, {"log", "verify", "--json", workspace.Path("run")});
+  ASSERT_EQ(verified.code, 0) << verified.err;
+  const Json log = Json::parse(verified.out);
+  EXPECT_EQ(report["tokens_committed"], log["tokens_committed"]);
+  EXPECT_EQ(report["parameters_sha256"], log["parameters_sha256"]);
 }
 
 TEST(FaultsTest, ARunWhoseWorkersAllDivergeEndsAndSaysSo) {
