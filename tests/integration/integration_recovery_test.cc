@@ -385,6 +385,11 @@ TEST(ResumeTest, ARunGoesOnAfterEverythingWasKilled) {
   EXPECT_EQ(again->Wait(), 0) << again->err();
   EXPECT_THAT(again->err(), HasSubstr("already complete"));
   EXPECT_EQ(Json::parse(again->out(), nullptr, /*allow_exceptions=*/false), report);
+  // As a service manager would.
+  const auto alone =
+      workspace.Start({"coordinator", "--resume", "--run-dir", workspace.Path("run"), "--listen", "127.0.0.1:0"});
+  EXPECT_EQ(alone->Wait(), 0) << alone->err();
+  EXPECT_EQ(record.Report(), report) << "it says how the run was, and not how this was";
 }
 
 TEST(ResumeTest, ARunGoesOnAfterCtrlC) {
@@ -399,7 +404,14 @@ TEST(ResumeTest, ARunGoesOnAfterCtrlC) {
   }
   const Json stopped = record.Report();
   EXPECT_EQ(stopped["completed"], false);
-  const auto resumed = workspace.Start({"up", "--resume", workspace.Path("run")});
+  const auto another =
+      workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "optimizer.learning_rate=1e-3"});
+  EXPECT_EQ(another->Wait(), 2) << "it would be another run";
+  EXPECT_THAT(another->err(), HasSubstr("optimizer.learning_rate=1e-3"));
+  const auto late = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "stop.wall=1ms"});
+  EXPECT_EQ(late->Wait(), 1) << late->err();
+  EXPECT_THAT(late->err(), HasSubstr("stop.wall"));
+  const auto resumed = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "stop.wall=1h"});
   ASSERT_EQ(resumed->Wait(), 0) << resumed->err();
   ExpectBudgetCommittedOnce(record.Report(), Budget(job));
 }
