@@ -148,7 +148,8 @@ class CoordinatorLife {
     if (!options_.standby) {
       if (absl::Status status = LoadModel(); !status.ok()) return status;
     }
-    if (absl::Status status = BeginTerm(); !status.ok()) return status;
+    const absl::StatusOr<bool> begun = BeginTerm();
+    if (!begun.ok() || !*begun) return begun.status();
     if (absl::Status status = Serve(); !status.ok()) return status;
     if (absl::Status status = JudgeTheStart(); !status.ok()) return status;
     return Finish(AwaitTheEnd());
@@ -159,10 +160,10 @@ class CoordinatorLife {
   // And the data that it is judged by.
   absl::Status LoadModel();
   // Locks the run directory; one that holds a run is refused to who does not resume. False: there is nothing left to do
-  // for this standby, or in this run.
+  // for this standby.
   absl::StatusOr<bool> TakeRunDirectory();
-  // From the log or anew: what this life begins with, up to the root.
-  absl::Status BeginTerm();
+  // From the log or anew: what this life begins with, up to the root. False: the run is complete.
+  absl::StatusOr<bool> BeginTerm();
   absl::StatusOr<RecoveredRoot> NewOrRecovered();
   void MakeRoot(ParameterServer::Restored restored);
   ParameterServer::Hooks RootHooks();
@@ -240,10 +241,6 @@ absl::StatusOr<bool> CoordinatorLife::TakeRunDirectory() {
   if (*lock == nullptr) return false;
   lock_ = *std::move(lock);
   if (options_.standby) began_ = clock_.Now();
-  if (options_.resume && !options_.standby && IsComplete(run_dir)) {
-    LOG(INFO) << "the run in " << run_dir << " has reached its budget, as its report.json says: there is nothing to do";
-    return false;
-  }
   // A directory that nothing came of would be refused the next time.
   if (!options_.resume) {
     if (const absl::Status status = CanBind(options_.listen); !status.ok()) {
@@ -282,11 +279,15 @@ absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
   return BeginRun(files_, options_.run_dir, job_, clock_, trainer_.get());
 }
 
-absl::Status CoordinatorLife::BeginTerm() {
+absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   const std::string& run_dir = options_.run_dir;
   const std::string config = run_dir + "/config.resolved.yaml";
   absl::StatusOr<RecoveredRoot> begun = NewOrRecovered();
   if (!begun.ok()) return begun.status();
+  if (options_.resume && IsComplete(run_dir)) {
+    LOG(INFO) << "the run in " << run_dir << " has reached its budget, as its report.json says: there is nothing to do";
+    return false;
+  }
   // Only now is it known that the directory is this job's.
   if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
   ::unlink((run_dir + "/report.json").c_str());  // Of a part of the run that is over; the whole will have its own.
@@ -335,7 +336,7 @@ absl::Status CoordinatorLife::BeginTerm() {
   }
   begun->replay.reset();
   MakeRoot(std::move(restored));
-  return absl::OkStatus();
+  return true;
 }
 
 // `restored` is given away: kept, it would be three more vectors until the end.

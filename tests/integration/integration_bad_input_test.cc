@@ -92,7 +92,7 @@ TEST(UsageTest, AWrongCommandLineIsAUsageError) {
       {{"up", "job.yaml", "--frobnicate"}, "--frobnicate"},
       {{"up", "job.yaml", "--restarts", "-1"}, "--restarts"},
       {{"up", "job.yaml", "--resume", "runs/first"}, "a job file"},
-      {{"up", "--resume", "runs/first", "--set", "seed=2"}, "--set"},
+      {{"up", "--resume", "runs/first", "--set", "seed=2"}, "runs/first"},
       {{"up", "--resume", "runs/first", "--run-dir", "runs/second"}, "--run-dir"},
 #ifndef WUKONG_FAULT_POINTS
       {{"up", "job.yaml", "--crash-at", "root.before_append"}, "--crash-at"},
