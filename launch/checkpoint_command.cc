@@ -78,7 +78,7 @@ Json Describe(const CheckpointFile& file, absl::Status* worst) {
 
 void PrintListed(const Json& one) {
   const auto field = [&](const char* key) -> std::string {
-    if (one["failure"] != "") return one["digest"].get<std::string>();
+    if (!one["failure"].get<std::string>().empty()) return one["digest"].get<std::string>();
     return one[key].is_null() ? "-" : one[key].dump();
   };
   std::printf("%10s %16s %12lld  %s\n", field("version").c_str(), field("committed_tokens").c_str(),
