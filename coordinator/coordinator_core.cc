@@ -365,7 +365,8 @@ void CoordinatorCore::Tick(absl::Time now) {
   // After a restart the members report their totals one by one: no rate before they all have.
   if (recovering()) return;
   recent_tokens_.push_back({now, tokens_computed_});
-  // The last one from before the window stays: after a pause of this process all that was computed meanwhile comes at once.
+  // The last one from before the window stays: after a pause of this process all that was computed meanwhile comes at
+  // once.
   while (recent_tokens_.size() > 2 && now - recent_tokens_[1].time > kRateWindow) recent_tokens_.pop_front();
 }
 

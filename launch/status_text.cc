@@ -111,10 +111,10 @@ std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t by
                       budget < 1e6 ? absl::StrFormat("%.1fk", budget / 1e3) : absl::StrFormat("%.2fM", budget / 1e6));
   if (!status.storage_trouble().empty()) return absl::StrCat(head, kTrouble, status.storage_trouble());
   return absl::StrCat(
-      head,
-      absl::StrFormat("loss %5s  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
-                      status.loss() > 0 ? absl::StrFormat("%.3f", status.loss()) : "-", status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
-                      static_cast<double>(bytes_up) / 1e6, static_cast<double>(bytes_down) / 1e6));
+      head, absl::StrFormat("loss %5s  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
+                            status.loss() > 0 ? absl::StrFormat("%.3f", status.loss()) : "-",
+                            status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
+                            static_cast<double>(bytes_up) / 1e6, static_cast<double>(bytes_down) / 1e6));
 }
 
 std::string StatusText(const StatusReply& status) {

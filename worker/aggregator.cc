@@ -220,8 +220,8 @@ void AggregatorLife::StartHeartbeats() {
   callbacks.fill = [this](HeartbeatRequest* request) { Fill(request); };
   callbacks.on_reply = [this](const HeartbeatReply& reply) { TakeReply(reply); };
   callbacks.on_lost = [this](const absl::Status& status) { End(status); };
-  session_.StartHeartbeats(self_, absl::Nanoseconds(job().limits().heartbeat_ns()),
-                           CoordinatorPatience(job().limits()), std::move(callbacks));
+  session_.StartHeartbeats(self_, absl::Nanoseconds(job().limits().heartbeat_ns()), CoordinatorPatience(job().limits()),
+                           std::move(callbacks));
 }
 
 absl::Status AggregatorLife::Serve() {

@@ -299,8 +299,8 @@ absl::Status Leaf::TrainUntilOver() {
 absl::Status Leaf::Run(const JoinReply& joined) {
   const MemberKey self{MemberId(joined.member()), Incarnation(joined.incarnation())};
   joined_at_ = last_step_end_ = clock_.Now();
-  session_->StartHeartbeats(self, absl::Nanoseconds(job_.limits().heartbeat_ns()),
-                            CoordinatorPatience(job_.limits()), HeartbeatCallbacks());
+  session_->StartHeartbeats(self, absl::Nanoseconds(job_.limits().heartbeat_ns()), CoordinatorPatience(job_.limits()),
+                            HeartbeatCallbacks());
   absl::Status outcome = Prepare(joined);
   if (outcome.ok()) {
     TellHeartbeat(/*idle=*/false);
