@@ -1,6 +1,7 @@
 #include "runtime/transport/parameter_server.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -187,11 +188,24 @@ void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {
 PublicParameters::Cursor ParameterServer::CursorOf(MemberKey child, PublicParameters::Position have) {
   MutexLock lock(mutex_);
   DropOldCursors(absl::Now());
+  // Where no packet comes through any more, the child notices before this node does.
+  const std::shared_ptr<Following> before = NewestFollowing(child);
+  if (before != nullptr) {
+    before->spread.Break();
+    return public_.CursorAt(std::move(have), &before->cursor);
+  }
   const auto found = left_off_.find(child);
   if (found == left_off_.end()) return public_.CursorAt(std::move(have));
   const PublicParameters::Cursor broken = std::move(found->second.cursor);
   left_off_.erase(found);
   return public_.CursorAt(std::move(have), &broken);
+}
+
+std::shared_ptr<ParameterServer::Following> ParameterServer::NewestFollowing(MemberKey child) const {
+  const auto after = followings_.upper_bound({child.member, child.incarnation, std::numeric_limits<uint64_t>::max()});
+  if (after == followings_.begin()) return nullptr;
+  const auto& [key, following] = *std::prev(after);
+  return std::get<0>(key) == child.member && std::get<1>(key) == child.incarnation ? following : nullptr;
 }
 
 void ParameterServer::DropOldCursors(absl::Time now) {
@@ -463,7 +477,7 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   if (request->transfer() != 0) Close(&ParameterServer::followings_, key, following);
   {
     MutexLock lock(mutex_);
-    left_off_[child] = {following->cursor, absl::Now() + kComesBack};
+    if (NewestFollowing(child) == nullptr) left_off_[child] = {following->cursor, absl::Now() + kComesBack};
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
   }
   return writable ? grpc::Status::OK : grpc::Status(grpc::StatusCode::UNAVAILABLE, "a connection broke");

@@ -115,6 +115,8 @@ class ParameterServer final : public ParameterNode::Service {
     absl::Time until;
   };
   PublicParameters::Cursor CursorOf(MemberKey child, PublicParameters::Position have);
+  // Null: the child does not follow.
+  std::shared_ptr<Following> NewestFollowing(MemberKey child) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropOldCursors(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The contribution was accepted by this node before, and nothing of it need be sent again.
   bool WasAccepted(MemberKey sender, Sequence sequence);

@@ -52,6 +52,21 @@ class ParameterServerTest : public ::testing::Test {
     return status.ok() ? reply.verdict() : VERDICT_UNSPECIFIED;
   }
 
+  // A call that has brought the first fragment, and no more yet.
+  struct Begun {
+    grpc::ClientContext context;
+    ContributeReply reply;
+    std::unique_ptr<grpc::ClientWriter<ContributeMessage>> writer;
+  };
+  std::unique_ptr<Begun> Begin(const ContributeMessages& messages) {
+    auto begun = std::make_unique<Begun>();
+    SetDeadline(&begun->context, kPatience);
+    begun->writer = stub_->Contribute(&begun->context, &begun->reply);
+    begun->writer->Write(messages[0]);
+    begun->writer->Write(messages[1]);
+    return begun;
+  }
+
   ParameterServer::Options options_;
   std::unique_ptr<TestNode> node_;
   std::unique_ptr<ParameterNode::Stub> stub_;
@@ -93,17 +108,11 @@ TEST_F(ParameterServerTest, WhoWasNotAnsweredNeedNotSendTheBytesAgain) {
 
 TEST_F(ParameterServerTest, AFenceEndsWhatItsChildIsSending) {
   Start(TestLevel(1), kFragmentBytes / 2, /*children=*/2);  // Room for one.
-  grpc::ClientContext context;
-  SetDeadline(&context, kPatience);
-  ContributeReply reply;
-  auto writer = stub_->Contribute(&context, &reply);
-  const ContributeMessages messages = Good(1);
-  writer->Write(messages[0]);
-  writer->Write(messages[1]);  // And stands still.
+  const auto still = Begin(Good(1));
   while (node_->server().staged_bytes_max() == 0) std::this_thread::yield();
   node_->server().Fence({MemberId(1), Incarnation(1)}, [](const std::vector<LeasedRange>&) {});
   EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED) << "there is room for it";
-  EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(still->writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
 TEST_F(ParameterServerTest, OneThatOvertookAnotherWaitsForItAndNotInItsWay) {
@@ -223,6 +232,51 @@ TEST_F(ParameterServerTest, AMalformedContributionChangesNothing) {
     EXPECT_EQ(node_->Theta(), theta);
   }
   EXPECT_EQ(Send(Good(1)), VERDICT_ACCEPTED) << "the same sequence, well-formed";
+}
+
+// Of a connection that died without a word the child knows before the node does.
+TEST_F(ParameterServerTest, WhoFollowsAnewIsBroughtToTheVersionThatItWasBroughtTo) {
+  constexpr int64_t kMany = int64_t{8} << 20;  // More than connections have room for.
+  options_ = TestNodeOptions(kMany, 1 << 20, TestLevel(1));
+  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kMany, 1.0f));
+  node_->Serve();
+  FollowRequest request;
+  request.set_member(1);
+  request.set_incarnation(1);
+  request.set_schema_digest(kSchema);
+  request.set_next_sequence(1);
+  request.set_transfer(1);
+  for (size_t f = 0; f < options_.fragments.size(); ++f) request.add_fragment_versions(0);
+  const auto first = ParameterNode::NewStub(MakeChannel(node_->address()));
+  grpc::ClientContext dead;
+  SetDeadline(&dead, kPatience);
+  const auto silent = first->Follow(&dead, request);
+  FollowMessage message;
+  ASSERT_TRUE(silent->Read(&message));
+  ASSERT_EQ(message.fragment().version(), 1);
+  request.set_fragment_versions(message.fragment().index(), 1);
+
+  // The next version comes meanwhile.
+  TestChild other(node_->address(), 2, options_.fragments);
+  ASSERT_TRUE(other.AwaitVersion(Version(1)));
+  other.link().Send(TestManifest(1), Encode(CODEC_KIND_FP32, options_.fragments, std::vector<float>(kMany, 1.0f)));
+  ASSERT_TRUE(other.AwaitVersion(Version(2)));
+  const auto second = ParameterNode::NewStub(MakeChannel(node_->address()));
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  request.set_transfer(2);
+  const auto anew = second->Follow(&context, request);
+  size_t fragments = 0;
+  while (anew->Read(&message) && !message.has_complete()) {
+    EXPECT_EQ(message.fragment().version(), 1);
+    ++fragments;
+  }
+  EXPECT_EQ(message.complete().version(), 1);
+  EXPECT_EQ(fragments, options_.fragments.size() - 1) << "one was there";
+  context.TryCancel();
+  anew->Finish();
+  dead.TryCancel();
+  silent->Finish();
 }
 
 TEST_F(ParameterServerTest, TokensAreThoseOfTheSamples) {
@@ -360,21 +414,16 @@ TEST_F(ParameterServerTest, ABoundBelowOneContributionStillLetsThemInOneByOne) {
 // What one over a slow link has not sent yet takes no room.
 TEST_F(ParameterServerTest, OneThatComesSlowlyDoesNotKeepOthersOut) {
   Start(TestLevel(1), kContributionBytes, /*children=*/2);
-  grpc::ClientContext context;
-  SetDeadline(&context, kPatience);
-  ContributeReply slow_reply;
-  auto slow = stub_->Contribute(&context, &slow_reply);
   const ContributeMessages messages = Good(1);
-  slow->Write(messages[0]);
-  slow->Write(messages[1]);
+  const auto slow = Begin(messages);
   while (node_->server().staged_bytes_max() == 0) std::this_thread::yield();
   for (int64_t s = 1; s <= 3; ++s) {
     EXPECT_EQ(Send(Good(s, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED);
   }
-  for (size_t i = 2; i < messages.size(); ++i) slow->Write(messages[i]);
-  slow->WritesDone();
-  EXPECT_TRUE(slow->Finish().ok());
-  EXPECT_EQ(slow_reply.verdict(), VERDICT_ACCEPTED);
+  for (size_t i = 2; i < messages.size(); ++i) slow->writer->Write(messages[i]);
+  slow->writer->WritesDone();
+  EXPECT_TRUE(slow->writer->Finish().ok());
+  EXPECT_EQ(slow->reply.verdict(), VERDICT_ACCEPTED);
 }
 
 // Accepted contributions that wait for their quorum must not keep out the one that they wait for.
@@ -472,13 +521,7 @@ TEST_F(ParameterServerTest, WhatTheRootRefusedDoesNotComeBackThroughTheMomentumO
 TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
   Start(TestLevel(1), kFragmentBytes / 2, /*children=*/1);
   // One contribution has come half way and holds the only place; another waits for it.
-  grpc::ClientContext context;
-  SetDeadline(&context, kPatience);
-  ContributeReply half_reply;
-  auto half = stub_->Contribute(&context, &half_reply);
-  const ContributeMessages messages = Good(1);
-  ASSERT_TRUE(half->Write(messages[0]));
-  ASSERT_TRUE(half->Write(messages[1]));
+  const auto half = Begin(Good(1));
   auto waiting = std::async(std::launch::async, [&] {
     ContributeReply reply;
     return SendByHand(stub_.get(), Good(1), &reply).error_code();
@@ -490,7 +533,7 @@ TEST_F(ParameterServerTest, ShutdownEndsCallsInFlight) {
   EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
   // Whichever came first had the place.
   EXPECT_TRUE(code == grpc::UNAVAILABLE || code == grpc::CANCELLED || code == grpc::OK) << code;
-  EXPECT_FALSE(half->Finish().ok());
+  EXPECT_FALSE(half->writer->Finish().ok());
 }
 
 }  // namespace
