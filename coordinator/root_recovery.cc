@@ -302,15 +302,11 @@ bool HoldsRun(FileSystem* files, const std::string& run_dir) {
 
 absl::Status CheckContributionBytes(const Job& job, const ParameterLayout& layout) {
   const ParameterServer::Options options = RootOptions(job, layout);
-  int64_t logged = 0, staged = 0;
-  for (const FragmentSpan& span : options.fragments) {
-    const auto bytes = [&](CodecKind codec) {
-      return static_cast<int64_t>(MakeCodec(codec, span)->EncodedBytes(span.size()));
-    };
-    logged += bytes(job.strategy().root().codec_up());
-    staged += bytes(job.strategy().region().codec_up());
-  }
-  staged = std::max(staged, logged);
+  const auto bytes = [&](const Level& level) {
+    return static_cast<int64_t>(EncodedBytes(level.codec_up(), options.fragments));
+  };
+  const int64_t logged = bytes(job.strategy().root());
+  const int64_t staged = std::max(logged, bytes(job.strategy().region()));
   if (logged > kContributionBytesMax) {
     return absl::InvalidArgumentError(
         absl::StrFormat("strategy.root.codec_up: a contribution is one record of the root's log, and has %d bytes with "
