@@ -217,6 +217,7 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   noted->set_rank(member->rank);
   noted->set_address(member->address);
   noted->set_pid(member->pid);
+  noted->set_host(member->host);
   noted->set_new_region(is_new);
   Write(record);
   if (is_new) Log({{"event", "region_added"}, {"region", request.region()}});

@@ -31,6 +31,7 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
     member.name = known.name();
     member.address = known.address();
     member.pid = known.pid();
+    member.host = known.host();
     member.rank = known.rank();
     member.last_seen = now;
     if (known.incarnation() >= known.fenced_below() || Mutated("recovery.forgets_fences")) {

@@ -39,6 +39,20 @@ TEST(CoordinatorRecoveryTest, ANewTermKnowsItsMembersAndWhatIsCommitted) {
   EXPECT_EQ(again.key.incarnation, Incarnation(2)) << "an incarnation is never given twice";
 }
 
+TEST(CoordinatorRecoveryTest, OneProcessThatJoinedTwiceIsNotTwoProcesses) {
+  Cluster before;
+  before.pids = 41;
+  Process aggregator = before.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  for (const int64_t pid : {42, 43}) {
+    Cluster after(MakeJob(), before.history.state());
+    after.pids = pid - 1;
+    after.Join(ROLE_AGGREGATOR, "beijing", "agg");
+    EXPECT_EQ(after.TryBeat(&aggregator).status().code(),
+              pid == 42 ? absl::StatusCode::kAborted : absl::StatusCode::kAlreadyExists)
+        << "process " << pid;
+  }
+}
+
 TEST(CoordinatorRecoveryTest, ARegionThatIsNotInTheJobFileIsStillThere) {
   Cluster before;
   before.Start();

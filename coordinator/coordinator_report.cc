@@ -77,6 +77,9 @@ void CoordinatorCore::FillStatus(StatusReply* status, absl::Time now) const {
                                                      : "live");
     entry->set_incarnation(member.key.incarnation.value());
     entry->set_pid(member.pid);
+    entry->set_host(member.host);
+    entry->set_heard_seconds_ago(absl::ToDoubleSeconds(now - member.last_seen));
+    entry->set_why_gone(member.why_gone);
     *entry->mutable_usage() = usage;
   }
   if (wall > 0) status->set_compute_share(compute / wall);

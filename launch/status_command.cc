@@ -1,16 +1,20 @@
 #include "launch/status_command.h"
 
 #include <grpcpp/grpcpp.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/status_text.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
@@ -24,9 +28,21 @@ using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kCallTimeout = absl::Seconds(5);
 
+// `--watch` of a coordinator that answered and does not any more: it may be starting again, or never come back.
+constexpr absl::Duration kWatchPatience = absl::Minutes(1);
+
 struct StatusFlags {
   std::string target;
   bool json = false;
+  bool watch = false;
+  double every = 2;  // Seconds between two looks.
+};
+
+// What one look has shown.
+struct Look {
+  std::string text;  // Without a failure.
+  absl::Status failure;
+  bool over = false;
 };
 
 absl::StatusOr<StatusReply> Ask(const std::string& address) {
@@ -42,29 +58,34 @@ absl::StatusOr<StatusReply> Ask(const std::string& address) {
   return reply;
 }
 
-int Show(const StatusReply& reply, bool json) {
-  std::fputs(json ? absl::StrCat(JsonText(StatusJson(reply)), "\n").c_str() : StatusText(reply).c_str(), stdout);
-  return kExitOk;
+std::string AsText(const Json& json, bool on_one_line) {
+  return absl::StrCat(on_one_line ? json.dump(-1, ' ', false, Json::error_handler_t::replace) : JsonText(json), "\n");
 }
 
-int ShowEnd(const std::string& run_dir, const Json& report, bool json) {
-  if (json) {
-    const Json end = {
-        {"run", ReportRun(report)}, {"phase", ReportCompleted(report) ? "done" : "failed"}, {"report", report}};
-    std::printf("%s\n", JsonText(end).c_str());
-  } else {
-    std::printf("the run is over and its coordinator is gone; %s/report.json says\n%s", run_dir.c_str(),
-                ReportSummary(report).c_str());
+Look OfReply(const StatusFlags& flags, const StatusReply& reply) {
+  return {flags.json ? AsText(StatusJson(reply), flags.watch) : StatusText(reply), absl::OkStatus(),
+          reply.phase() == "done" || reply.phase() == "failed"};
+}
+
+Look OfEnd(const StatusFlags& flags, const std::string& run_dir, const Json& report) {
+  if (!flags.json) {
+    return {absl::StrCat("the run is over and its coordinator is gone; ", run_dir, "/report.json says\n",
+                         ReportSummary(report)),
+            absl::OkStatus(), true};
   }
-  return kExitOk;
+  const Json end = {
+      {"run", ReportRun(report)}, {"phase", ReportCompleted(report) ? "done" : "failed"}, {"report", report}};
+  return {AsText(end, flags.watch), absl::OkStatus(), true};
 }
 
-int OfRunDirectory(const StatusFlags& flags) {
+Look Failed(absl::Status failure) { return {"", std::move(failure), false}; }
+
+Look OfRunDirectory(const StatusFlags& flags) {
   std::string run_dir = flags.target;
   while (run_dir.size() > 1 && run_dir.back() == '/') run_dir.pop_back();
   std::error_code error;
   if (!std::filesystem::exists(run_dir + "/config.resolved.yaml", error)) {
-    return ReportStatus(absl::InvalidArgumentError(
+    return Failed(absl::InvalidArgumentError(
         absl::StrCat(run_dir, " is no run directory: it has no config.resolved.yaml; name another, or HOST:PORT")));
   }
   Json report;
@@ -77,29 +98,62 @@ int OfRunDirectory(const StatusFlags& flags) {
   }
   // The coordinator of another run may have come to the same port since.
   const bool another = reply.ok() && report.is_object() && ReportRun(report) != reply->run();
-  if (reply.ok() && !another) return Show(*reply, flags.json);
-  if (report.is_object()) return ShowEnd(run_dir, report, flags.json);
+  if (reply.ok() && !another) return OfReply(flags, *reply);
+  if (report.is_object()) return OfEnd(flags, run_dir, report);
   if (absl::IsDeadlineExceeded(reply.status())) {
     const std::string owner(absl::StripAsciiWhitespace(ReadFile(run_dir + "/lock").value_or("its process")));
-    return ReportStatus(absl::UnavailableError(absl::StrCat(run_dir, ": ", reply.status().message(), "; the run is of ",
-                                                            owner, ", which stands still or has no time")));
+    return Failed(absl::UnavailableError(absl::StrCat(run_dir, ": ", reply.status().message(), "; the run is of ",
+                                                      owner, ", which stands still or has no time")));
   }
-  return ReportStatus(absl::UnavailableError(absl::StrCat(
+  return Failed(absl::UnavailableError(absl::StrCat(
       run_dir, ": ", reply.status().message(),
       "; the run has not ended (there is no report.json): its coordinator is being started, or was killed, and then it "
       "goes on with: wukong up --resume ",
       ShellWord(run_dir))));
 }
 
-int RunStatus(const StatusFlags& flags) {
+Look LookAt(const StatusFlags& flags) {
   std::error_code error;
   if (std::filesystem::is_directory(flags.target, error)) return OfRunDirectory(flags);
   if (!absl::StrContains(flags.target, ':')) {
-    return ReportStatus(absl::InvalidArgumentError(
+    return Failed(absl::InvalidArgumentError(
         absl::StrCat(flags.target, " is neither a run directory nor the HOST:PORT of a coordinator")));
   }
   const absl::StatusOr<StatusReply> reply = Ask(flags.target);
-  return reply.ok() ? Show(*reply, flags.json) : ReportStatus(absl::UnavailableError(reply.status().message()));
+  return reply.ok() ? OfReply(flags, *reply) : Failed(absl::UnavailableError(reply.status().message()));
+}
+
+int Show(const std::string& text) {
+  if (std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0) return kExitOk;
+  return ReportStatus(absl::ResourceExhaustedError("standard output cannot be written"));
+}
+
+// Until the run is over, or somebody has seen enough (Ctrl-C).
+int Watch(const StatusFlags& flags) {
+  const bool on_screen = !flags.json && ::isatty(STDOUT_FILENO) != 0;
+  absl::Time answered = absl::InfinitePast();
+  while (true) {
+    const Look look = LookAt(flags);
+    const absl::Time now = absl::Now();
+    if (look.failure.ok()) {
+      answered = now;
+    } else if (!absl::IsUnavailable(look.failure) || now - answered > kWatchPatience) {
+      return ReportStatus(look.failure);
+    }
+    if (on_screen) std::fputs("\033[H\033[J", stdout);  // What was there, and not what was above it.
+    if (!look.failure.ok()) {
+      std::fprintf(stderr, "wukong: %s\n", std::string(look.failure.message()).c_str());
+    } else if (const int shown = Show(look.text); shown != kExitOk || look.over) {
+      return shown;
+    }
+    absl::SleepFor(absl::Seconds(flags.every));
+  }
+}
+
+int RunStatus(const StatusFlags& flags) {
+  if (flags.watch) return Watch(flags);
+  const Look look = LookAt(flags);
+  return look.failure.ok() ? Show(look.text) : ReportStatus(look.failure);
 }
 
 }  // namespace
@@ -108,7 +162,12 @@ void AddStatusCommand(CLI::App& app, std::function<int()>* action) {
   auto flags = std::make_shared<StatusFlags>();
   CLI::App* verb = app.add_subcommand("status", "Show how a run stands, or how it ended");
   verb->add_option("run", flags->target, "host:port of the coordinator, or a run directory")->required();
-  verb->add_flag("--json", flags->json, "Print it as JSON");
+  verb->add_flag("--json", flags->json, "Print it as JSON; with --watch one line each time");
+  CLI::Option* const watch = verb->add_flag("--watch", flags->watch, "Show it again and again, until the run is over");
+  verb->add_option("--every", flags->every, "With --watch: how far apart")
+      ->default_str("2s")
+      ->transform(Seconds())
+      ->needs(watch);
   verb->callback([flags, action] { *action = [flags] { return RunStatus(*flags); }; });
 }
 

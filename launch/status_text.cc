@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,13 @@ double Percent(int64_t part, int64_t whole) {
 
 double ComputeShare(const MemberUsage& usage) {
   return usage.wall_seconds() > 0 ? usage.compute_seconds() / usage.wall_seconds() : 0.0;
+}
+
+// How long ago, in at most seven characters.
+std::string Ago(double seconds) {
+  if (seconds < 100) return absl::StrFormat("%.1f s", seconds);
+  if (seconds < 100 * 60) return absl::StrFormat("%.0f min", seconds / 60);
+  return absl::StrFormat("%.0f h", seconds / 3600);
 }
 
 const char* RoleWord(Role role) { return role == ROLE_AGGREGATOR ? "aggregator" : "worker"; }
@@ -143,23 +151,32 @@ std::string StatusText(const StatusReply& status) {
   Line("refused", refused.empty() ? "none" : absl::StrJoin(refused, ", "), &text);
 
   size_t region_width = 6, name_width = 4;
+  std::set<std::string> hosts;
   for (const MemberStatus& member : status.members()) {
     region_width = std::max(region_width, member.region().size());
     name_width = std::max(name_width, member.name().size());
+    hosts.insert(member.host());
   }
+  const bool with_host = hosts.size() > 1;  // Else there is nothing to tell apart.
   const int region = static_cast<int>(region_width), name = static_cast<int>(name_width);
   absl::StrAppend(&text, "\n",
-                  absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4s  %9s  %12s  %11s\n", region, "region", name, "name",
-                                  "role", "state", "life", "computing", "tokens", "peak memory"));
+                  absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4s  %9s  %9s  %12s  %11s%s\n", region, "region", name,
+                                  "name", "role", "state", "life", "heard", "computing", "tokens", "peak memory",
+                                  with_host ? "  host" : ""));
   for (const MemberStatus* member : SortedMembers(status)) {
     const bool worker = member->role() == ROLE_WORKER;
     const MemberUsage& usage = member->usage();
-    absl::StrAppend(
-        &text, absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4d  %9s  %12s  %8.0f MB\n", region, member->region(), name,
-                               member->name(), RoleWord(member->role()), member->state(), member->incarnation(),
-                               worker ? absl::StrFormat("%.1f%%", 100 * ComputeShare(usage)) : "",
-                               worker ? absl::StrCat(usage.tokens_computed()) : "",
-                               static_cast<double>(usage.peak_memory_bytes()) / 1e6));
+    absl::StrAppend(&text, absl::StrFormat("  %-*s  %-*s  %-10s  %-11s  %4d  %9s  %9s  %12s  %8.0f MB%s\n", region,
+                                           member->region(), name, member->name(), RoleWord(member->role()),
+                                           member->state(), member->incarnation(), Ago(member->heard_seconds_ago()),
+                                           worker ? absl::StrFormat("%.1f%%", 100 * ComputeShare(usage)) : "",
+                                           worker ? absl::StrCat(usage.tokens_computed()) : "",
+                                           static_cast<double>(usage.peak_memory_bytes()) / 1e6,
+                                           with_host ? absl::StrCat("  ", member->host()) : ""));
+  }
+  for (const MemberStatus* member : SortedMembers(status)) {
+    if (member->state() == "live" || member->why_gone().empty()) continue;
+    absl::StrAppend(&text, "  ", member->name(), " of ", member->region(), ": ", member->why_gone(), "\n");
   }
   return text;
 }
@@ -173,6 +190,9 @@ Json StatusJson(const StatusReply& status) {
                        {"state", member->state()},
                        {"incarnation", member->incarnation()},
                        {"pid", member->pid()},
+                       {"host", member->host()},
+                       {"heard_seconds_ago", member->heard_seconds_ago()},
+                       {"why_gone", member->why_gone()},
                        {"compute_share", ComputeShare(member->usage())},
                        {"tokens_computed", member->usage().tokens_computed()},
                        {"peak_memory_bytes", member->usage().peak_memory_bytes()}});

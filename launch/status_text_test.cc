@@ -8,6 +8,7 @@
 namespace wukong {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
@@ -35,6 +36,8 @@ StatusReply Training() {
     member->set_role(role);
     member->set_state("live");
     member->set_incarnation(role == ROLE_WORKER ? 3 : 1);
+    member->set_host("one");
+    member->set_heard_seconds_ago(role == ROLE_WORKER ? 0.31 : 130);
     member->mutable_usage()->set_wall_seconds(40);
     member->mutable_usage()->set_compute_seconds(30);
     if (role == ROLE_WORKER) {
@@ -87,10 +90,21 @@ TEST(StatusTextTest, ShowsTheRunAndItsMembers) {
   records on the disk  812
   refused              fenced 1, stale 3
 
-  region   name        role        state        life  computing        tokens  peak memory
-  beijing  aggregator  aggregator  live            1                                312 MB
-  beijing  worker-0    worker      live            3      75.0%         94208       312 MB
+  region   name        role        state        life      heard  computing        tokens  peak memory
+  beijing  aggregator  aggregator  live            1      2 min                                312 MB
+  beijing  worker-0    worker      live            3      0.3 s      75.0%         94208       312 MB
 )");
+}
+
+TEST(StatusTextTest, TellsWhereMembersAreAndWhyTheyAreGone) {
+  StatusReply status = Training();
+  status.mutable_members(0)->set_host("two");
+  status.mutable_members(0)->set_state("gone");
+  status.mutable_members(0)->set_why_gone("silent for 3s");
+  status.mutable_members(1)->set_why_gone("of a life before this one");
+  EXPECT_THAT(StatusText(status),
+              AllOf(HasSubstr("peak memory  host\n"), HasSubstr("312 MB  two\n"),
+                    HasSubstr("  worker-0 of beijing: silent for 3s\n"), Not(HasSubstr("before this one"))));
 }
 
 TEST(StatusTextTest, PutsTroubleWithTheDiskFirst) {
@@ -113,6 +127,9 @@ TEST(StatusJsonTest, HoldsWhatTheTableHolds) {
   EXPECT_EQ(json["members"].size(), 2u);
   EXPECT_EQ(json["members"][1]["name"], "worker-0");
   EXPECT_EQ(json["members"][1]["compute_share"], 0.75);
+  EXPECT_EQ(json["members"][1]["host"], "one");
+  EXPECT_EQ(json["members"][1]["heard_seconds_ago"], 0.31);
+  EXPECT_EQ(json["members"][1]["why_gone"], "");
 }
 
 TEST(ReportSummaryTest, ShowsHowARunEnded) {

@@ -218,6 +218,7 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
     member.set_rank(joined.rank());
     member.set_address(joined.address());
     member.set_pid(joined.pid());
+    member.set_host(joined.host());
     members_[joined.member()] = std::move(member);
     state_.set_next_member(std::max(state_.next_member(), joined.member() + 1));
   } else if (record.has_member_fenced()) {
@@ -308,6 +309,7 @@ std::string LogRecordToJson(int64_t index, const LogRecord& record) {
     json["rank"] = joined.rank();
     json["address"] = joined.address();
     json["pid"] = joined.pid();
+    json["host"] = joined.host();
     if (joined.new_region()) json["new_region"] = true;
   } else if (record.has_member_fenced()) {
     json["kind"] = "member_fenced";

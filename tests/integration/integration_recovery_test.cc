@@ -16,6 +16,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -486,9 +487,22 @@ TEST(StatusTest, ShowsARunThatTrainsAndOneThatIsOver) {
   EXPECT_EQ(live["storage_trouble"], "");
   EXPECT_EQ(live["tokens_budget"], Budget(job));
   EXPECT_EQ(live["members"].size(), 5u);
+  for (const Json& member : live["members"]) {
+    EXPECT_NE(member["host"], "") << member;
+    EXPECT_LT(member["heard_seconds_ago"], 30) << member;
+  }
 
+  const auto watch = workspace.Start({"status", workspace.Path("run"), "--watch", "--every", "100ms", "--json"});
+  const auto lines = [&] {
+    const std::string out = watch->out();
+    return std::vector<std::string>(absl::StrSplit(out, '\n', absl::SkipEmpty()));
+  };
+  ASSERT_TRUE(Await([&] { return lines().size() >= 3 || watch->ended(); })) << watch->err();
   up->Signal(SIGINT);
   EXPECT_EQ(up->Wait(), 1) << up->err();
+  EXPECT_EQ(watch->Wait(), 0) << "it ends with the run: " << watch->err();
+  EXPECT_EQ(Json::parse(lines().front())["phase"], "training");
+  EXPECT_EQ(Json::parse(lines().back())["phase"], "failed");
   const auto over = workspace.Start({"status", workspace.Path("run")});
   EXPECT_EQ(over->Wait(), 0) << over->err();
   EXPECT_THAT(over->out(), HasSubstr("the run is over"));
