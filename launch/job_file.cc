@@ -27,6 +27,9 @@ using ::google::protobuf::Message;
 
 constexpr size_t kErrorsMax = 20;
 constexpr size_t kFileBytesMax = 1 << 20;
+// A key that every scenario has and no job, and one that every job has and no scenario.
+constexpr char kOfScenarios[] = "workload";
+constexpr char kOfJobs[] = "stop";
 
 const FieldDescriptor* FindField(const Descriptor& type, absl::string_view key) {
   for (int i = 0; i < type.field_count(); ++i) {
@@ -467,6 +470,16 @@ absl::Status LoadMessage(const std::string& path, const std::vector<std::string>
     return absl::InvalidArgumentError(
         absl::StrCat(path, ":1: the file is empty (expected a ", what, " with ", expected, ")"));
   }
+  const bool is_scenario = root.Find(kOfScenarios) != nullptr;
+  if (is_scenario && what == "job") {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is a scenario, not a job (it has a ", kOfScenarios,
+                     "): `wukong sim` runs it in virtual time, `wukong chaos run` on real processes"));
+  }
+  if (!is_scenario && what == "scenario" && root.Find(kOfJobs) != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is a job, not a scenario (it has a ", kOfJobs, " and no ",
+                                                   kOfScenarios, "): `wukong up` runs it"));
+  }
   for (const std::string& text_of_override : overrides) {
     Override(text_of_override, message->GetDescriptor(), &root, &errors).Apply();
   }
@@ -501,6 +514,15 @@ absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const s
     if (!written("optimizer")) source.scenario.clear_optimizer();
   }
   return source;
+}
+
+bool IsScenarioFile(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return false;
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  YamlNode root;
+  return text.ok() && text->size() <= kFileBytesMax && ParseYaml(*text, &root).empty() &&
+         root.Find(kOfScenarios) != nullptr;
 }
 
 absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir) {

@@ -58,6 +58,9 @@ absl::StatusOr<JobSource> LoadJobFile(const std::string& path, const std::vector
 // The same for a scenario (docs/simulation.md); its strategy and optimizer are not resolved.
 absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const std::vector<std::string>& overrides);
 
+// The file is one of a scenario and not of a job: it has a workload. False also where it cannot be read.
+bool IsScenarioFile(const std::string& path);
+
 // The job of a run that was begun, from its config.resolved.yaml. INVALID_ARGUMENT: that is no run directory.
 absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 

@@ -14,6 +14,7 @@
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "launch/job_units.h"
+#include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
 
 namespace wukong {
@@ -116,6 +117,36 @@ int Refuse(const ValidateOptions& options, const absl::Status& status) {
   return status.code() == absl::StatusCode::kFailedPrecondition ? kExitMissingOnMachine : kExitBadJob;
 }
 
+// One of `wukong sim` and `wukong chaos run`.
+int ValidateScenario(const ValidateOptions& options) {
+  if (options.no_data || options.device) {
+    return Refuse(options, absl::InvalidArgumentError(absl::StrCat(
+                               options.job, " is a scenario: --no-data and --device are for jobs (expected neither)")));
+  }
+  const absl::StatusOr<Scenario> scenario = LoadCheckedScenario(options.job, options.overrides);
+  if (!scenario.ok()) return Refuse(options, scenario.status());
+  if (options.resolved) {
+    std::cout << ScenarioYaml(*scenario);
+    return 0;
+  }
+  nlohmann::ordered_json summary = {{"path", options.job}, {"ok", true}, {"scenario", scenario->name()}};
+  summary["fidelity"] = Word(scenario->workload(), "fidelity");
+  summary["samples"] = scenario->workload().samples();
+  summary["regions"] = scenario->regions_size();
+  summary["faults"] = scenario->timeline_size();
+  if (options.json) {
+    std::cout << summary.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+    return 0;
+  }
+  std::cout << options.job
+            << ": ok, a scenario (wukong sim runs it in virtual time, wukong chaos run on real processes)\n"
+            << "  workload  " << Word(scenario->workload(), "fidelity") << ", "
+            << Grouped(scenario->workload().samples()) << " samples\n"
+            << "  regions   " << scenario->regions_size() << "\n"
+            << "  faults    " << scenario->timeline_size() << " in the timeline\n";
+  return 0;
+}
+
 int Validate(const ValidateOptions& options) {
   if (options.keys) {
     std::cout << KeyReference();
@@ -125,6 +156,7 @@ int Validate(const ValidateOptions& options) {
     std::cerr << "wukong: error: validate: no job file (expected wukong validate JOB.yaml, or --keys)\n";
     return kExitBadJob;
   }
+  if (IsScenarioFile(options.job)) return ValidateScenario(options);
   const absl::StatusOr<JobSource> source = LoadJobFile(options.job, options.overrides);
   if (!source.ok()) {
     return Refuse(options, source.status());
@@ -153,8 +185,9 @@ int Validate(const ValidateOptions& options) {
 
 void AddValidateCommand(CLI::App& app, std::function<int()>* action) {
   auto options = std::make_shared<ValidateOptions>();
-  CLI::App* command = app.add_subcommand("validate", "Check a job file, and the data it names, without starting it");
-  command->add_option("JOB", options->job, "The job file (docs/job-file.md)");
+  CLI::App* command =
+      app.add_subcommand("validate", "Check a job file or a scenario, and the data it names, without starting it");
+  command->add_option("JOB", options->job, "The job file (docs/job-file.md), or a scenario (docs/simulation.md)");
   // One value per flag: a value of its own may look like another argument.
   command->add_option("--set", options->overrides, "key.path=value in place of what the file says; may be repeated")
       ->expected(1)

@@ -71,6 +71,22 @@ TEST(ValidateCommandTest, JsonIsForPrograms) {
   EXPECT_EQ(bad["errors"].size(), 2u);
 }
 
+TEST(ValidateCommandTest, AScenarioIsCheckedAsOne) {
+  const std::string path = absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/scenarios/slow-worker.yaml");
+  const CommandOutcome outcome = Validate({path});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, StartsWith(path + ": ok, a scenario (wukong sim runs it"));
+  EXPECT_EQ(nlohmann::json::parse(Validate({path, "--json"}).out)["ok"], true);
+  const CommandOutcome bad = Validate({path, "--set", "workload.samples=0"});
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_THAT(bad.err, HasSubstr("--set workload.samples=0: workload.samples: "));
+  EXPECT_EQ(Validate({path, "--device"}).exit_code, 2);
+  // Whoever takes the one for the other hears which of them it is.
+  EXPECT_THAT(LoadJobFile(path, {}).status().message(),
+              HasSubstr("is a scenario, not a job (it has a workload): `wukong sim` runs it in virtual time"));
+  EXPECT_THAT(LoadScenarioFile(ThreeRegions(), {}).status().message(), HasSubstr("is a job, not a scenario"));
+}
+
 TEST(ValidateCommandTest, KeysNeedNoJobAndResolvedIsAJob) {
   const CommandOutcome keys = Validate({"--keys"});
   EXPECT_EQ(keys.exit_code, 0);
