@@ -24,6 +24,7 @@
 #include "launch/local_run.h"
 #include "launch/process_faults.h"
 #include "launch/role_commands.h"
+#include "launch/run_directory.h"
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
 #include "runtime/base/file.h"
@@ -38,6 +39,9 @@ namespace wukong {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Its points come twice a second, which nobody wants to read.
+constexpr absl::Duration kLinesEvery = absl::Seconds(5);
 
 // As --network names them.
 const std::map<std::string, LocalRun::Network>& Networks() {
@@ -131,6 +135,7 @@ LocalRun::Options Experiment::RunOptions() {
   options.restart_after = absl::Nanoseconds(scenario_.restarts().after_ns());
   options.restarts = options.restart_after > absl::ZeroDuration() ? 1'000'000 : 0;
   options.within = absl::Nanoseconds(scenario_.expect().within_ns());
+  options.lines_every = kLinesEvery;
   options.on_poll = [this](LocalRun* run, absl::Duration elapsed) {
     began_ = std::min(began_, absl::Now() - elapsed);
     faults_.Poll(run, elapsed);
@@ -380,10 +385,8 @@ void Print(const Json& result) {
 }
 
 absl::StatusOr<std::string> NewExperimentDirectory(const RunFlags& flags, const Scenario& scenario) {
-  const std::string run_dir = flags.run_dir.empty()
-                                  ? absl::StrCat("runs/chaos-", scenario.name(), "-",
-                                                 absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()))
-                                  : flags.run_dir;
+  if (flags.run_dir.empty()) return MakeRunDirectory(absl::StrCat("chaos-", scenario.name()));
+  const std::string& run_dir = flags.run_dir;
   std::error_code error;
   if (std::filesystem::exists(run_dir, error) && !std::filesystem::is_empty(run_dir, error)) {
     return absl::AlreadyExistsError(

@@ -123,8 +123,21 @@ absl::Status WriteModel(const std::string& path, const Checkpoint& checkpoint) {
   return WriteCheckpoint(FileSystem::Real(), path, model);
 }
 
+// What is there may be replaced by newer parameters, and is not lost to a slip of the keyboard.
+absl::Status CheckOutput(const std::string& path) {
+  const absl::StatusOr<int64_t> bytes = FileSystem::Real()->Size(path);
+  if (absl::IsNotFound(bytes.status())) return absl::OkStatus();
+  if (!bytes.ok()) return bytes.status();
+  const absl::Status read =
+      ReadSafetensors(FileSystem::Real(), path, [](const std::string&) { return false; }).status();
+  if (read.ok() || absl::IsUnimplemented(read)) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("--output ", path, " is there and is no safetensors file; name another, or remove it"));
+}
+
 int Export(const CheckpointFlags& flags) {
   FileSystem* const files = FileSystem::Real();
+  if (absl::Status status = CheckOutput(flags.output); !status.ok()) return ReportStatus(status);
   if (flags.version > 0) {
     const absl::StatusOr<Checkpoint> read =
         ReadCheckpoint(files, CheckpointPath(CheckpointDirectory(flags.path), flags.version));

@@ -24,6 +24,7 @@
 #include "runtime/fault/link_shape.h"
 #include "runtime/model/job_layout.h"
 #include "runtime/model/optimizer_kinds.h"
+#include "runtime/storage/checkpoint.h"
 #include "runtime/storage/log.h"
 #include "runtime/sync/presets.h"
 
@@ -156,7 +157,14 @@ class JobChecker {
     const std::string& parameters = job_.model().parameters();
     if (beginning && !parameters.empty() && !std::filesystem::is_regular_file(parameters, error)) {
       Add("model.parameters", absl::StrCat("no such file (expected a safetensors file, got ", parameters, ")"));
+      return;
     }
+    // What a TorchScript module has in it, only libtorch knows; whoever begins the run looks then.
+    if (!beginning || parameters.empty() || !path.empty() || job_.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED) {
+      return;
+    }
+    const absl::Status fits = CheckParametersFile(FileSystem::Real(), parameters, GptTensors(job_.model()));
+    if (!fits.ok()) Add("model.parameters", fits.message());
   }
 
   void CheckOptimizer() {

@@ -15,6 +15,7 @@
 #include "runtime/codec/codec.h"
 #include "runtime/data/manifest.h"
 #include "runtime/model/job_layout.h"
+#include "runtime/storage/safetensors.h"
 
 namespace wukong {
 namespace {
@@ -291,6 +292,35 @@ TEST_F(JobCheckTest, DataIsNotReadWhenNotAskedFor) {
   CheckOptions options;
   options.check_data = false;
   EXPECT_TRUE(Check(kWithFiles, {}, options).ok());
+}
+
+TEST_F(JobCheckTest, AFileToBeginWithHasTheTensorsOfTheModel) {
+  Write("job.yaml", kWithFiles);
+  const absl::StatusOr<JobSource> source = LoadJobFile(path_, {});
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<NamedValues> tensors;
+  const std::vector<TensorSpec> specs = GptTensors(source->job.model());
+  const std::vector<float> zeros(8 * 1024);
+  for (const TensorSpec& spec : specs) {
+    int64_t size = 1;
+    for (const int64_t side : spec.shape) size *= side;
+    tensors.push_back({spec.name, spec.shape, absl::MakeConstSpan(zeros).first(static_cast<size_t>(size))});
+  }
+  ASSERT_TRUE(WriteSafetensors(FileSystem::Real(), folder_ + "/fits.safetensors", tensors, {}).ok());
+  EXPECT_EQ(Check(kWithFiles, {absl::StrCat("model.parameters=", folder_, "/fits.safetensors")}).message(), "");
+  tensors.pop_back();
+  ASSERT_TRUE(WriteSafetensors(FileSystem::Real(), folder_ + "/less.safetensors", tensors, {}).ok());
+  const std::string less = absl::StrCat("model.parameters=", folder_, "/less.safetensors");
+  EXPECT_THAT(std::string(Check(kWithFiles, {less}).message()),
+              AllOf(StartsWith(absl::StrCat("--set ", less, ": model.parameters: ")),
+                    HasSubstr(absl::StrCat("does not fit the model: tensor \"", specs.back().name, "\" is missing"))));
+  CheckOptions options;
+  options.check_data = false;
+  EXPECT_TRUE(Check(kWithFiles, {less}, options).ok());
+  Write("none.safetensors", "not one of these");
+  EXPECT_THAT(
+      std::string(Check(kWithFiles, {absl::StrCat("model.parameters=", folder_, "/none.safetensors")}).message()),
+      HasSubstr("none.safetensors"));
 }
 
 TEST_F(JobCheckTest, WhatARunBeganWithIsNotNeededAfterIt) {

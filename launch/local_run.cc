@@ -221,8 +221,9 @@ void LocalRun::ShowProgress() {
   if (::isatty(STDERR_FILENO) != 0) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_line_open_ = true;
-  } else {
+  } else if (over || absl::Now() >= next_line_) {
     std::fprintf(stderr, "%s\n", line.c_str());
+    next_line_ = absl::Now() + options_.lines_every;
   }
   std::fflush(stderr);
 }

@@ -36,6 +36,8 @@ class LocalRun {
     int restarts = 100;                                // In the whole run, over all processes.
     absl::Duration restart_after;                      // A process that died is away at least this long.
     absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
+    absl::Duration
+        lines_every;  // Where lines of progress stay, they come no more often than this, however often it asks.
     bool no_fsync = false;
     std::string crash_at;
     Network network = Network::kRelay;
@@ -110,6 +112,7 @@ class LocalRun {
   int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
   absl::Time answered_at_ = absl::InfinitePast();
   bool progress_line_open_ = false;
+  absl::Time next_line_ = absl::InfinitePast();
   bool shown_over_ = false;
 };
 

@@ -1,10 +1,27 @@
 #include "launch/run_directory.h"
 
+#include <filesystem>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "launch/job_file.h"
+#include "runtime/base/file.h"
 
 namespace wukong {
+
+absl::StatusOr<std::string> MakeRunDirectory(absl::string_view name) {
+  const std::string first =
+      absl::StrCat("runs/", name, "-", absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()));
+  if (absl::Status status = MakeDirectories("runs"); !status.ok()) return status;
+  std::string path = first;
+  for (int next = 2;; ++next) {
+    std::error_code error;
+    if (std::filesystem::create_directory(path, error)) return path;  // False: it was there.
+    if (error) return absl::PermissionDeniedError(absl::StrCat("cannot make ", path, ": ", error.message()));
+    path = absl::StrCat(first, "-", next);
+  }
+}
 
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir) {
   absl::StatusOr<JobSource> source = LoadRunJob(run_dir);

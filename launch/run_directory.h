@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "proto/job.pb.h"
 #include "runtime/model/trainer.h"
 
@@ -15,6 +16,9 @@ struct OpenedRun {
   Job job;
   std::unique_ptr<Trainer> trainer;  // Of the job's model, initialised.
 };
+
+// Makes runs/NAME-TIME, or runs/NAME-TIME-2 and so on where somebody began a run of that name in the same second.
+absl::StatusOr<std::string> MakeRunDirectory(absl::string_view name);
 
 // INVALID_ARGUMENT: no run directory; the message says what is missing.
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir);

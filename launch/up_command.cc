@@ -9,7 +9,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/time/clock.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
 #include "launch/job_check.h"
@@ -17,6 +16,7 @@
 #include "launch/local_run.h"
 #include "launch/port_reservation.h"
 #include "launch/role_commands.h"
+#include "launch/run_directory.h"
 #include "launch/status_text.h"
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
@@ -42,16 +42,13 @@ struct UpFlags {
 
 // Where a run goes that is not resumed. ALREADY_EXISTS: there is one.
 absl::StatusOr<std::string> NewRunDirectory(const UpFlags& flags, const Job& job) {
-  const std::string run_dir =
-      flags.run_dir.empty()
-          ? absl::StrCat("runs/", job.name(), "-", absl::FormatTime("%Y%m%dT%H%M%SZ", absl::Now(), absl::UTCTimeZone()))
-          : flags.run_dir;
-  if (HoldsRun(FileSystem::Real(), run_dir)) {
-    return absl::AlreadyExistsError(absl::StrCat("run directory ", run_dir,
+  if (flags.run_dir.empty()) return MakeRunDirectory(job.name());
+  if (HoldsRun(FileSystem::Real(), flags.run_dir)) {
+    return absl::AlreadyExistsError(absl::StrCat("run directory ", flags.run_dir,
                                                  " holds another run; go on with it by: wukong up --resume ",
-                                                 ShellWord(run_dir), "; or name a new one, or remove it"));
+                                                 ShellWord(flags.run_dir), "; or name a new one, or remove it"));
   }
-  return run_dir;
+  return flags.run_dir;
 }
 
 absl::Status CheckFlags(const UpFlags& flags) {
@@ -124,11 +121,11 @@ int RunUp(UpFlags flags) {
   if (resume) {
     if (absl::Status status = CheckNobodyWorksIn(flags.resume); !status.ok()) return ReportStatus(status);
   }
+  absl::StatusOr<PortReservation> port = PortReservation::Make();
+  if (!port.ok()) return ReportStatus(port.status());
   absl::StatusOr<std::string> run_dir = flags.resume;
   if (!resume) run_dir = NewRunDirectory(flags, source->job);
   if (!run_dir.ok()) return ReportStatus(run_dir.status());
-  absl::StatusOr<PortReservation> port = PortReservation::Make();
-  if (!port.ok()) return ReportStatus(port.status());
   const StopSignal stop;
   LocalRun::Options options;
   options.job = flags.job;

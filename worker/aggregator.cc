@@ -7,7 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "glog/logging.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/process_info.h"
@@ -24,6 +26,11 @@
 
 namespace wukong {
 namespace {
+
+bool IsLoopback(absl::string_view address) {
+  return absl::StartsWith(address, "127.") || absl::StartsWith(address, "localhost:") ||
+         absl::StartsWith(address, "[::1]:");
+}
 
 // The port must be known before the coordinator says who we are, and that before there are parameters to serve.
 class NodeGate final : public ParameterNode::Service {
@@ -171,6 +178,9 @@ absl::Status AggregatorLife::Listen() {
   address_ = !options_.advertise.empty()           ? options_.advertise
              : host == "0.0.0.0" || host == "[::]" ? absl::StrCat(HostName(), ":", port)
                                                    : absl::StrCat(host, ":", port);
+  LOG_IF(WARNING, IsLoopback(address_) && !IsLoopback(options_.coordinator))
+      << "the coordinator is on another machine, and workers on others than this one cannot reach " << address_
+      << ": give --listen 0.0.0.0:PORT, or --advertise";
   return absl::OkStatus();
 }
 

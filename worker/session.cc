@@ -15,6 +15,13 @@
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
+namespace {
+
+// Whoever starts a process by hand wants to know what it waits for.
+constexpr absl::Duration kWaitsUnseen = absl::Seconds(2);
+
+}  // namespace
+
 absl::Status StatusOfFinish(const HeartbeatReply& reply) {
   if (reply.finish_reason().empty()) return absl::OkStatus();
   if (reply.finish_resumable()) return RestartSafe(absl::AbortedError(reply.finish_reason()));
@@ -29,7 +36,8 @@ Session::Session(std::string coordinator_address, std::string region)
 Session::~Session() { StopHeartbeats(absl::ZeroDuration()); }
 
 absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration timeout, const StopSignal& stop) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Time began = absl::Now(), deadline = began + timeout;
+  bool told = false;
   for (int timeouts = 0;;) {
     grpc::ClientContext context;
     SetDeadline(&context, std::min(CoordinatorTimeout(absl::ZeroDuration(), timeouts),
@@ -49,12 +57,18 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
           absl::StrFormat("no coordinator answers at %s (tried for %s); is it running, and is the address right? %s",
                           address_, absl::FormatDuration(timeout), status.message()));
     }
+    if (!told && absl::Now() - began > kWaitsUnseen) {
+      told = true;
+      LOG(WARNING) << "no coordinator answers at " << address_ << " yet; going on to try for "
+                   << absl::FormatDuration(timeout) << ": " << status.message();
+    }
     stop.WaitFor(kCoordinatorRetry);
   }
 }
 
 absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration timeout, const StopSignal& stop) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Time began = absl::Now(), deadline = began + timeout;
+  bool told = false;
   request.set_region(region_);
   request.set_pid(::getpid());
   request.set_host(HostName());
@@ -62,16 +76,21 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
     grpc::ClientContext context;
     SetDeadline(&context, CoordinatorTimeout(absl::ZeroDuration(), timeouts));
     JoinReply reply;
-    const absl::Time began = absl::Now();
+    const absl::Time asked = absl::Now();
     const absl::Status status =
         FromGrpc(stub_->Join(&context, request, &reply), absl::StrCat("coordinator at ", address_, ", join"));
     if (status.ok()) {
       MutexLock lock(mutex_);
-      round_trip_ = absl::Now() - began;
+      round_trip_ = absl::Now() - asked;
       return reply;
     }
     if (stop.received() != 0) return absl::CancelledError("stopped by a signal");
     if (!IsTransient(status) || absl::Now() >= deadline) return status;
+    if (!told && absl::Now() - began > kWaitsUnseen) {
+      told = true;
+      LOG(WARNING) << "cannot join yet; going on to try for " << absl::FormatDuration(timeout) << ": "
+                   << status.message();
+    }
     if (absl::IsDeadlineExceeded(status)) ++timeouts;
     stop.WaitFor(kCoordinatorRetry);
   }

@@ -168,6 +168,23 @@ TEST_F(PrepareTest, MakesThemAgainForOtherInputsOrOptions) {
   EXPECT_TRUE(Prepare().up_to_date);
 }
 
+TEST_F(PrepareTest, OtherPackedFilesAreNotReadAsIfTheyWereText) {
+  // As these programs begin what they write; an empty input has less than any of them.
+  const std::pair<std::string, std::string> packed[] = {{std::string("\xfd\x37zXZ\0\0\4", 8), "xz -dc "},
+                                                        {"\x28\xb5\x2f\xfd\x24\x06", "zstd -dc "},
+                                                        {"BZh91AY&SY\x5a", "bzip2 -dc "},
+                                                        {"PK\x03\x04\x14", "unzip -p "}};
+  for (const auto& [bytes, unpack] : packed) {
+    options_.inputs = {directory_.Write("a b", bytes + text_)};
+    EXPECT_THAT(
+        Error(absl::StatusCode::kInvalidArgument),
+        AllOf(HasSubstr("a b is packed by "), HasSubstr("unpack it: " + unpack + "'"), HasSubstr("a b' > FILE")));
+    EXPECT_FALSE(Exists("train.bin"));
+  }
+  options_.inputs = {directory_.Write("a b", "BZh is how this text begins\n" + text_)};
+  Prepare();
+}
+
 TEST_F(PrepareTest, ChecksTheSha256OfTheUnpackedText) {
   options_.inputs = {directory_.Write("a.gz", Gzip(text_))};
   options_.sha256 = Sha256Hex("something else");

@@ -314,17 +314,17 @@ absl::StatusOr<Checkpoint> ReadCheckpointState(FileSystem* files, const std::str
   return WithoutVectors(path, /*require_digest=*/true, *file);
 }
 
-absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const std::string& path,
-                                                      const ParameterLayout& layout) {
-  absl::StatusOr<Safetensors> file = ReadSafetensors(files, path);
-  if (!file.ok()) return file.status();
-  const bool checkpoint = file->metadata.count(kFormatKey) > 0;
+namespace {
+
+// OK, or FAILED_PRECONDITION: what of names and shapes is not the model's.
+absl::Status CheckTensors(const std::string& path, const Safetensors& file, const std::vector<TensorSpec>& tensors) {
+  const bool checkpoint = file.metadata.count(kFormatKey) > 0;
   std::vector<std::string> mismatches;
   std::set<std::string> expected;
-  for (const TensorSpec& spec : layout.tensors()) {
+  for (const TensorSpec& spec : tensors) {
     expected.insert(spec.name);
-    const auto tensor = file->tensors.find(spec.name);
-    if (tensor == file->tensors.end()) {
+    const auto tensor = file.tensors.find(spec.name);
+    if (tensor == file.tensors.end()) {
       mismatches.push_back(
           absl::StrCat("tensor ", QuotedStart(spec.name), " is missing (expected shape ", ShapeText(spec.shape), ")"));
     } else if (tensor->second.shape != spec.shape) {
@@ -332,7 +332,7 @@ absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const s
                                         ShapeText(tensor->second.shape), " (expected ", ShapeText(spec.shape), ")"));
     }
   }
-  for (const auto& [name, tensor] : file->tensors) {
+  for (const auto& [name, tensor] : file.tensors) {
     if (expected.count(name) > 0 || (checkpoint && IsOwnTensor(name))) continue;
     mismatches.push_back(absl::StrCat("tensor ", QuotedStart(name), " of shape ", ShapeText(tensor.shape),
                                       " is not of the model (expected none of this name)"));
@@ -344,6 +344,21 @@ absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const s
                                                       " does not fit the model: ", absl::StrJoin(mismatches, "; "),
                                                       hidden > 0 ? absl::StrCat("; and ", hidden, " more") : ""));
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckParametersFile(FileSystem* files, const std::string& path, const std::vector<TensorSpec>& tensors) {
+  const absl::StatusOr<Safetensors> file = ReadSafetensors(files, path, [](const std::string&) { return false; });
+  return file.ok() ? CheckTensors(path, *file, tensors) : file.status();
+}
+
+absl::StatusOr<std::vector<float>> ReadParametersFrom(FileSystem* files, const std::string& path,
+                                                      const ParameterLayout& layout) {
+  absl::StatusOr<Safetensors> file = ReadSafetensors(files, path);
+  if (!file.ok()) return file.status();
+  if (absl::Status status = CheckTensors(path, *file, layout.tensors()); !status.ok()) return status;
   for (const TensorSpec& spec : layout.tensors()) {
     const std::vector<float>& values = file->tensors[spec.name].values;
     const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });

@@ -70,6 +70,10 @@ absl::StatusOr<Checkpoint> ReadCheckpoint(FileSystem* files, const std::string& 
 // ReadCheckpoint, without its memory.
 absl::StatusOr<Checkpoint> ReadCheckpointState(FileSystem* files, const std::string& path);
 
+// Whether a safetensors file has exactly these tensors, with these shapes. FAILED_PRECONDITION: the message names each
+// of the first few that are missing, too many or of another shape. Otherwise as ReadSafetensors, without its memory.
+absl::Status CheckParametersFile(FileSystem* files, const std::string& path, const std::vector<TensorSpec>& tensors);
+
 // The flat vector of a model from any safetensors file with exactly the tensors of `layout`, in float32, bfloat16 or
 // float16: a file made elsewhere, or a checkpoint (of which only the model is used). A digest is checked if there is
 // one. FAILED_PRECONDITION: tensors missing, too many or of other shapes; the message names each of the first few with

@@ -109,6 +109,10 @@ TEST_F(CheckpointCommandTest, AFileOfAnotherModelIsRefusedByItsTensors) {
   Train(OneRegion(2));
   const std::string file = workspace_.Path("model.safetensors");
   ASSERT_EQ(RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file}).code, 0);
+  EXPECT_EQ(RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", file}).code, 0) << "newer ones replace it";
+  const Result over = RunToEnd(workspace_, {"checkpoint", "export", run_, "-o", workspace_.Path("job.yaml")});
+  EXPECT_EQ(over.code, 2);
+  EXPECT_THAT(over.err, HasSubstr("job.yaml is there and is no safetensors file"));
   const Result imported = RunToEnd(workspace_, {"checkpoint", "import", workspace_.Path("next"), "--from", file,
                                                 "--job", workspace_.Path("job.yaml"), "--set", "model.width=16"});
   EXPECT_EQ(imported.code, 2);
