@@ -205,6 +205,9 @@ class CoordinatorCore {
   void TakeHoldings(Member* member, const Holdings& holdings, HeartbeatReply* reply);
   // Whether its workers have all spoken, so that what they passed on to it is in its own account.
   bool AggregatorMaySpeak(int region) const;
+  // Its place may not be taken from `host`: it is on another one and was heard within half a lease. On its own host
+  // whoever comes under its name is what was started in its place.
+  bool LivesElsewhere(const Member& member, const std::string& host, absl::Time now) const;
   // Drops the orders that `member` has heard, and passes on the others.
   void TellFaults(Member* member, int64_t heard, HeartbeatReply* reply);
   void MaybeEndRecovery();

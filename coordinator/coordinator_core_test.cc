@@ -153,6 +153,29 @@ TEST(CoordinatorJoinTest, AWorkerComesAfterItsAggregator) {
   EXPECT_NE(first->rank(), second->rank());
 }
 
+TEST(CoordinatorJoinTest, WhoLivesOnAnotherMachineKeepsItsPlaceUntilItIsSilent) {
+  Cluster c;
+  c.Start();
+  const absl::Duration half_a_lease = absl::Nanoseconds(MakeJob().limits().lease_ns()) / 2;
+  c.host = "b-host";
+  const absl::Status second = c.TryJoin(ROLE_AGGREGATOR, "beijing", "agg").status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kUnavailable) << "it may come again";
+  EXPECT_THAT(std::string(second.message()),
+              ::testing::ContainsRegex("aggregator agg of beijing is process [0-9]+ of a-host, which was heard"));
+  EXPECT_EQ(c.TryJoin(ROLE_AGGREGATOR, "beijing", "other").status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(c.TryJoin(ROLE_WORKER, "beijing", "b0").status().message()),
+              HasSubstr("take another --name"));
+  EXPECT_TRUE(c.TryBeat(&c.aggregator_b).ok() && c.TryBeat(&c.b0).ok()) << "nobody lost a place";
+  c.Join(ROLE_WORKER, "beijing", "b9");
+  c.now += half_a_lease;
+  EXPECT_TRUE(c.TryBeat(&c.b0).ok());
+  const Process next = c.Join(ROLE_AGGREGATOR, "beijing", "agg");
+  EXPECT_EQ(next.key.incarnation, Incarnation(2));
+  EXPECT_EQ(c.TryJoin(ROLE_WORKER, "beijing", "b0").status().code(), absl::StatusCode::kUnavailable);
+  c.host = "a-host";
+  EXPECT_EQ(c.Join(ROLE_WORKER, "beijing", "b0").key.incarnation, Incarnation(2)) << "started anew where it was";
+}
+
 TEST(CoordinatorJoinTest, TheSameNameAgainIsANewLifeAndTheOldOneIsFenced) {
   Cluster c;
   c.Start();

@@ -141,6 +141,11 @@ bool CoordinatorCore::CollectiveFollower(const Member& member) const {
   return member.role == ROLE_WORKER && regions_[member.region].collective() == COLLECTIVE_GLOO && member.rank > 0;
 }
 
+bool CoordinatorCore::LivesElsewhere(const Member& member, const std::string& host, absl::Time now) const {
+  if (member.state != State::kLive || member.host.empty() || member.host == host) return false;
+  return now - member.last_seen < absl::Nanoseconds(job_.limits().lease_ns()) / 2;
+}
+
 absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl::Time now) {
   const bool may_be_new = request.new_region() && request.role() == ROLE_AGGREGATOR;
   if (absl::Status status = CheckRegion(request.region(), may_be_new); !status.ok()) return status;
@@ -168,6 +173,13 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinRequest& request, absl
   const std::vector<Member*>& peers = request.role() == ROLE_WORKER ? there.workers : there.aggregators;
   for (Member* known : peers) {
     if (!request.name().empty() && known->name == request.name()) member = known;
+  }
+  const Member* const holder = request.role() == ROLE_AGGREGATOR ? aggregator : member;
+  if (holder != nullptr && LivesElsewhere(*holder, request.host(), now)) {
+    return absl::UnavailableError(absl::StrFormat(
+        "%s is process %d of %s, which was heard %s ago: stop it there first%s, or wait until it is silent",
+        Describe(*holder), holder->pid, holder->host, absl::FormatDuration(now - holder->last_seen),
+        holder->role == ROLE_WORKER ? ", take another --name" : ""));
   }
   if (request.role() == ROLE_AGGREGATOR && aggregator != nullptr && aggregator != member) {
     Expire(aggregator, "lost", absl::StrCat(newcomer, " joined as the aggregator of its region"));

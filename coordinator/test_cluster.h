@@ -87,7 +87,7 @@ struct Cluster {
     request.set_address(region + ":1");
     request.set_schema_digest(digest);
     request.set_pid(++pids);
-    request.set_host("a-host");
+    request.set_host(host);
     return core.Join(request, now);
   }
   Process Join(Role role, const std::string& region, const std::string& name, bool new_region = false) {
@@ -179,7 +179,8 @@ struct Cluster {
 
   absl::Time now;
   int64_t pids = 0;
-  RootHistory history;  // Of what the core wrote down.
+  std::string host = "a-host";  // Of who joins next.
+  RootHistory history;          // Of what the core wrote down.
   int64_t records = 0;
   CoordinatorCore core;
   Process aggregator_b, aggregator_s, b0, b1, s0;

@@ -123,8 +123,18 @@ int ValidateScenario(const ValidateOptions& options) {
     return Refuse(options, absl::InvalidArgumentError(absl::StrCat(
                                options.job, " is a scenario: --no-data and --device are for jobs (expected neither)")));
   }
-  const absl::StatusOr<Scenario> scenario = LoadCheckedScenario(options.job, options.overrides);
-  if (!scenario.ok()) return Refuse(options, scenario.status());
+  const absl::StatusOr<ScenarioSource> source = LoadScenarioFile(options.job, options.overrides);
+  if (!source.ok()) return Refuse(options, source.status());
+  const Scenario* const scenario = &source->scenario;
+  std::vector<std::string> run_by;
+  absl::Status refused;
+  for (const auto& [backend, command] : {std::pair(BACKEND_SIM, "wukong sim"), {BACKEND_PROCESS, "wukong chaos run"}}) {
+    if (scenario->backend() != BACKEND_UNSPECIFIED && scenario->backend() != backend) continue;
+    const absl::Status status = LoadCheckedScenario(options.job, options.overrides, backend).status();
+    if (status.ok()) run_by.emplace_back(command);
+    refused.Update(status);
+  }
+  if (run_by.empty()) return Refuse(options, refused);
   if (options.resolved) {
     std::cout << ScenarioYaml(*scenario);
     return 0;
@@ -134,16 +144,17 @@ int ValidateScenario(const ValidateOptions& options) {
   summary["samples"] = scenario->workload().samples();
   summary["regions"] = scenario->regions_size();
   summary["faults"] = scenario->timeline_size();
+  summary["run_by"] = run_by;
   if (options.json) {
     std::cout << summary.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     return 0;
   }
-  std::cout << options.job
-            << ": ok, a scenario (wukong sim runs it in virtual time, wukong chaos run on real processes)\n"
+  std::cout << options.job << ": ok, a scenario\n"
             << "  workload  " << Word(scenario->workload(), "fidelity") << ", "
             << Grouped(scenario->workload().samples()) << " samples\n"
             << "  regions   " << scenario->regions_size() << "\n"
-            << "  faults    " << scenario->timeline_size() << " in the timeline\n";
+            << "  faults    " << scenario->timeline_size() << " in the timeline\n"
+            << "  run by    " << absl::StrJoin(run_by, ", ") << "\n";
   return 0;
 }
 

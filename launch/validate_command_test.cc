@@ -75,7 +75,11 @@ TEST(ValidateCommandTest, AScenarioIsCheckedAsOne) {
   const std::string path = absl::StrCat(WUKONG_SOURCE_DIR, "/launch/examples/scenarios/slow-worker.yaml");
   const CommandOutcome outcome = Validate({path});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-  EXPECT_THAT(outcome.out, StartsWith(path + ": ok, a scenario (wukong sim runs it"));
+  EXPECT_THAT(outcome.out,
+              AllOf(StartsWith(path + ": ok, a scenario\n"), HasSubstr("  run by    wukong sim, wukong chaos run\n")));
+  const auto on_processes = Validate({path, "--set", "backend=process", "--json"});
+  EXPECT_EQ(nlohmann::json::parse(on_processes.out)["run_by"], nlohmann::json({"wukong chaos run"}))
+      << on_processes.err;
   EXPECT_EQ(nlohmann::json::parse(Validate({path, "--json"}).out)["ok"], true);
   const CommandOutcome bad = Validate({path, "--set", "workload.samples=0"});
   EXPECT_EQ(bad.exit_code, 2);
