@@ -145,6 +145,7 @@ Process::Process(const std::string& directory, std::vector<std::string> argument
     ::dup2(out, STDOUT_FILENO);
     ::dup2(err, STDERR_FILENO);
     if (::chdir(directory.c_str()) != 0) ::_exit(127);
+    ::signal(SIGHUP, SIG_DFL);  // Under nohup it is ignored, also by whoever is started.
     if (in_child) in_child();
     ::execv(argv[0], argv.data());
     ::_exit(127);
