@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/root_recovery.h"
 #include "glog/logging.h"
 #include "launch/exit_code.h"
 #include "launch/flag_checks.h"
@@ -15,6 +16,7 @@
 #include "launch/job_file.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/model/compute_process.h"
+#include "runtime/storage/file_system.h"
 #include "worker/aggregator.h"
 #include "worker/worker.h"
 
@@ -25,6 +27,7 @@ struct CoordinatorFlags {
   std::string job;
   std::vector<std::string> set;
   bool no_fsync = false;
+  bool begin_or_resume = false;
   CoordinatorOptions options;
 };
 
@@ -41,6 +44,7 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
 
 int RunCoordinatorCommand(CoordinatorFlags flags) {
   MakeBrokenOutputsErrors();
+  if (flags.begin_or_resume && HoldsRun(FileSystem::Real(), flags.options.run_dir)) flags.options.resume = true;
   if (flags.options.standby) {
     flags.options.resume = true;
     // Members look for the next coordinator where the one before it was.
@@ -114,6 +118,8 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--run-dir", flags->options.run_dir, "Where the run is recorded; must not hold another run")
         ->required();
     verb->add_flag("--resume", flags->options.resume, "Go on with the run that is recorded there");
+    verb->add_flag("--begin-or-resume", flags->begin_or_resume,
+                   "--resume where the directory holds a run, else begin one: for service managers");
     verb->add_flag("--standby", flags->options.standby,
                    "Make all ready, sleep until the coordinator of the run is gone, and go on in its place");
     verb->add_flag("--no-fsync", flags->no_fsync, "Do not wait for the disk: for measuring what it costs");
