@@ -300,7 +300,7 @@ TEST_F(JobCheckTest, AFileToBeginWithHasTheTensorsOfTheModel) {
   ASSERT_TRUE(source.ok()) << source.status();
   std::vector<NamedValues> tensors;
   const std::vector<TensorSpec> specs = GptTensors(source->job.model());
-  const std::vector<float> zeros(8 * 1024);
+  const std::vector<float> zeros(8192);
   for (const TensorSpec& spec : specs) {
     int64_t size = 1;
     for (const int64_t side : spec.shape) size *= side;
