@@ -36,8 +36,8 @@ class LocalRun {
     int restarts = 100;                                // In the whole run, over all processes.
     absl::Duration restart_after;                      // A process that died is away at least this long.
     absl::Duration within = absl::InfiniteDuration();  // Of training; then the run is ended.
-    absl::Duration
-        lines_every;  // Where lines of progress stay, they come no more often than this, however often it asks.
+    // Where lines of progress stay, and are not written over, they come no more often than this.
+    absl::Duration lines_every;
     bool no_fsync = false;
     std::string crash_at;
     Network network = Network::kRelay;

@@ -28,7 +28,7 @@ constexpr size_t kMagicBytesMax = 10;
 
 // What would be read as if its packed bytes were text; null: none of these.
 const Packed* PackedAs(absl::string_view head) {
-  // The ninth digit of bzip2's is the size of its blocks, of which 9 is the usual one.
+  // The 9 of bzip2 is the size of its blocks, its default.
   static constexpr Packed kPacked[] = {{absl::string_view("\xfd\x37zXZ\0", 6), "xz", "xz -dc"},
                                        {"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"},
                                        {"BZh9\x31\x41\x59\x26\x53\x59", "bzip2", "bzip2 -dc"},
