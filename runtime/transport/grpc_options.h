@@ -24,6 +24,11 @@ inline constexpr char kFollowing[] = "wukong-following";
 // address must not answer in its place: what the child knows of the one before would be taken for its word on this one.
 inline constexpr char kMeantFor[] = "wukong-meant-for";
 
+// In the metadata of a Contribute: it is not the first with this contribution. The initial metadata of the answer then
+// says which fragments the parent has, that need not be sent again: bit f % 8 of byte f / 8 is set for fragment f.
+inline constexpr char kAgain[] = "wukong-again";
+inline constexpr char kWholeFragments[] = "wukong-whole-fragments-bin";
+
 inline std::string LifeText(MemberKey life) { return absl::StrCat(life.member.value(), ".", life.incarnation.value()); }
 
 // How long a connection that is pinged may say nothing before it is given up (TCP_USER_TIMEOUT is the same). The answer

@@ -19,11 +19,13 @@ constexpr absl::Duration kFollowPoll = absl::Seconds(1);
 constexpr absl::Duration kPartPoll = absl::Seconds(10);
 // How long calls that belong together may come after one another.
 constexpr absl::Duration kPartsWait = absl::Seconds(5);
-// How long what a child was being brought to is kept when its stream breaks.
+// How long what a child was being brought to, and what it had sent of a contribution, is kept when its stream breaks.
 constexpr absl::Duration kComesBack = absl::Minutes(1);
 // Of each child's accepted contributions, so many are known by their numbers.
 constexpr size_t kAcceptedKept = 64;
+constexpr uint64_t kLastTransfer = std::numeric_limits<uint64_t>::max();
 constexpr int kStreamsMax = 64;
+constexpr int kWholeFragmentsMax = 32768;         // That a sender is told of: metadata has room for 4 KiB.
 constexpr int kRangesMax = 100000;                // Of one contribution.
 constexpr int64_t kSampleMax = int64_t{1} << 44;  // No data has so many, and kRangesMax times it is a number.
 // Group commit: while more work waits, so many effects may wait with it for one sync.
@@ -40,6 +42,7 @@ struct ParameterServer::Offer {
   Notification answered;
   Verdict verdict = VERDICT_UNSPECIFIED;  // Both written before `answered`.
   std::string detail;
+  bool broken_off = false;  // The call is over, and what it brought is kept. The call's.
 };
 
 // One contribution while its bytes come.
@@ -49,6 +52,7 @@ struct ParameterServer::Incoming {
       : offer(std::move(of)), assembly(header.codec(), fragments, partial, header.payload_bytes(), header.streams()) {}
   const std::shared_ptr<Offer> offer;
   ContributionAssembly assembly;
+  std::optional<absl::Time> kept_until;  // Under mutex_. Empty: its call goes on.
 };
 
 // One Follow with its parts.
@@ -93,6 +97,7 @@ void ParameterServer::Shutdown() {
     MutexLock lock(mutex_);
     stopping_ = true;
     transfer_opened_.NotifyAll();
+    DropOld(absl::InfiniteFuture());
   }
   room_.Shutdown();
   public_.Shutdown();
@@ -135,14 +140,14 @@ void ParameterServer::SetIdle(const std::set<MemberId>& idle) { Post(ParentNode:
 void ParameterServer::SetDraining(bool on) {
   {
     MutexLock lock(mutex_);
-    DropOldCursors(absl::Now());
+    DropOld(absl::Now());
   }
   Post(ParentNode::Drain{on});
 }
 void ParameterServer::Tick() {
   {
     MutexLock lock(mutex_);
-    DropOldCursors(absl::Now());
+    DropOld(absl::Now());
   }
   Post(ParentNode::Tick{});
 }
@@ -155,6 +160,8 @@ void ParameterServer::Fence(MemberKey child, std::function<void(std::vector<Leas
     for (auto it = reading_.lower_bound({child.member, Incarnation(0)}); it != after; ++it) it->second->TryCancel();
     accepted_.erase(accepted_.lower_bound({child.member, Incarnation(0)}), accepted_.upper_bound(child));
     left_off_.erase(left_off_.lower_bound({child.member, Incarnation(0)}), left_off_.upper_bound(child));
+    const auto after_last = incoming_.upper_bound({child.member, child.incarnation, kLastTransfer});
+    for (auto it = incoming_.lower_bound({child.member, Incarnation(0), 0}); it != after_last;) it = Drop(it);
   }
   PostWork([this, child, done = std::move(done)] { done(engine_.Fence(child)); });
 }
@@ -187,7 +194,7 @@ void ParameterServer::PostSnapshot(std::function<void(Vectors)> work) {
 
 PublicParameters::Cursor ParameterServer::CursorOf(MemberKey child, PublicParameters::Position have) {
   MutexLock lock(mutex_);
-  DropOldCursors(absl::Now());
+  DropOld(absl::Now());
   // Where no packet comes through any more, the child notices before this node does.
   const std::shared_ptr<Following> before = NewestFollowing(child);
   if (before != nullptr) {
@@ -202,16 +209,103 @@ PublicParameters::Cursor ParameterServer::CursorOf(MemberKey child, PublicParame
 }
 
 std::shared_ptr<ParameterServer::Following> ParameterServer::NewestFollowing(MemberKey child) const {
-  const auto after = followings_.upper_bound({child.member, child.incarnation, std::numeric_limits<uint64_t>::max()});
+  const auto after = followings_.upper_bound({child.member, child.incarnation, kLastTransfer});
   if (after == followings_.begin()) return nullptr;
   const auto& [key, following] = *std::prev(after);
   return std::get<0>(key) == child.member && std::get<1>(key) == child.incarnation ? following : nullptr;
 }
 
-void ParameterServer::DropOldCursors(absl::Time now) {
+void ParameterServer::DropOld(absl::Time now) {
   for (auto it = left_off_.begin(); it != left_off_.end();) {
     it = it->second.until <= now ? left_off_.erase(it) : std::next(it);
   }
+  for (auto it = incoming_.begin(); it != incoming_.end();) {
+    const std::optional<absl::Time> until = it->second->kept_until;
+    it = until.has_value() && *until <= now ? Drop(it) : std::next(it);
+  }
+}
+
+ParameterServer::Transfers<ParameterServer::Incoming>::iterator ParameterServer::Drop(
+    Transfers<Incoming>::iterator transfer) {
+  room_.Return(&transfer->second->offer->room);
+  return incoming_.erase(transfer);
+}
+
+bool ParameterServer::DropOldestBrokenOff() {
+  MutexLock lock(mutex_);
+  auto oldest = incoming_.end();
+  for (auto it = incoming_.begin(); it != incoming_.end(); ++it) {
+    if (!it->second->kept_until.has_value()) continue;
+    if (oldest == incoming_.end() || *it->second->kept_until < *oldest->second->kept_until) oldest = it;
+  }
+  if (oldest == incoming_.end()) return false;
+  Drop(oldest);
+  return true;
+}
+
+int ParameterServer::broken_off() const {
+  MutexLock lock(mutex_);
+  return static_cast<int>(std::count_if(incoming_.begin(), incoming_.end(),
+                                        [](const auto& transfer) { return transfer.second->kept_until.has_value(); }));
+}
+
+std::map<int, std::string> ParameterServer::TakeOver(MemberKey sender, Sequence sequence, StagingRoom::Share* to) {
+  std::map<int, std::string> whole;
+  MutexLock lock(mutex_);
+  // Calls among them: where no packet comes through any more, the sender notices before this node does.
+  const auto after = incoming_.upper_bound({sender.member, sender.incarnation, kLastTransfer});
+  for (auto it = incoming_.lower_bound({sender.member, sender.incarnation, 0}); it != after;) {
+    Incoming& before = *it->second;
+    if (before.offer->header.sequence() != sequence.value()) {
+      ++it;
+      continue;
+    }
+    std::optional<std::map<int, std::string>> brought = before.assembly.TakeWhole();
+    if (!brought.has_value()) {
+      ++it;
+      continue;
+    }
+    int64_t bytes = 0;
+    for (auto& [index, fragment] : *brought) {
+      const auto size = static_cast<int64_t>(fragment.size());
+      if (index < kWholeFragmentsMax && whole.try_emplace(index, std::move(fragment)).second) bytes += size;
+    }
+    room_.PassOn(&before.offer->room, to, bytes);
+    it = incoming_.erase(it);
+  }
+  return whole;
+}
+
+void ParameterServer::BeginTransfer(const TransferKey& key, std::shared_ptr<Incoming> incoming) {
+  MutexLock lock(mutex_);
+  const int64_t sequence = incoming->offer->header.sequence();
+  const auto after = incoming_.upper_bound({std::get<0>(key), std::get<1>(key), kLastTransfer});
+  for (auto it = incoming_.lower_bound({std::get<0>(key), std::get<1>(key), 0}); it != after;) {
+    // Of another contribution that had this number and never was, or a number that is used twice.
+    const bool replaced =
+        it->first == key || (it->second->kept_until.has_value() && it->second->offer->header.sequence() == sequence);
+    it = replaced ? Drop(it) : std::next(it);
+  }
+  incoming_[key] = std::move(incoming);
+  transfer_opened_.NotifyAll();
+}
+
+bool ParameterServer::EndTransfer(const TransferKey& key, const std::shared_ptr<Incoming>& incoming,
+                                  const absl::Status& status) {
+  MutexLock lock(mutex_);
+  const auto found = incoming_.find(key);
+  if (found == incoming_.end() || found->second != incoming) return false;
+  const auto accepted = accepted_.find({std::get<0>(key), std::get<1>(key)});
+  const bool was_accepted =
+      accepted != accepted_.end() && accepted->second.count(Sequence(incoming->offer->header.sequence())) > 0;
+  if (stopping_ || was_accepted || !(absl::IsCancelled(status) || absl::IsUnavailable(status)) ||
+      !incoming->assembly.has_whole()) {
+    incoming_.erase(found);
+    return false;
+  }
+  room_.Rest(&incoming->offer->room);
+  incoming->kept_until = absl::Now() + kComesBack;
+  return true;
 }
 
 bool ParameterServer::WasAccepted(MemberKey sender, Sequence sequence) {
@@ -273,9 +367,25 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
       std::make_shared<Incoming>(offer, header, options_.fragments, /*partial=*/options_.node.parts > 1);
   ContributionAssembly& assembly = incoming->assembly;
   const TransferKey key(header.member(), header.incarnation(), header.transfer());
-  if (header.streams() > 1) Open(&ParameterServer::incoming_, key, incoming);
+  const bool again = context->client_metadata().count(kAgain) > 0;
+  std::map<int, std::string> brought;
+  if (again) brought = TakeOver(sender, Sequence(header.sequence()), &offer->room);
+  BeginTransfer(key, incoming);
   std::optional<uint64_t> sent_checksum;
   const auto read = [&] {
+    std::string bits;
+    for (auto& [index, fragment] : brought) {
+      bits.resize(index / 8 + 1);
+      bits[index / 8] = static_cast<char>(bits[index / 8] | 1 << index % 8);
+      FragmentPayload piece;
+      piece.set_index(index);
+      piece.set_payload(std::move(fragment));
+      if (absl::Status added = assembly.Add(std::move(piece)); !added.ok()) return added;
+    }
+    if (again) {
+      context->AddInitialMetadata(kWholeFragments, bits);
+      reader->SendInitialMetadata();
+    }
     while (reader->Read(&message)) {
       if (sent_checksum.has_value()) return absl::InvalidArgumentError("more after the end of the contribution");
       if (message.has_end()) {
@@ -298,7 +408,7 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
     }
   };
   const absl::Status whole = read();
-  if (header.streams() > 1) Close(&ParameterServer::incoming_, key, incoming);
+  offer->broken_off = EndTransfer(key, incoming, whole);
   if (!whole.ok()) return whole;
   offer->payload = assembly.payload();
   offer->norm = assembly.norm();
@@ -323,22 +433,6 @@ ParameterServer::TransferKey ParameterServer::KeyOf(const PartOf& part) {
 }
 
 template <typename T>
-void ParameterServer::Open(Transfers<T> ParameterServer::*transfers, const TransferKey& key,
-                           std::shared_ptr<T> transfer) {
-  MutexLock lock(mutex_);
-  (this->*transfers)[key] = std::move(transfer);
-  transfer_opened_.NotifyAll();
-}
-
-template <typename T>
-void ParameterServer::Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key,
-                            const std::shared_ptr<T>& transfer) {
-  MutexLock lock(mutex_);
-  const auto found = (this->*transfers).find(key);
-  if (found != (this->*transfers).end() && found->second == transfer) (this->*transfers).erase(found);
-}
-
-template <typename T>
 absl::StatusOr<std::shared_ptr<T>> ParameterServer::Await(grpc::ServerContext* context,
                                                           Transfers<T> ParameterServer::*transfers,
                                                           const TransferKey& key, absl::Duration timeout) {
@@ -360,7 +454,7 @@ grpc::Status ParameterServer::Contribute(grpc::ServerContext* context, grpc::Ser
   auto offer = std::make_shared<Offer>();
   const absl::Status read = ReadContribution(context, reader, offer);
   if (!read.ok()) {
-    room_.Return(&offer->room);
+    if (!offer->broken_off) room_.Return(&offer->room);
     return ToGrpc(read);
   }
   if (offer->verdict != VERDICT_UNSPECIFIED) {  // Its answer was lost.
@@ -451,7 +545,11 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   if (request->versions() > 0) public_.Allow(&following->cursor, request->versions());
   FollowSpread* const spread = &following->spread;
   const TransferKey key(child.member, child.incarnation, request->transfer());
-  if (request->transfer() != 0) Open(&ParameterServer::followings_, key, following);
+  if (request->transfer() != 0) {
+    MutexLock lock(mutex_);
+    followings_[key] = following;
+    transfer_opened_.NotifyAll();
+  }
   const absl::Time parts_until = absl::Now() + kPartsWait;
   while (spread->AwaitParts(request->parts(), kPoll) < request->parts() && absl::Now() < parts_until &&
          !context->IsCancelled()) {
@@ -474,9 +572,10 @@ grpc::Status ParameterServer::Follow(grpc::ServerContext* context, const FollowR
   }
   public_.RemoveFollower();
   spread->Break();
-  if (request->transfer() != 0) Close(&ParameterServer::followings_, key, following);
   {
     MutexLock lock(mutex_);
+    const auto found = followings_.find(key);
+    if (found != followings_.end() && found->second == following) followings_.erase(found);
     if (NewestFollowing(child) == nullptr) left_off_[child] = {following->cursor, absl::Now() + kComesBack};
     if (stopping_) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "this node is shutting down");
   }

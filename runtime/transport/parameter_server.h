@@ -88,6 +88,8 @@ class ParameterServer final : public ParameterNode::Service {
   // Ends every call; no work is taken any more.
   void Shutdown();
 
+  // Contributions that broke off, and of which something is kept.
+  int broken_off() const;
   // The most that in_flight_bytes had to bound so far.
   int64_t staged_bytes_max() const { return room_.used_max(); }
 
@@ -96,6 +98,10 @@ class ParameterServer final : public ParameterNode::Service {
   struct Incoming;
   struct Following;
   class Reading;
+  // What several calls of one child work on together; there for as long as the first of them lasts.
+  using TransferKey = std::tuple<MemberId, Incarnation, uint64_t>;
+  template <typename T>
+  using Transfers = std::map<TransferKey, std::shared_ptr<T>>;
   void Post(const ParentNode::Event& event);
   // Everything that runs on the executor.
   // UNAVAILABLE: the call is meant for another life of this node.
@@ -103,11 +109,17 @@ class ParameterServer final : public ParameterNode::Service {
   bool PostWork(std::function<void()> work);
   absl::Status ReadContribution(grpc::ServerContext* context, grpc::ServerReader<ContributeMessage>* reader,
                                 const std::shared_ptr<Offer>& offer);
+  // Ends all earlier transfers of the contribution. The fragments that they have brought, which are whole, by index;
+  // `to` takes over their room.
+  std::map<int, std::string> TakeOver(MemberKey sender, Sequence sequence, StagingRoom::Share* to);
+  void BeginTransfer(const TransferKey& key, std::shared_ptr<Incoming> incoming);
+  // Its call is over. True when what it brought is kept for the next one.
+  bool EndTransfer(const TransferKey& key, const std::shared_ptr<Incoming>& incoming, const absl::Status& status);
+  // True when one was there.
+  bool DropOldestBrokenOff();
   // Waits for room.
   absl::Status AddPiece(grpc::ServerContext* context, Incoming* incoming, FragmentPayload piece);
 
-  // What several calls of one child work on together; there for as long as the first of them lasts.
-  using TransferKey = std::tuple<MemberId, Incarnation, uint64_t>;
   // Where a child's Follow broke off, and until when it is kept: what it was being brought to is worth keeping for one
   // that comes back soon, and holds a copy of the parameters.
   struct LeftOff {
@@ -117,18 +129,14 @@ class ParameterServer final : public ParameterNode::Service {
   PublicParameters::Cursor CursorOf(MemberKey child, PublicParameters::Position have);
   // Null: the child does not follow.
   std::shared_ptr<Following> NewestFollowing(MemberKey child) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void DropOldCursors(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What children that broke off have not come back for.
+  void DropOld(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The one after it.
+  Transfers<Incoming>::iterator Drop(Transfers<Incoming>::iterator transfer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The contribution was accepted by this node before, and nothing of it need be sent again.
   bool WasAccepted(MemberKey sender, Sequence sequence);
 
-  template <typename T>
-  using Transfers = std::map<TransferKey, std::shared_ptr<T>>;
   static TransferKey KeyOf(const PartOf& part);
-  template <typename T>
-  void Open(Transfers<T> ParameterServer::*transfers, const TransferKey& key, std::shared_ptr<T> transfer);
-  // Unless another transfer has taken its place.
-  template <typename T>
-  void Close(Transfers<T> ParameterServer::*transfers, const TransferKey& key, const std::shared_ptr<T>& transfer);
   // Waits for the transfer, at most `timeout` and as long as the call lives. NOT_FOUND, CANCELLED, UNAVAILABLE.
   template <typename T>
   absl::StatusOr<std::shared_ptr<T>> Await(grpc::ServerContext* context, Transfers<T> ParameterServer::*transfers,
@@ -139,11 +147,11 @@ class ParameterServer final : public ParameterNode::Service {
   NodeEngine engine_;           // The executor's alone, but for the public parameters.
   bool takes_no_more_ = false;  // Likewise.
   PublicParameters& public_ = engine_.public_parameters();
-  StagingRoom room_{options_.in_flight_bytes};
+  StagingRoom room_{options_.in_flight_bytes, [this] { return DropOldestBrokenOff(); }};
 
   mutable Mutex mutex_;
   CondVar transfer_opened_;
-  Transfers<Incoming> incoming_ ABSL_GUARDED_BY(mutex_);
+  Transfers<Incoming> incoming_ ABSL_GUARDED_BY(mutex_);  // Under way, or broken off.
   Transfers<Following> followings_ ABSL_GUARDED_BY(mutex_);
   std::multimap<MemberKey, grpc::ServerContext*> reading_ ABSL_GUARDED_BY(mutex_);  // Contributions and their parts.
   std::map<MemberKey, std::set<Sequence>> accepted_ ABSL_GUARDED_BY(mutex_);        // The last ones that were answered.

@@ -66,6 +66,36 @@ class ParameterServerTest : public ::testing::Test {
     begun->writer->Write(messages[1]);
     return begun;
   }
+  // A call for a contribution of which an earlier one broke off.
+  std::unique_ptr<Begun> BeginAgain(const ContributeMessage& header) {
+    auto begun = std::make_unique<Begun>();
+    SetDeadline(&begun->context, kPatience);
+    begun->context.AddMetadata(kAgain, "1");
+    begun->writer = stub_->Contribute(&begun->context, &begun->reply);
+    begun->writer->Write(header);
+    begun->writer->WaitForInitialMetadata();
+    return begun;
+  }
+  // What the node says that it has.
+  static std::string Whole(const Begun& begun) {
+    const auto& metadata = begun.context.GetServerInitialMetadata();
+    const auto found = metadata.find(kWholeFragments);
+    return found == metadata.end() ? "nothing is said" : std::string(found->second.data(), found->second.size());
+  }
+  // Messages [from, end), and their end.
+  static grpc::Status SendRest(Begun* begun, const ContributeMessages& messages, size_t from) {
+    for (size_t i = from; i < messages.size(); ++i) begun->writer->Write(messages[i]);
+    begun->writer->WritesDone();
+    return begun->writer->Finish();
+  }
+  // The first call of a test has brought the first fragment, and breaks off.
+  void BreakOff(const ContributeMessages& messages) {
+    const auto begun = Begin(messages);
+    while (node_->server().staged_bytes_max() == 0) std::this_thread::yield();
+    begun->context.TryCancel();
+    begun->writer->Finish();
+    while (node_->server().broken_off() == 0) std::this_thread::yield();
+  }
 
   ParameterServer::Options options_;
   std::unique_ptr<TestNode> node_;
@@ -113,6 +143,110 @@ TEST_F(ParameterServerTest, AFenceEndsWhatItsChildIsSending) {
   node_->server().Fence({MemberId(1), Incarnation(1)}, [](const std::vector<LeasedRange>&) {});
   EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED) << "there is room for it";
   EXPECT_EQ(still->writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(ParameterServerTest, WhatCameBeforeItBrokeOffNeedNotComeAgain) {
+  Start(TestLevel(1), 64 << 20);
+  const ContributeMessages messages = Good(1);
+  BreakOff(messages);
+  const auto again = BeginAgain(messages[0]);
+  EXPECT_EQ(Whole(*again), "\1");
+  const grpc::Status status = SendRest(again.get(), messages, 2);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(again->reply.verdict(), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+  EXPECT_EQ(Whole(*BeginAgain(Good(2)[0])), "") << "nothing came of this one";
+}
+
+TEST_F(ParameterServerTest, AConnectionWhoseShareWasThereHasNothingToBring) {
+  Start(TestLevel(1), 64 << 20);
+  ContributeMessages messages = Good(1);
+  BreakOff(messages);
+  messages[0].mutable_header()->set_streams(2);
+  messages[0].mutable_header()->set_transfer(17);
+  const auto again = BeginAgain(messages[0]);
+  EXPECT_EQ(Whole(*again), "\1");
+  grpc::ClientContext context;
+  SetDeadline(&context, kPatience);
+  ContributePartReply reply;
+  const auto writer = stub_->ContributePart(&context, &reply);
+  ContributePartMessage part;
+  part.mutable_part_of()->set_member(1);
+  part.mutable_part_of()->set_incarnation(1);
+  part.mutable_part_of()->set_transfer(17);
+  writer->Write(part);
+  writer->WritesDone();
+  EXPECT_TRUE(writer->Finish().ok());
+  EXPECT_TRUE(SendRest(again.get(), messages, 2).ok());
+  EXPECT_EQ(again->reply.verdict(), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+}
+
+// Where no packet comes through any more, the sender notices before the node does, and perhaps more than once.
+TEST_F(ParameterServerTest, WhatCameIsTakenFromCallsThatStillSeemToGoOn) {
+  Start(TestLevel(1), 64 << 20);
+  const ContributeMessages messages = Good(1);
+  BreakOff(messages);
+  ContributeMessage header = messages[0];
+  std::vector<std::unique_ptr<Begun>> calls;
+  for (int call = 1; call <= 3; ++call) {
+    header.mutable_header()->set_transfer(16 + call);
+    calls.push_back(BeginAgain(header));
+    EXPECT_EQ(Whole(*calls.back()), "\1") << "call " << call;
+  }
+  EXPECT_TRUE(SendRest(calls.back().get(), messages, 2).ok());
+  EXPECT_EQ(calls.back()->reply.verdict(), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+  for (size_t call = 0; call < 2; ++call) {
+    EXPECT_EQ(SendRest(calls[call].get(), messages, 1).error_code(), grpc::StatusCode::CANCELLED);
+  }
+  EXPECT_EQ(node_->server().broken_off(), 0);
+}
+
+TEST_F(ParameterServerTest, WhatCameDamagedBeforeItBrokeOffIsNotKeptForLong) {
+  Start(TestLevel(1), 64 << 20);
+  const ContributeMessages messages = Good(1);
+  ContributeMessages damaged = messages;
+  damaged[1].mutable_fragment()->mutable_payload()->at(3) ^= 1;
+  BreakOff(damaged);
+  auto again = BeginAgain(messages[0]);
+  EXPECT_EQ(Whole(*again), "\1");
+  EXPECT_EQ(SendRest(again.get(), messages, 2).error_code(), grpc::StatusCode::UNAVAILABLE) << "its checksum is wrong";
+  again = BeginAgain(messages[0]);
+  EXPECT_EQ(Whole(*again), "");
+  EXPECT_TRUE(SendRest(again.get(), messages, 1).ok());
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 2.0f));
+}
+
+TEST_F(ParameterServerTest, WhatBrokeOffMakesRoomForOthers) {
+  Start(TestLevel(1), kContributionBytes, /*children=*/2);  // Room for one.
+  BreakOff(Good(1));
+  EXPECT_EQ(Send(Good(1, 1.0f, {MemberId(2), Incarnation(1)})), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->server().broken_off(), 0);
+  EXPECT_LE(node_->server().staged_bytes_max(), kContributionBytes);
+  const auto again = BeginAgain(Good(1)[0]);
+  EXPECT_EQ(Whole(*again), "");
+  EXPECT_TRUE(SendRest(again.get(), Good(1), 1).ok());
+  EXPECT_EQ(again->reply.verdict(), VERDICT_ACCEPTED);
+}
+
+// An encoder that fails leaves its number to another one.
+TEST_F(ParameterServerTest, WhatBrokeOffIsNotMixedWithAnotherOfItsNumber) {
+  Start(TestLevel(1), 64 << 20);
+  BreakOff(Good(1));
+  EXPECT_EQ(Send(Good(1, 3.0f)), VERDICT_ACCEPTED);
+  EXPECT_EQ(node_->Theta(), std::vector<float>(kValues, 4.0f));
+  EXPECT_EQ(node_->server().broken_off(), 0);
+}
+
+TEST_F(ParameterServerTest, NothingIsKeptOfAFencedChild) {
+  Start(TestLevel(1), 64 << 20);
+  BreakOff(Good(1));
+  const auto still = BeginAgain(Good(1)[0]);
+  EXPECT_EQ(Whole(*still), "\1");
+  node_->server().Fence({MemberId(1), Incarnation(1)}, [](const std::vector<LeasedRange>&) {});
+  EXPECT_EQ(still->writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(Whole(*BeginAgain(Good(1)[0])), "");
 }
 
 TEST_F(ParameterServerTest, OneThatOvertookAnotherWaitsForItAndNotInItsWay) {

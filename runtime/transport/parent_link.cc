@@ -360,25 +360,38 @@ FollowRequest ParentLink::MakeFollowRequest() {
 // One contribution on its way, once.
 class ParentLink::Sending {
  public:
-  // `connections`: at least one. `on_written` is called at most once, and before Run returns.
-  Sending(ParentLink* link, const Outgoing& outgoing, std::vector<Connection*> connections,
+  // `connections`: at least one. `again`: an earlier one broke off, and what the parent has of it is not sent any more.
+  // `on_written` is called at most once, and before Run returns.
+  Sending(ParentLink* link, const Outgoing& outgoing, std::vector<Connection*> connections, bool again,
           std::function<void()> on_written)
       : link_(link),
         outgoing_(outgoing),
         connections_(std::move(connections)),
+        again_(again),
         on_written_(std::move(on_written)),
         unwritten_(static_cast<int>(connections_.size())) {}
 
   absl::Status Run(ContributeReply* reply) {
-    DealOut();
     const Options& options = link_->options_;
     const absl::Duration timeout = TransferTimeout(options.rpc_timeout, outgoing_.payload->bytes());
     grpc::ClientContext context;
     SetDeadline(&context, timeout);
     context.AddMetadata(kMeantFor, LifeText(options.parent));
     context.set_wait_for_ready(true);  // Goes out as soon as the parent is back: a backoff would sleep past that.
+    if (again_) context.AddMetadata(kAgain, "1");
     if (!link_->Begin(&context)) return absl::CancelledError("shutting down");
     auto writer = connections_.front()->stub->Contribute(&context, reply);
+    ContributeMessage message;
+    *message.mutable_header() = Header();
+    const bool begun = writer->Write(message);
+    std::string whole;
+    if (begun && again_) {
+      writer->WaitForInitialMetadata();
+      const auto found = context.GetServerInitialMetadata().find(kWholeFragments);
+      if (found != context.GetServerInitialMetadata().end())
+        whole = std::string(found->second.data(), found->second.size());
+    }
+    DealOut(whole);
     std::deque<grpc::ClientContext> part_contexts;
     std::vector<std::thread> parts;
     for (size_t i = 1; i < connections_.size(); ++i) {
@@ -389,9 +402,7 @@ class ParentLink::Sending {
         if (!SendPart(i, part).ok()) context.TryCancel();
       });
     }
-    ContributeMessage message;
-    *message.mutable_header() = Header();
-    if (writer->Write(message) && WritePieces(0, writer.get())) {
+    if (begun && WritePieces(0, writer.get())) {
       if (const auto checksum = Await([&] { return outgoing_.payload->Checksum(); }); checksum.has_value()) {
         message.mutable_end()->set_payload_checksum(*checksum);
         if (writer->Write(message)) Written(writer->WritesDone());
@@ -408,13 +419,20 @@ class ParentLink::Sending {
 
   // After Run: how long its first connection had nothing to send, because it was not encoded yet.
   absl::Duration encoder_wait() const { return encoder_wait_; }
+  // Likewise: bytes of the payload that were to be sent.
+  int64_t bytes() const { return bytes_; }
 
  private:
-  void DealOut() {
+  // `whole`: kWholeFragments.
+  void DealOut(const std::string& whole) {
     pieces_.resize(connections_.size());
     size_t turn = 0;
     const std::vector<int64_t>& sizes = outgoing_.payload->sizes();
     for (size_t f = 0; f < sizes.size(); ++f) {
+      if (f / 8 < whole.size() && (whole[f / 8] >> f % 8 & 1) != 0) {
+        bytes_ -= sizes[f];
+        continue;
+      }
       const int64_t piece = PieceBytes(sizes[f], static_cast<int>(pieces_.size()));
       for (int64_t offset = 0; offset < sizes[f]; offset += piece) {
         pieces_[turn++ % pieces_.size()].push_back({static_cast<int>(f), offset, std::min(piece, sizes[f] - offset)});
@@ -483,11 +501,13 @@ class ParentLink::Sending {
   ParentLink* const link_;
   const Outgoing& outgoing_;
   const std::vector<Connection*> connections_;
+  const bool again_;
   const std::function<void()> on_written_;
   const uint64_t transfer_ = ++link_->transfers_;
   std::vector<std::vector<Piece>> pieces_;  // Per connection.
-  absl::Duration encoder_wait_;             // Run's thread's.
-  std::atomic<int> unwritten_;              // Connections.
+  int64_t bytes_ = outgoing_.payload->bytes();
+  absl::Duration encoder_wait_;  // Run's thread's.
+  std::atomic<int> unwritten_;   // Connections.
 };
 
 void ParentLink::SendLoop() {
@@ -547,12 +567,16 @@ bool ParentLink::Deliver(const Outgoing& outgoing) {
     const absl::Time began = absl::Now();
     const int64_t bytes_before = bytes_up_;
     ContributeReply reply;
-    Sending sending(this, outgoing, std::move(connections), on_written);
+    Sending sending(this, outgoing, std::move(connections), /*again=*/attempt > 0, on_written);
     const absl::Status status = sending.Run(&reply);
     if (status.ok()) {
       MutexLock lock(mutex_);
-      send_streams_.Observe(streams, outgoing.payload->bytes(), absl::Now() - began - sending.encoder_wait());
+      send_streams_.Observe(streams, sending.bytes(), absl::Now() - began - sending.encoder_wait());
     }
+    LOG_IF(INFO, sending.bytes() < outgoing.payload->bytes())
+        << "contribution " << sequence << " to " << options_.parent_name << ": "
+        << outgoing.payload->bytes() - sending.bytes() << " of " << outgoing.payload->bytes()
+        << " bytes had come before it broke off, and were not sent again";
     if (status.ok() && reply.verdict() != VERDICT_OUT_OF_ORDER) {
       on_written();
       ++contributions_sent_;

@@ -27,6 +27,8 @@ std::vector<int64_t> SizesOf(CodecKind codec, absl::Span<const FragmentSpan> fra
   return sizes;
 }
 
+absl::Status Superseded() { return absl::CancelledError("another transfer goes on with the contribution"); }
+
 }  // namespace
 
 int64_t PieceBytes(int64_t bytes, int streams) {
@@ -61,6 +63,7 @@ absl::Status ContributionAssembly::Add(FragmentPayload piece) {
   }
   {
     MutexLock lock(mutex_);
+    if (state_ == State::kTaken) return Superseded();
     // The checksum tells pieces that overlap from those that do not.
     if (length > size - received_[index] || length > bytes_ - received_bytes_) {
       return absl::InvalidArgumentError(
@@ -80,6 +83,8 @@ absl::Status ContributionAssembly::Add(FragmentPayload piece) {
   // Whole: nobody writes to it any more.
   const absl::StatusOr<double> squares = CheckFragment(*payload_, index, fragments_[index]);
   MutexLock lock(mutex_);
+  if (state_ == State::kTaken) return Superseded();
+  whole_.insert(index);
   if (squares.ok()) {
     squares_[index] = *squares;
   } else {
@@ -92,6 +97,22 @@ absl::StatusOr<double> ContributionAssembly::norm() const {
   MutexLock lock(mutex_);
   if (!unsound_.ok()) return unsound_;
   return NormOfChecked(squares_);
+}
+
+std::optional<std::map<int, std::string>> ContributionAssembly::TakeWhole() {
+  MutexLock lock(mutex_);
+  if (state_ == State::kThere) return std::nullopt;
+  std::map<int, std::string> fragments;
+  state_ = State::kTaken;
+  changed_.NotifyAll();
+  for (const int f : whole_) fragments.emplace(f, std::move(payload_->fragments[f]));
+  whole_.clear();
+  return fragments;
+}
+
+bool ContributionAssembly::has_whole() const {
+  MutexLock lock(mutex_);
+  return state_ == State::kComing && !whole_.empty();
 }
 
 void ContributionAssembly::StreamEnded(const absl::Status& status) {
@@ -108,7 +129,8 @@ absl::Status ContributionAssembly::Missing(const std::string& what) const {
 
 std::optional<absl::Status> ContributionAssembly::Wait(absl::Duration timeout) {
   MutexLock lock(mutex_);
-  if (ended_ < streams_ && failure_.ok()) changed_.WaitFor(mutex_, timeout);
+  if (ended_ < streams_ && failure_.ok() && state_ == State::kComing) changed_.WaitFor(mutex_, timeout);
+  if (state_ == State::kTaken) return Superseded();
   if (!failure_.ok()) return failure_;
   if (ended_ < streams_) return std::nullopt;
   for (size_t f = 0; f < sizes_.size(); ++f) {
@@ -116,7 +138,10 @@ std::optional<absl::Status> ContributionAssembly::Wait(absl::Duration timeout) {
     return Missing(
         absl::StrFormat("the contribution ends with %d of %d bytes of fragment %d", received_[f], sizes_[f], f));
   }
-  if (received_bytes_ == bytes_) return absl::OkStatus();
+  if (received_bytes_ == bytes_) {
+    state_ = State::kThere;
+    return absl::OkStatus();
+  }
   return Missing(absl::StrFormat("the contribution has %d bytes, and said %d", received_bytes_, bytes_));
 }
 

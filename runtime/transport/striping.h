@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,15 +37,21 @@ class ContributionAssembly {
   ContributionAssembly(CodecKind codec, absl::Span<const FragmentSpan> fragments, bool partial, int64_t bytes,
                        int streams);
 
-  // INVALID_ARGUMENT when the piece does not fit in.
+  // INVALID_ARGUMENT when the piece does not fit in. CANCELLED after TakeWhole.
   absl::Status Add(FragmentPayload piece);
   // One of the connections has brought all that it had to bring, or broke off. The first error stays.
   void StreamEnded(const absl::Status& status);
-  // Empty: not yet. OK when all bytes are there. The checksum is the caller's to compare.
+  // Empty: not yet. OK when all bytes are there. The checksum is the caller's to compare. CANCELLED after TakeWhole.
   std::optional<absl::Status> Wait(absl::Duration timeout);
   // After Wait said OK.
   std::shared_ptr<EncodedVector> payload() const { return payload_; }
-  // Likewise: what CheckContribution says. Each fragment was looked at when its last piece came, by whoever brought it.
+  // For the next transfer of the same contribution: the fragments that are whole, by index. This one is over. Nullopt
+  // once Wait said OK: then this one is the contribution.
+  std::optional<std::map<int, std::string>> TakeWhole();
+  // Whether TakeWhole would bring something.
+  bool has_whole() const;
+  // After Wait said OK: what CheckContribution says. Each fragment was looked at when its last piece came, by whoever
+  // brought it.
   absl::StatusOr<double> norm() const;
 
  private:
@@ -60,8 +67,11 @@ class ContributionAssembly {
   CondVar changed_;
   std::vector<int64_t> received_ ABSL_GUARDED_BY(mutex_);  // Per fragment.
   int64_t received_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<int> whole_ ABSL_GUARDED_BY(mutex_);          // Fragments that were looked at.
   std::vector<double> squares_ ABSL_GUARDED_BY(mutex_);  // Per fragment.
-  absl::Status unsound_ ABSL_GUARDED_BY(mutex_);         // Of the first fragment that was not as it should be.
+  enum class State { kComing, kThere, kTaken };
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kComing;
+  absl::Status unsound_ ABSL_GUARDED_BY(mutex_);  // Of the first fragment that was not as it should be.
   int ended_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
 };

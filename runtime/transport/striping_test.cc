@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "runtime/base/random.h"
 #include "runtime/codec/codec.h"
+#include "runtime/transport/staging_room.h"
 
 namespace wukong {
 namespace {
@@ -24,6 +25,50 @@ FragmentPayload Piece(int index, int64_t offset, const std::string& payload) {
   piece.set_offset(offset);
   piece.set_payload(payload);
   return piece;
+}
+
+// Takes room that is there at once.
+bool Takes(StagingRoom* room, StagingRoom::Share* share, int64_t bytes) {
+  return room->Take(share, bytes, [] { return true; }).ok();
+}
+
+TEST(StagingRoomTest, WhatBrokeOffGoesBeforeTheBoundIsPassed) {
+  StagingRoom::Share broken, other, third;
+  int asked = 0;
+  StagingRoom room(100, [&] {
+    if (++asked > 1) return false;
+    room.Return(&broken);
+    return true;
+  });
+  ASSERT_TRUE(Takes(&room, &broken, 60));
+  room.Rest(&broken);
+  ASSERT_TRUE(Takes(&room, &other, 40));
+  EXPECT_EQ(asked, 0) << "there is room for both";
+  ASSERT_TRUE(Takes(&room, &other, 30));
+  EXPECT_EQ(asked, 1);
+  EXPECT_EQ(room.used_max(), 100);
+  EXPECT_FALSE(Takes(&room, &broken, 1)) << "it is over";
+  ASSERT_TRUE(Takes(&room, &third, 31)) << "one goes on beyond the bound";
+  EXPECT_FALSE(Takes(&room, &other, 1));
+  room.Rest(&third);
+  EXPECT_TRUE(Takes(&room, &other, 1)) << "in the place of one that broke off";
+}
+
+TEST(StagingRoomTest, WhoGoesOnWithAContributionHasItsRoomAndItsPlaceBeyondTheBound) {
+  StagingRoom room(100);
+  StagingRoom::Share first, other, next, last;
+  ASSERT_TRUE(Takes(&room, &first, 60));
+  ASSERT_TRUE(Takes(&room, &other, 30));
+  ASSERT_TRUE(Takes(&room, &first, 20));
+  room.PassOn(&first, &next, 75);
+  EXPECT_FALSE(Takes(&room, &first, 1));
+  EXPECT_FALSE(Takes(&room, &other, 1)) << "it is not its place";
+  EXPECT_TRUE(Takes(&room, &next, 5));
+  EXPECT_EQ(room.used_max(), 110);
+  room.Return(&next);
+  room.Return(&next);
+  EXPECT_TRUE(Takes(&room, &last, 70)) << "all of it came back, and once";
+  EXPECT_EQ(room.used_max(), 110);
 }
 
 TEST(PieceBytesTest, IsAShareWithinBounds) {
@@ -119,6 +164,30 @@ TEST_F(ContributionAssemblyTest, FragmentsMayBeMissingWhereTheyTakeTurns) {
   ASSERT_TRUE(assembly.Wait(absl::ZeroDuration())->ok());
   EXPECT_EQ(assembly.payload()->fragments[0], "");
   EXPECT_EQ(assembly.payload()->fragments[2], std::string(1024, 'y'));
+}
+
+TEST_F(ContributionAssemblyTest, AnotherTransferTakesWhatIsWholeAndEndsThisOne) {
+  ContributionAssembly assembly(CODEC_KIND_FP32, fragments_, false, bytes_, 1);
+  EXPECT_FALSE(assembly.has_whole());
+  EXPECT_TRUE(assembly.Add(Piece(0, 0, std::string(1000, 'x'))).ok());
+  EXPECT_FALSE(assembly.has_whole());
+  EXPECT_TRUE(assembly.Add(Piece(2, 0, std::string(1024, 'y'))).ok());
+  EXPECT_TRUE(assembly.has_whole());
+  EXPECT_EQ(assembly.TakeWhole(), (std::map<int, std::string>{{2, std::string(1024, 'y')}}));
+  EXPECT_FALSE(assembly.has_whole());
+  EXPECT_TRUE(absl::IsCancelled(assembly.Add(Piece(1, 0, std::string(1024, 'z')))));
+  assembly.StreamEnded(absl::OkStatus());
+  EXPECT_TRUE(absl::IsCancelled(*assembly.Wait(absl::InfiniteDuration())));
+}
+
+TEST_F(ContributionAssemblyTest, OneThatIsThereIsNotTaken) {
+  ContributionAssembly assembly(CODEC_KIND_FP32, fragments_, /*partial=*/true, 1024, 1);
+  EXPECT_TRUE(assembly.Add(Piece(1, 0, std::string(1024, 'x'))).ok());
+  assembly.StreamEnded(absl::OkStatus());
+  ASSERT_TRUE(assembly.Wait(absl::ZeroDuration())->ok());
+  EXPECT_EQ(assembly.TakeWhole(), std::nullopt);
+  EXPECT_FALSE(assembly.has_whole());
+  EXPECT_EQ(assembly.payload()->fragments[1], std::string(1024, 'x'));
 }
 
 TEST_F(ContributionAssemblyTest, AConnectionThatBreaksEndsIt) {

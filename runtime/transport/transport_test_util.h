@@ -316,6 +316,7 @@ inline std::vector<ContributeMessage> Messages(MemberKey sender, Manifest manife
   header->set_fragments(static_cast<int>(payload.fragments.size()));
   header->set_payload_bytes(payload.bytes());
   header->set_streams(1);
+  header->set_transfer(manifest.sequence.value());
   for (size_t f = 0; f < payload.fragments.size(); ++f) {
     FragmentPayload* fragment = messages.emplace_back().mutable_fragment();
     fragment->set_index(static_cast<int>(f));
