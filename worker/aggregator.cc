@@ -106,7 +106,7 @@ class AggregatorLife {
   // Until the run is over, a signal has come, or it cannot go on.
   absl::Status Serve();
   // The first version makes the node. False: it was damaged meanwhile, and is being fetched anew.
-  bool OpenNode();
+  void OpenNode();
   absl::Status Finish(absl::Status outcome);
 
   // The heartbeat thread's.
@@ -244,15 +244,13 @@ absl::Status AggregatorLife::Serve() {
       MutexLock lock(mutex_);
       if (over_) return outcome_;
       if (!version_ || parameter_server_ != nullptr) continue;
+      version_ = false;  // Before it is looked at: another may come meanwhile.
     }
-    if (!OpenNode()) {
-      MutexLock lock(mutex_);
-      version_ = false;
-    }
+    OpenNode();
   }
 }
 
-bool AggregatorLife::OpenNode() {
+void AggregatorLife::OpenNode() {
   VersionNotes notes;
   bool whole = false;
   link_->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
@@ -261,7 +259,7 @@ bool AggregatorLife::OpenNode() {
     notes.root_version = snapshot.root_version;
     notes.tokens_committed = snapshot.tokens_committed;
   });
-  if (!whole) return false;
+  if (!whole) return;
   ParameterServer::Hooks hooks;
   hooks.on_fatal = [this](const absl::Status& status) { End(status); };
   parameter_server_ =
@@ -276,7 +274,6 @@ bool AggregatorLife::OpenNode() {
   }
   gate_.Open(parameter_server_.get());
   parameter_server_->OnParentVersion();
-  return true;
 }
 
 absl::Status AggregatorLife::Finish(absl::Status outcome) {

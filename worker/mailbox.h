@@ -2,6 +2,8 @@
 #ifndef WUKONG_WORKER_MAILBOX_H_
 #define WUKONG_WORKER_MAILBOX_H_
 
+#include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <set>
 #include <string>
@@ -22,6 +24,7 @@
 namespace wukong {
 
 struct Mailbox {
+  static constexpr size_t kStepsPerBeat = 10000;
   struct Answer {
     int64_t link;  // Which link it came by (worker/attachment.h).
     Sequence sequence;
@@ -94,8 +97,10 @@ struct Mailbox {
     request->set_leaving(leaving);
     for (const LeasedRange& range : released) *request->add_released() = RangeToProto(range);
     released.clear();
-    for (StepRecord& step : steps) *request->add_steps() = std::move(step);
-    steps.clear();
+    // The rest with the next ones: a message has an upper bound, and a coordinator may have been away for long.
+    const auto end = steps.begin() + static_cast<std::ptrdiff_t>(std::min(steps.size(), kStepsPerBeat));
+    for (auto step = steps.begin(); step != end; ++step) *request->add_steps() = std::move(*step);
+    steps.erase(steps.begin(), end);
     asked_who_lives = true;
     asserted_term.reset();
     if (holdings.has_value()) {

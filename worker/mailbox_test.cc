@@ -60,5 +60,33 @@ TEST_F(MailboxGroupTest, WhatWasAskedBeforeTheGroupFormedSaysNothingOfIt) {
   EXPECT_EQ(mail_.LostRank(group_), 1);
 }
 
+// Of a coordinator that was away for minutes, or of steps that take less than a millisecond.
+TEST(MailboxTest, MoreStepsThanOneHeartbeatCarriesComeWithTheNext) {
+  Mailbox mail;
+  {
+    MutexLock lock(mail.mutex);
+    for (int64_t step = 1; step <= 25000; ++step) {
+      StepRecord& record = mail.steps.emplace_back();
+      record.set_step(step);
+      record.set_time_seconds(1e-3);
+      record.set_tokens(1 << 20);
+      record.set_loss(2.5);
+      record.set_compute_seconds(1e-3);
+      record.set_wait_seconds(1e-3);
+      record.set_root_base_version(1 << 20);
+      record.set_learning_rate(1e-3);
+      record.set_gradient_norm(1.5);
+    }
+  }
+  int64_t next = 1;
+  for (const int count : {10000, 10000, 5000, 0}) {
+    HeartbeatRequest request;
+    mail.Fill(&request);
+    EXPECT_EQ(request.steps_size(), count);
+    EXPECT_LT(request.ByteSizeLong(), 1u << 20);
+    for (const StepRecord& step : request.steps()) ASSERT_EQ(step.step(), next++);
+  }
+}
+
 }  // namespace
 }  // namespace wukong

@@ -87,7 +87,8 @@ std::vector<LeasedRange> LeafSchedule::Answered(Sequence sequence, Verdict verdi
   if (found == sent_.end()) return {};
   if (verdict == VERDICT_ACCEPTED) {
     found->second.answered = true;
-    const bool until_included = options_.waits || options_.overlaps;
+    // Who leaves has no use for the version that it is in.
+    const bool until_included = (options_.waits || options_.overlaps) && !stopping_;
     if (!until_included || base_.included >= sequence) sent_.erase(found);
     return {};
   }
@@ -201,6 +202,7 @@ void LeafSchedule::TakeBack(const Work& work) {
 
 std::vector<LeasedRange> LeafSchedule::StopTraining() {
   stopping_ = true;
+  for (auto it = sent_.begin(); it != sent_.end();) it = it->second.answered ? sent_.erase(it) : std::next(it);
   std::vector<LeasedRange> ranges(untrained_.begin(), untrained_.end());
   untrained_.clear();
   return ranges;

@@ -278,6 +278,22 @@ TEST(LeafScheduleTest, StopTrainingContributesWhatWasTrainedAndReturnsTheRest) {
   EXPECT_TRUE(leaf.IsIdle());
 }
 
+// The version that it is in may take all others' round, for which nobody who leaves has the time.
+TEST(LeafScheduleTest, WhoLeavesWaitsForTheAnswerAndNotForTheVersion) {
+  for (const bool answered_before : {false, true}) {
+    Leaf leaf(LeafOptions(1, /*waits=*/true));
+    leaf.Lease(0, 20);
+    leaf.Train();
+    leaf.Contribute();
+    if (answered_before) leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+    EXPECT_FALSE(leaf.IsIdle());
+    leaf.schedule.StopTraining();
+    EXPECT_EQ(leaf.IsIdle(), answered_before);
+    leaf.schedule.Answered(Sequence(1), VERDICT_ACCEPTED);
+    EXPECT_TRUE(leaf.IsIdle());
+  }
+}
+
 TEST(LeafScheduleTest, LostProgressReturnsAllThatItWasMadeFrom) {
   Leaf leaf(LeafOptions(5));
   leaf.Lease(0, 20);

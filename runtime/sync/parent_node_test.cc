@@ -222,6 +222,27 @@ TEST(ParentNodeLead, ChildrenHearHowFarTheyAreBeforeTheSlowest) {
   EXPECT_THAT(leads(n.Step(moved)), ElementsAre(7, 7, 7));
 }
 
+TEST(ParentNodeLead, NobodyWaitsForWhoComesOutOfQuarantineToCatchUp) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.tells_lead = true;
+  options.quarantine = absl::Seconds(30);
+  Node n(options);
+  for (int sequence = 1; sequence <= 3; ++sequence) {
+    n.Offer(n.Make(3, sequence));
+    n.Step(ParentNode::Checked{Handle(n.handle), VERDICT_NON_FINITE, ""});
+  }
+  ASSERT_THAT(n.node.Quarantined(n.now), ElementsAre(MemberId(3)));
+  for (int sequence = 1; sequence <= 5; ++sequence) {
+    n.Contribute(1, sequence);
+    n.Contribute(2, sequence);
+  }
+  n.Step(ParentNode::FollowersReady());
+  n.now += absl::Seconds(31);
+  n.Contribute(1, 6);
+  const auto publish = Only<ParentNode::Publish>(n.Step(ParentNode::FollowersReady()));
+  for (const auto& [child, lead] : publish.notes.lead) EXPECT_LE(lead, 1);
+}
+
 TEST(ParentNodeQuorum, KMergesWhenKChildrenHaveSent) {
   Node n(ParentOptions(true, 2));
   EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(3, 1)), IsEmpty());
@@ -792,6 +813,17 @@ TEST(ParentNodeRegion, SendEveryAllIsOncePerWorkerAtWork) {
   n.Step(ParentNode::IdleChildren{{MemberId(3)}});
   EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
   EXPECT_EQ(All<ParentNode::SendUp>(n.Contribute(1, 2)).size(), 1u);
+}
+
+// Else those who are left would wait for the root, and their region for who is gone.
+TEST(ParentNodeRegion, WhereSendersWaitNoMoreIsWaitedForThanCanCome) {
+  ParentNode::Options options = ParentOptions(false, 0);
+  options.level.set_send_every(3);
+  options.waits = true;
+  Node n(options);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(2, 1)), IsEmpty());
+  EXPECT_EQ(All<ParentNode::SendUp>(n.Step(ParentNode::ChildFenced{Node::Key(3)})).size(), 1u);
 }
 
 TEST(ParentNodeRegion, ProgressThatIsOldEnoughIsSent) {
