@@ -449,8 +449,7 @@ absl::Status CoordinatorLife::JudgeTheStart() {
   initial_loss_ = *loss;
   service_->SetInitialLoss(initial_loss_);
   service_->With([](CoordinatorCore& core, absl::Time now) { core.HoldStart(false, now); });
-  LOG(INFO) << trainer_->layout().size() << " parameters, validation loss " << initial_loss_ << " (unigram "
-            << validation_->UnigramLoss() << ")";
+  LOG(INFO) << trainer_->layout().size() << " parameters, validation loss " << initial_loss_;
   return absl::OkStatus();
 }
 
@@ -552,7 +551,8 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
   ReportLog(log_->Summary(), log_->durable_index(), &report);
   report["validation_loss_initial"] = initial_loss_;
   report["validation_loss_final"] = final_loss.ok() ? Json(*final_loss) : Json();
-  report["validation_loss_unigram"] = validation_->UnigramLoss();
+  const std::optional<double> unigram_loss = validation_->UnigramLoss();
+  report["validation_loss_unigram"] = unigram_loss.has_value() ? Json(*unigram_loss) : Json();
   root_->Shutdown();
   snapshots_->Shutdown();
   outcome.Update(Fatal());
@@ -561,7 +561,8 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
   report["log"]["telemetry_lines_dropped"] = service_->lines_dropped();
   report["coordinator_peak_memory_bytes"] = PeakMemoryBytes();
   report["coordinator_cpu_seconds"] = ProcessCpuSeconds();
-  outcome.Update(WriteFileAtomic(options_.run_dir + "/report.json", report.dump(2) + "\n"));
+  outcome.Update(WriteFileAtomic(options_.run_dir + "/report.json",
+                                 report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"));
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
   server_->Wait();
   return outcome;

@@ -16,6 +16,8 @@ namespace {
 
 constexpr size_t kRoundTripsKept = 10000;
 constexpr absl::Duration kRateWindow = absl::Seconds(10);
+// Less between two looks at the clock is no absence: they are some 50 ms apart where nothing else is to be done.
+constexpr absl::Duration kAwayMin = absl::Milliseconds(500);
 // Leases are numbered (term, counter): those of an earlier term are below those of a later one.
 constexpr int kTermShift = 40;
 
@@ -312,7 +314,8 @@ void CoordinatorCore::MaybeStart(absl::Time now) {
 void CoordinatorCore::Excuse(absl::Time now) {
   const absl::Duration away = now - last_tick_;
   last_tick_ = now;
-  if (away <= absl::Nanoseconds(job_.limits().lease_ns()) / 2) return;
+  // Half a lease may be less than what lies between two looks.
+  if (away <= std::max(kAwayMin, absl::Nanoseconds(job_.limits().lease_ns()) / 2)) return;
   // Whoever was heard after this process came back is not silent at all.
   const auto later = [&](absl::Time* time) { *time = std::min(now, *time + away); };
   for (const auto& member : members_) later(&member->last_seen);
@@ -450,7 +453,8 @@ absl::Duration CoordinatorCore::FarewellMax() const {
   for (const RoundTrips& trips : round_trips_) {
     if (!trips.seconds.empty()) trip = std::max(trip, trips.seconds.back());
   }
-  return absl::Seconds(5) + 2 * absl::Seconds(trip);
+  // They hear it in the answers to their heartbeats.
+  return absl::Seconds(5) + 2 * absl::Seconds(trip) + absl::Nanoseconds(job_.limits().heartbeat_ns());
 }
 
 std::vector<CoordinatorCore::Effect> CoordinatorCore::TakeEffects() {

@@ -126,6 +126,26 @@ TEST(CoordinatorLossTest, ACoordinatorThatWasAwayItselfTakesNobodyForDead) {
   EXPECT_THAT(Fences(c.Beat(&c.aggregator_b)), ElementsAre(FenceOf(c.b0))) << "who is dead is still noticed";
 }
 
+TEST(CoordinatorLossTest, NobodyIsExcusedBecauseALeaseIsShorterThanTwoLooksAtTheClock) {
+  Job job = MakeJob();
+  job.mutable_limits()->set_lease_ns(100'000'000);
+  Cluster c(job);
+  c.Start();
+  c.core.Tick(c.now);
+  for (int i = 0; i < 10; ++i) {
+    c.now += absl::Milliseconds(51);
+    c.BeatAllBut(&c.b0);
+    c.core.Tick(c.now);
+  }
+  EXPECT_THAT(Fences(c.Beat(&c.aggregator_b)), ElementsAre(FenceOf(c.b0)));
+}
+
+TEST(CoordinatorLossTest, TheEndWaitsUntilAHeartbeatCanHaveHeardOfIt) {
+  Job job = MakeJob();
+  job.mutable_limits()->set_heartbeat_ns(20'000'000'000);
+  EXPECT_GE(Cluster(job).core.FarewellMax(), absl::Seconds(20));
+}
+
 TEST(CoordinatorLossTest, ACoordinatorThatWasAwayAtTheStartStillWaitsForItsMembers) {
   Cluster c;
   c.aggregator_b = c.Join(ROLE_AGGREGATOR, "beijing", "agg");

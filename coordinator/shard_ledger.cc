@@ -11,7 +11,11 @@
 namespace wukong {
 
 ShardLedger::ShardLedger(int64_t total, int64_t range_samples, int64_t first_token)
-    : total_(total), range_samples_(range_samples), first_token_(first_token), next_token_(first_token) {
+    : total_(total),
+      range_samples_(range_samples),
+      first_token_(first_token),
+      next_token_(first_token),
+      commits_(total, range_samples) {
   CHECK_GT(total, 0);
   CHECK_GT(range_samples, 0);
   Entry all;
@@ -127,7 +131,7 @@ void ShardLedger::Restore(const std::vector<LeasedRange>& committed, const std::
   }
   Merge(0, total_);
   for (const auto& [begin, entry] : entries_) {
-    if (entry.state == kCommitted) commits_.push_back({begin, entry.end, 0});
+    if (entry.state == kCommitted) commits_.Add(begin, entry.end);
   }
 }
 
@@ -257,7 +261,7 @@ bool ShardLedger::Admit(int region, const std::vector<LeasedRange>& ranges, std:
 
 void ShardLedger::Commit(const std::vector<LeasedRange>& ranges) {
   for (const LeasedRange& range : ranges) {
-    commits_.push_back(range);
+    commits_.Add(range.begin, range.end);
     SplitAt(range.end);
     for (auto entry = SplitAt(range.begin); entry != entries_.end() && entry->first < range.end; ++entry) {
       CHECK_EQ(entry->second.state, kAdmitted) << "samples [" << entry->first << ", " << entry->second.end << ")";
@@ -270,37 +274,6 @@ void ShardLedger::Commit(const std::vector<LeasedRange>& ranges) {
 
 int64_t ShardLedger::LeasedIn(int region) const {
   return static_cast<size_t>(region) < leased_in_.size() ? leased_in_[region] : 0;
-}
-
-ShardLedger::Audit ShardLedger::MakeAudit() const {
-  // Sweeps over the ends of all committed intervals; `depth` is how often the samples between two ends were committed.
-  std::map<int64_t, int> change;
-  for (const LeasedRange& range : commits_) {
-    ++change[range.begin];
-    --change[range.end];
-  }
-  for (int64_t cut = 0; cut <= total_; cut += range_samples_) change.emplace(cut, 0);
-  change.emplace(total_, 0);
-  Audit audit;
-  audit.total = (total_ + range_samples_ - 1) / range_samples_;
-  int depth = 0;
-  bool never = false, twice = false;
-  for (auto it = change.begin(); it != change.end(); ++it) {
-    if (it->first > 0 && (it->first % range_samples_ == 0 || it->first == total_) && it->first <= total_) {
-      if (twice) {
-        ++audit.committed_more_than_once;
-      } else if (never) {
-        ++audit.not_committed;
-      } else {
-        ++audit.committed_once;
-      }
-      never = twice = false;
-    }
-    depth += it->second;
-    never = never || depth == 0;
-    twice = twice || depth > 1;
-  }
-  return audit;
 }
 
 }  // namespace wukong

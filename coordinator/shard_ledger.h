@@ -21,6 +21,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "coordinator/commit_account.h"
 #include "runtime/sync/types.h"
 
 namespace wukong {
@@ -80,15 +81,10 @@ class ShardLedger {
   int64_t LeasedIn(int region) const;
   bool done() const { return committed() == total_; }
 
-  // A count of the committed ranges, made from the committed manifests alone and not from the states above: each range
-  // of range_samples is committed once when each of its samples is.
-  struct Audit {
-    int64_t total = 0;
-    int64_t committed_once = 0;
-    int64_t committed_more_than_once = 0;
-    int64_t not_committed = 0;
-  };
-  Audit MakeAudit() const;
+  // A count of the committed ranges of range_samples, made from the committed manifests alone and not from the states
+  // above.
+  using Audit = CommitAccount::Audit;
+  Audit MakeAudit() const { return commits_.MakeAudit(); }
 
  private:
   enum State { kAvailable, kUnknown, kLeased, kAdmitted, kCommitted, kStates };
@@ -129,7 +125,7 @@ class ShardLedger {
   std::vector<int64_t> leased_in_;                                 // Samples, by region.
   int64_t count_[kStates] = {};
   int64_t next_token_;
-  std::vector<LeasedRange> commits_;
+  CommitAccount commits_;
 };
 
 }  // namespace wukong

@@ -1,10 +1,10 @@
 #include "coordinator/validation.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/digest.h"
+#include "runtime/data/manifest.h"
 
 namespace wukong {
 
@@ -23,6 +23,12 @@ absl::StatusOr<Validation> Validation::Open(const Job& job) {
   opened.train_ = *std::move(train);
   opened.validation_ = shared;
   opened.vocabulary_ = job.model().vocabulary();
+  if (!job.data().directory().empty()) {
+    const absl::StatusOr<DataManifest> manifest = ReadManifest(job.data().directory());
+    if (manifest.ok() && manifest->vocabulary == opened.vocabulary_) {
+      opened.manifest_unigram_loss_ = manifest->unigram_loss;
+    }
+  }
   return opened;
 }
 
@@ -44,8 +50,10 @@ absl::StatusOr<double> Validation::Loss(Trainer* trainer, int64_t tokens) const 
   return sum / static_cast<double>(samples);
 }
 
-double Validation::UnigramLoss() const {
-  if (train_ == nullptr) return std::numeric_limits<double>::quiet_NaN();
+std::optional<double> Validation::UnigramLoss() const {
+  constexpr size_t kCountedMax = size_t{1} << 29;
+  if (manifest_unigram_loss_.has_value()) return manifest_unigram_loss_;
+  if (train_ == nullptr || train_->tokens().size() > kCountedMax) return std::nullopt;
   return wukong::UnigramLoss(train_->tokens(), validation_->tokens(), vocabulary_);
 }
 

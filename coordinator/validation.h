@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -23,9 +24,9 @@ class Validation {
   // Mean loss, nats per token, of the trainer's parameters over `tokens` tokens, spread evenly over the split; at least
   // one sample, at most all.
   absl::StatusOr<double> Loss(Trainer* trainer, int64_t tokens) const;
-  // Of a model that knows only how often each token comes in the training split. Reads both files. NaN where there is
-  // no text.
-  double UnigramLoss() const;
+  // Of a model that knows only how often each token comes in the training split: as the data's manifest says, else by
+  // reading both files. Nullopt where there is no text, or more of it than can be read in between (kCountedMax).
+  std::optional<double> UnigramLoss() const;
   // TokenFile::Fingerprint of what is trained on; empty for a synthetic model.
   std::string TrainFingerprint() const { return train_ == nullptr ? "" : train_->Fingerprint(); }
 
@@ -37,6 +38,7 @@ class Validation {
   std::unique_ptr<TokenFile> train_;
   std::shared_ptr<const TokenFile> validation_;
   int vocabulary_ = 0;
+  std::optional<double> manifest_unigram_loss_;
 };
 
 // Of what a job only names, its tokens and its TorchScript file: all lives of a run must find the same. Nothing for a

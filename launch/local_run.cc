@@ -61,10 +61,10 @@ LocalRun::LocalRun(Options options, JobSource source, PortReservation port, cons
       job_(source_.job),
       port_(std::move(port)),
       stop_(stop),
-      supervisor_(Supervisor::Options{run_dir_ + "/logs", options_.restarts,
-                                      [this](ProcessKind ended) { return Stage(ended); },
-                                      [this](const std::string& line) { Say(line); }, options_.restart_after,
-                                      [this] { return StandbyCommand(); }}) {}
+      supervisor_(
+          Supervisor::Options{run_dir_ + "/logs", options_.restarts, [this](ProcessKind ended) { return Stage(ended); },
+                              [this](const std::string& line) { Say(line); }, options_.restart_after,
+                              [this] { return StandbyCommand(); }, absl::Nanoseconds(job_.limits().heartbeat_ns())}) {}
 
 std::string LocalRun::AggregatorName(const std::string& region) { return absl::StrCat("aggregator of ", region); }
 
@@ -77,10 +77,12 @@ std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
   const std::string listen =
       options_.network == Network::kRelay ? port_.address() : absl::StrCat("0.0.0.0:", PortOf(port_.address()));
   std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", listen};
-  const bool resume = starts > 0 || options_.resume;
-  if (resume) command.push_back("--resume");
   // What the run began with stands in its directory, whatever became of the job file; unless it died before that.
-  if (!resume || !std::filesystem::exists(run_dir_ + "/config.resolved.yaml")) {
+  const bool begun = options_.resume || (starts > 0 && std::filesystem::exists(run_dir_ + "/config.resolved.yaml"));
+  if (begun) {
+    command.push_back("--resume");
+  } else {
+    if (starts > 0) command.push_back("--begin-or-resume");
     command.insert(command.end(), {"--job", options_.job});
     for (const std::string& set : options_.set) command.insert(command.end(), {"--set", set});
   }
@@ -91,7 +93,7 @@ std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
 
 std::optional<std::vector<std::string>> LocalRun::StandbyCommand() const {
   if (!options_.standby || options_.restart_after > absl::ZeroDuration()) return std::nullopt;
-  if (phase_ != "training" || absl::Now() - began_ < kShortRun) return std::nullopt;
+  if (phase_ != "training" || clock_.Now() - began_ < kShortRun) return std::nullopt;
   std::vector<std::string> command = CoordinatorCommand(supervisor_.coordinator_starts());
   command.push_back("--standby");
   return command;
@@ -102,22 +104,22 @@ absl::Status LocalRun::StartMember(const std::string& name, ProcessKind kind, co
   std::vector<std::string> command = {OwnPath()};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return supervisor_.Start(
-      name, kind, [command](int) { return command; }, absl::Now(), network);
+      name, kind, [command](int) { return command; }, clock_.Now(), network);
 }
 
 absl::Status LocalRun::WaitForCoordinator() {
   // How long the log takes that a run is resumed from depends on the log.
   const absl::Time deadline =
-      !options_.resume ? absl::Now() + absl::Nanoseconds(job_.limits().start_ns()) : absl::InfiniteFuture();
+      !options_.resume ? clock_.Now() + absl::Nanoseconds(job_.limits().start_ns()) : absl::InfiniteFuture();
   while (IdentityOf(run_dir_ + "/coordinator.address") == earlier_address_) {
-    if (absl::Status status = supervisor_.Poll(absl::Now()); !status.ok()) return status;
+    if (absl::Status status = supervisor_.Poll(clock_.Now()); !status.ok()) return status;
     if (const auto& ending = supervisor_.coordinator_ending(); ending.has_value()) {
       return absl::AbortedError(absl::StrFormat("the coordinator %s before it listened%s:\n%s", EndedHow(ending->code),
                                                 ending->reason.empty() ? "" : absl::StrCat(" (", ending->reason, ")"),
                                                 LogTail(supervisor_.coordinator_log(), 5)));
     }
     if (stop_->WaitFor(kPoll)) return absl::CancelledError("stopped by a signal");
-    if (absl::Now() > deadline) return absl::AbortedError("the coordinator did not listen within limits.start");
+    if (clock_.Now() > deadline) return absl::AbortedError("the coordinator did not listen within limits.start");
   }
   return absl::OkStatus();
 }
@@ -138,7 +140,8 @@ absl::StatusOr<std::unique_ptr<EmulatedLink>> LocalRun::StartLink(const Region& 
 
 absl::Status LocalRun::StartAll() {
   absl::Status status = supervisor_.Start(
-      "coordinator", ProcessKind::kCoordinator, [this](int starts) { return CoordinatorCommand(starts); }, absl::Now());
+      "coordinator", ProcessKind::kCoordinator, [this](int starts) { return CoordinatorCommand(starts); },
+      clock_.Now());
   if (status.ok()) status = WaitForCoordinator();
   if (!status.ok()) return status;
   for (const Region& region : job_.regions()) {
@@ -179,7 +182,7 @@ std::optional<StatusReply> LocalRun::AskStatus() {
   phase_ = reply.phase();
   has_trained_ = has_trained_ || phase_ == "training" || phase_ == "done" || reply.tokens_committed() > 0;
   answered_start_ = start;
-  answered_at_ = absl::Now();
+  answered_at_ = clock_.Now();
   if (has_trained_) began_ = std::min(began_, answered_at_);
   others_work_ = std::any_of(reply.members().begin(), reply.members().end(), [this](const MemberStatus& member) {
     return member.role() == ROLE_WORKER && member.state() == "live" &&
@@ -201,7 +204,7 @@ std::optional<RunStage> LocalRun::Stage(ProcessKind ended) {
   if (AskStatus().has_value()) return phase_ == "done" || phase_ == "failed" ? RunStage::kOver : known();
   // One that has not answered yet is starting. One that has is about to end, which says more than what its members made
   // of it.
-  if (CoordinatorIsAway() || absl::Now() - answered_at_ > kSilent) return known();
+  if (CoordinatorIsAway() || clock_.Now() - answered_at_ > kSilent) return known();
   return std::nullopt;
 }
 
@@ -221,9 +224,9 @@ void LocalRun::ShowProgress() {
   if (::isatty(STDERR_FILENO) != 0) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_line_open_ = true;
-  } else if (over || absl::Now() >= next_line_) {
+  } else if (over || clock_.Now() >= next_line_) {
     std::fprintf(stderr, "%s\n", line.c_str());
-    next_line_ = absl::Now() + options_.lines_every;
+    next_line_ = clock_.Now() + options_.lines_every;
   }
   std::fflush(stderr);
 }
@@ -239,24 +242,24 @@ void LocalRun::Say(const std::string& line) {
 }
 
 absl::Status LocalRun::WatchUntilOver() {
-  absl::Time next_progress = absl::Now();
+  absl::Time next_progress = clock_.Now();
   while (!supervisor_.coordinator_ending().has_value()) {
     if (stop_->WaitFor(kPoll)) return absl::CancelledError("stopped by a signal");
-    if (absl::Now() >= next_progress) {
+    if (clock_.Now() >= next_progress) {
       ShowProgress();
-      next_progress = absl::Now() + absl::Nanoseconds(job_.report().progress_every_ns());
+      next_progress = clock_.Now() + absl::Nanoseconds(job_.report().progress_every_ns());
       // Somebody may take the place of who was killed, for which the coordinator waits. Others would find the same.
       if (phase_ == "training" && supervisor_.no_worker_left() && !others_work_ &&
           supervisor_.given_up_code().value_or(0) < 128) {
         return absl::AbortedError("no worker is left, and none will be started again: the lines above say why");
       }
     }
-    if (absl::Status status = supervisor_.Poll(absl::Now()); !status.ok()) return status;
+    if (absl::Status status = supervisor_.Poll(clock_.Now()); !status.ok()) return status;
     if (options_.on_poll) {
       if (!has_trained_) (void)AskStatus();
-      if (has_trained_) options_.on_poll(this, absl::Now() - began_);
+      if (has_trained_) options_.on_poll(this, clock_.Now() - began_);
     }
-    if (absl::Now() - began_ > options_.within) {
+    if (clock_.Now() - began_ > options_.within) {
       return absl::DeadlineExceededError(
           absl::StrCat("the budget is not committed ", absl::FormatDuration(options_.within), " after the first step"));
     }
@@ -300,7 +303,7 @@ absl::Status LocalRun::CompleteReport(const absl::Status& status, Json* report) 
     by_process[name] = count;
   }
   (*report)["restarts"] = {{"total", total}, {"budget", supervisor_.budget()}, {"by_process", by_process}};
-  return WriteFileAtomic(run_dir_ + "/report.json", report->dump(2) + "\n");
+  return WriteFileAtomic(run_dir_ + "/report.json", JsonText(*report) + "\n");
 }
 
 int LocalRun::EndOfCoordinator(const Supervisor::Ending& ending, const absl::StatusOr<Json>& report) {

@@ -17,6 +17,7 @@
 #include "launch/supervisor.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/fault/network_namespace.h"
 #include "runtime/fault/wan_relay.h"
@@ -108,6 +109,7 @@ class LocalRun {
   std::string phase_ = "starting";
   bool has_trained_ = false;
   bool others_work_ = false;  // Workers that somebody else started, when the coordinator last answered.
+  const RealClock clock_;     // Monotonic, as are all times here.
   absl::Time began_ = absl::InfiniteFuture();  // As seen from here.
   int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
   absl::Time answered_at_ = absl::InfinitePast();

@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "launch/exit_code.h"
+#include "runtime/base/clock.h"
 
 namespace wukong {
 namespace {
@@ -293,23 +294,24 @@ void Supervisor::Stop(int coordinator_signal) {
     standby_->Signal(SIGTERM);  // First, or it would take over what is to end.
   }
   if (coordinator_signal != 0) coordinator.Signal(coordinator_signal);
-  absl::Time deadline = absl::Now() + kLeave;
+  const RealClock clock;
+  absl::Time deadline = clock.Now() + kLeave + options_.heartbeat;
   for (const int signal_number : {0, SIGTERM, SIGKILL}) {
     if (signal_number != 0) {
       for (Subprocess* child : children) {
         child->Signal(signal_number);
         child->Signal(SIGCONT);  // Whoever is stopped would not hear of it.
       }
-      deadline = absl::Now() + kLeave;
+      deadline = clock.Now() + kLeave;
     }
     bool orphaned = false;
-    while (absl::Now() < deadline) {
+    while (clock.Now() < deadline) {
       const bool all =
           std::all_of(children.begin(), children.end(), [](Subprocess* child) { return child->Poll().has_value(); });
       if (all) break;
       if (signal_number == 0 && !orphaned && coordinator.Poll().has_value()) {
         orphaned = true;
-        deadline = std::min(deadline, absl::Now() + kOrphaned);
+        deadline = std::min(deadline, clock.Now() + kOrphaned);
       }
       absl::SleepFor(kPoll);
     }

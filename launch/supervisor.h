@@ -95,6 +95,8 @@ class Supervisor {
     // has to be started then. Asked while there is none; nothing: none yet. Its restarts are of no budget, but taking
     // over is.
     std::function<std::optional<std::vector<std::string>>()> standby = nullptr;
+    // Members hear of the end by their heartbeats, which come so often.
+    absl::Duration heartbeat = absl::ZeroDuration();
   };
   explicit Supervisor(Options options) : options_(std::move(options)), policy_(options_.restarts) {}
 

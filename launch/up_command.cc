@@ -1,8 +1,10 @@
 #include "launch/up_command.h"
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -86,7 +88,7 @@ absl::Status CheckNobodyWorksIn(const std::string& run_dir) {
                                                  "): wukong status ", ShellWord(run_dir), " shows it"));
 }
 
-// The run's job with what `--set` says of it, written to its directory. INVALID_ARGUMENT: the run would be another one.
+// The run's job with what `--set` says of it. INVALID_ARGUMENT: the run would be another one.
 absl::StatusOr<JobSource> ChangeRunJob(const std::string& run_dir, const std::vector<std::string>& set) {
   const std::string path = run_dir + "/config.resolved.yaml";
   absl::StatusOr<JobSource> before = LoadRunJob(run_dir);
@@ -99,9 +101,7 @@ absl::StatusOr<JobSource> ChangeRunJob(const std::string& run_dir, const std::ve
                      ": a run goes on with the job that it began with; only stop.wall, report, wan and limits (but for "
                      "limits.fragment_bytes) may be others"));
   }
-  if (absl::Status status = CheckNobodyWorksIn(run_dir); !status.ok()) return status;
-  if (absl::Status status = WriteFileAtomic(path, ResolvedYaml(changed->job)); !status.ok()) return status;
-  return LoadRunJob(run_dir);
+  return changed;
 }
 
 int RunUp(UpFlags flags) {
@@ -120,6 +120,14 @@ int RunUp(UpFlags flags) {
   if (!resume) PrintWarnings(source->job);
   if (resume) {
     if (absl::Status status = CheckNobodyWorksIn(flags.resume); !status.ok()) return ReportStatus(status);
+    if (!flags.set.empty()) {
+      const absl::Status written = WriteFileAtomic(flags.resume + "/config.resolved.yaml", ResolvedYaml(source->job));
+      if (!written.ok()) return ReportStatus(written);
+    }
+  } else if (std::error_code error; !std::filesystem::is_regular_file(flags.job, error)) {
+    return ReportStatus(absl::InvalidArgumentError(
+        absl::StrCat("up: ", flags.job,
+                     " is not a file that can be read twice: the coordinator reads it as well. Write it to a file")));
   }
   absl::StatusOr<PortReservation> port = PortReservation::Make();
   if (!port.ok()) return ReportStatus(port.status());
@@ -139,7 +147,7 @@ int RunUp(UpFlags flags) {
   const LocalRun::Result result = LocalRun(options, *std::move(source), *std::move(port), &stop).Run();
   if (!result.report.is_null()) {
     if (flags.json) {
-      std::printf("%s\n", result.report.dump(2).c_str());
+      std::printf("%s\n", JsonText(result.report).c_str());
     } else {
       std::printf("%sreport: %s/report.json\n", ReportSummary(result.report).c_str(), options.run_dir.c_str());
     }

@@ -409,6 +409,8 @@ TEST(ResumeTest, ARunGoesOnAfterCtrlC) {
       workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "optimizer.learning_rate=1e-3"});
   EXPECT_EQ(another->Wait(), 2) << "it would be another run";
   EXPECT_THAT(another->err(), HasSubstr("optimizer.learning_rate=1e-3"));
+  const auto refused = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "limits.lease=150ms"});
+  EXPECT_EQ(refused->Wait(), 2) << "a late heartbeat would end it; and the run stays as it was";
   const auto late = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "stop.wall=1ms"});
   EXPECT_EQ(late->Wait(), 1) << late->err();
   EXPECT_THAT(late->err(), HasSubstr("stop.wall"));
