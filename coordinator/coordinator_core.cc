@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kRoundTripsKept = 10000;
 constexpr absl::Duration kRateWindow = absl::Seconds(10);
 // Less between two looks at the clock is no absence: they are some 50 ms apart where nothing else is to be done.
-constexpr absl::Duration kAwayMin = absl::Milliseconds(500);
+constexpr absl::Duration kAwayMin = absl::Milliseconds(150);
 // Leases are numbered (term, counter): those of an earlier term are below those of a later one.
 constexpr int kTermShift = 40;
 

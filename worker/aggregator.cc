@@ -105,7 +105,7 @@ class AggregatorLife {
   void StartHeartbeats();
   // Until the run is over, a signal has come, or it cannot go on.
   absl::Status Serve();
-  // The first version makes the node. False: it was damaged meanwhile, and is being fetched anew.
+  // The first version makes the node, unless it was damaged meanwhile and is being fetched anew.
   void OpenNode();
   absl::Status Finish(absl::Status outcome);
 

@@ -24,7 +24,7 @@
 namespace wukong {
 
 struct Mailbox {
-  static constexpr size_t kStepsPerBeat = 10000;
+  static constexpr size_t kStepsPerBeat = 40000;  // Some 3 MB of the 4 that a message may have.
   struct Answer {
     int64_t link;  // Which link it came by (worker/attachment.h).
     Sequence sequence;

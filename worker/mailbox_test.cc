@@ -65,7 +65,7 @@ TEST(MailboxTest, MoreStepsThanOneHeartbeatCarriesComeWithTheNext) {
   Mailbox mail;
   {
     MutexLock lock(mail.mutex);
-    for (int64_t step = 1; step <= 25000; ++step) {
+    for (int64_t step = 1; step <= 100000; ++step) {
       StepRecord& record = mail.steps.emplace_back();
       record.set_step(step);
       record.set_time_seconds(1e-3);
@@ -79,11 +79,11 @@ TEST(MailboxTest, MoreStepsThanOneHeartbeatCarriesComeWithTheNext) {
     }
   }
   int64_t next = 1;
-  for (const int count : {10000, 10000, 5000, 0}) {
+  for (const int count : {40000, 40000, 20000, 0}) {
     HeartbeatRequest request;
     mail.Fill(&request);
     EXPECT_EQ(request.steps_size(), count);
-    EXPECT_LT(request.ByteSizeLong(), 1u << 20);
+    EXPECT_LT(request.ByteSizeLong(), 7u << 19);
     for (const StepRecord& step : request.steps()) ASSERT_EQ(step.step(), next++);
   }
 }

@@ -497,10 +497,10 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   const int64_t active = std::max(1, ActiveChildren(now));
   int64_t every = level.send_every() == 0 ? active : level.send_every();
   const auto age = absl::Nanoseconds(level.flush_age_ns());
-  if (options_.waits) {
+  if (options_.waits && age == absl::ZeroDuration()) {
     // Who takes part now waits for the root after so many: no more would come (strategy_check.cc, CheckRegionSends).
     const int64_t quorum = level.quorum() == 0 ? active : std::min<int64_t>(level.quorum(), active);
-    every = std::min(every, active / quorum * quorum * options_.in_flight_max);
+    every = ActiveChildren(now) == 0 ? 1 : std::min(every, active / quorum * quorum * options_.in_flight_max);
   }
   const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
   if (unsent_.contributions < every && !old && !draining_ && !unsent_.last && !parent_was_away_) return;

@@ -826,6 +826,20 @@ TEST(ParentNodeRegion, WhereSendersWaitNoMoreIsWaitedForThanCanCome) {
   EXPECT_EQ(All<ParentNode::SendUp>(n.Step(ParentNode::ChildFenced{Node::Key(3)})).size(), 1u);
 }
 
+TEST(ParentNodeRegion, WhereNobodyIsLeftNothingIsWaitedFor) {
+  ParentNode::Options options = ParentOptions(false, 1);
+  options.level.set_send_every(2);
+  options.waits = true;
+  options.in_flight_max = 2;
+  Node n(options);
+  EXPECT_THAT(All<ParentNode::SendUp>(n.Contribute(1, 1)), IsEmpty());
+  size_t sent = 0;
+  for (const int64_t child : {1, 2, 3}) {
+    sent += All<ParentNode::SendUp>(n.Step(ParentNode::ChildFenced{Node::Key(child)})).size();
+  }
+  EXPECT_EQ(sent, 1u);
+}
+
 TEST(ParentNodeRegion, ProgressThatIsOldEnoughIsSent) {
   ParentNode::Options options = ParentOptions(false, 1);
   options.level.set_send_every(100);

@@ -380,7 +380,8 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
       FragmentPayload piece;
       piece.set_index(index);
       piece.set_payload(std::move(fragment));
-      if (absl::Status added = assembly.Add(std::move(piece)); !added.ok()) return added;
+      // Of another contribution of this number: the next try begins anew.
+      if (absl::Status added = assembly.Add(std::move(piece)); !added.ok()) return absl::AbortedError(added.message());
     }
     if (again) {
       context->AddInitialMetadata(kWholeFragments, bits);
