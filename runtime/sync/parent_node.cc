@@ -480,7 +480,7 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     if (options_.is_root || !options_.waits) publish_wanted_ = true;
   }
   // Who is left out does not fall behind: the others would wait until it has caught up alone.
-  if (options_.tells_lead && !Quarantined(now).empty()) {
+  if (options_.tells_lead) {
     const int64_t slowest = SlowestClock(now);
     for (const MemberId member : Quarantined(now)) {
       int64_t& clock = children_.at(member).clock;
@@ -494,13 +494,13 @@ void ParentNode::MaybeSendUp(absl::Time now, std::vector<Action>* actions) {
   // It would only grow old behind the one that is being written; what comes meanwhile joins it.
   if (writing_ && !options_.waits) return;
   const Level& level = options_.level;
-  const int64_t active = std::max(1, ActiveChildren(now));
-  int64_t every = level.send_every() == 0 ? active : level.send_every();
+  const int64_t active = ActiveChildren(now);
+  int64_t every = level.send_every() == 0 ? std::max<int64_t>(1, active) : level.send_every();
   const auto age = absl::Nanoseconds(level.flush_age_ns());
   if (options_.waits && age == absl::ZeroDuration()) {
     // Who takes part now waits for the root after so many: no more would come (strategy_check.cc, CheckRegionSends).
     const int64_t quorum = level.quorum() == 0 ? active : std::min<int64_t>(level.quorum(), active);
-    every = ActiveChildren(now) == 0 ? 1 : std::min(every, active / quorum * quorum * options_.in_flight_max);
+    every = active == 0 ? 1 : std::min(every, active / quorum * quorum * options_.in_flight_max);
   }
   const bool old = age > absl::ZeroDuration() && now - unsent_.since >= age;
   if (unsent_.contributions < every && !old && !draining_ && !unsent_.last && !parent_was_away_) return;

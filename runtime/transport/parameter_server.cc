@@ -292,12 +292,11 @@ void ParameterServer::BeginTransfer(const TransferKey& key, std::shared_ptr<Inco
 
 bool ParameterServer::EndTransfer(const TransferKey& key, const std::shared_ptr<Incoming>& incoming,
                                   const absl::Status& status) {
+  const bool was_accepted =
+      WasAccepted({std::get<0>(key), std::get<1>(key)}, Sequence(incoming->offer->header.sequence()));
   MutexLock lock(mutex_);
   const auto found = incoming_.find(key);
   if (found == incoming_.end() || found->second != incoming) return false;
-  const auto accepted = accepted_.find({std::get<0>(key), std::get<1>(key)});
-  const bool was_accepted =
-      accepted != accepted_.end() && accepted->second.count(Sequence(incoming->offer->header.sequence())) > 0;
   if (stopping_ || was_accepted || !(absl::IsCancelled(status) || absl::IsUnavailable(status)) ||
       !incoming->assembly.has_whole()) {
     incoming_.erase(found);
