@@ -18,9 +18,11 @@ namespace {
 
 class GroupFollower {
  public:
-  GroupFollower(const Job& job, const Region& region, int rank, Trainer* trainer, const SampleReader* reader)
+  GroupFollower(const Job& job, const Region& region, int rank, Trainer* trainer, const SampleReader* reader,
+                const Session* session)
       : trainer_(trainer),
         reader_(reader),
+        session_(session),
         step_({job.optimizer().micro_batch(), job.strategy().progress() == PROGRESS_GRADIENT,
                EmulatedSpeed(region, rank)},
               trainer, reader, [this](absl::Duration time) { mail_.WaitUntilOver(time); }) {
@@ -65,6 +67,7 @@ class GroupFollower {
     if (first_data_ == absl::InfiniteFuture()) first_data_ = last_step_end_ = begin;
     std::vector<LeasedRange> samples;
     for (const SampleRange& range : order.samples()) samples.push_back(RangeFromProto(range));
+    step_.set_slowness(session_->damage().slow);
     const absl::StatusOr<TrainingStep::Result> result = step_.Run(samples, order.learning_rate());
     if (!result.ok()) return result.status();
     if (!result->finite) {
@@ -96,6 +99,7 @@ class GroupFollower {
   Mailbox mail_;
   Trainer* const trainer_;
   const SampleReader* const reader_;
+  const Session* const session_;
   TrainingStep step_;
   absl::Time joined_at_;
   absl::Time first_data_ = absl::InfiniteFuture();
@@ -107,7 +111,7 @@ class GroupFollower {
 
 absl::Status RunGroupFollower(const Job& job, const Region& region, const JoinReply& joined, Trainer* trainer,
                               const SampleReader* reader, Session* session, const StopSignal& stop) {
-  GroupFollower follower(job, region, joined.rank(), trainer, reader);
+  GroupFollower follower(job, region, joined.rank(), trainer, reader, session);
   Mailbox* const mail = follower.mail();
   Session::Callbacks callbacks;
   callbacks.fill = [mail](HeartbeatRequest* request) { mail->Fill(request); };

@@ -15,28 +15,30 @@ namespace wukong {
 namespace {
 
 constexpr absl::Duration kWatchPeriod = absl::Milliseconds(100);
-// For rank 0 to end the group in order, once this worker knows that the run is over, or has been told to leave.
+// For rank 0 to end the group in order, once this worker knows that the run is over, or all know that one leaves.
 constexpr absl::Duration kOverPatience = absl::Seconds(2);
 constexpr absl::Duration kLeavePatience = absl::Seconds(11);
 
 }  // namespace
 
 ReasonToLeave::ReasonToLeave(std::vector<MemberKey> ranks, Mailbox* mail, const StopSignal* stop)
-    : ranks_(std::move(ranks)), mail_(mail), stop_(stop), over_since_(clock_.Now()), stopped_since_(over_since_) {}
+    : ranks_(std::move(ranks)), mail_(mail), stop_(stop) {}
 
-std::string ReasonToLeave::Find() {
+std::string ReasonToLeave::Find(absl::Time now, bool somebody_leaves) {
   if (const std::optional<int> lost = mail_->LostRank(ranks_); lost.has_value()) {
     return absl::StrFormat("the coordinator takes rank %d for gone, or has another life of it", *lost);
   }
-  const absl::Time now = clock_.Now();
+  bool over = false;
   {
     MutexLock lock(mail_->mutex);
     if (mail_->over && IsRestartSafe(mail_->outcome)) return "this worker has lost its place";
-    if (!mail_->over) over_since_ = now;
+    over = mail_->over;
   }
-  if (stop_->received() == 0) stopped_since_ = now;
-  if (now - over_since_ > kOverPatience) return "the run is over";
-  if (now - stopped_since_ > kLeavePatience) return "this worker was told to leave";
+  if (over && !over_since_.has_value()) over_since_ = now;
+  if (over && now - *over_since_ > kOverPatience) return "the run is over";
+  const bool leaves = somebody_leaves && stop_->received() != 0;
+  if (leaves && !leaves_since_.has_value()) leaves_since_ = now;
+  if (leaves && now - *leaves_since_ > kLeavePatience) return "this worker was told to leave";
   return "";
 }
 
@@ -67,7 +69,7 @@ void RegionGroup::Watch() {
       if (!stopping_) changed_.WaitFor(mutex_, kWatchPeriod);
       if (stopping_) return;
     }
-    const std::string why = callbacks_.give_up();
+    const std::string why = callbacks_.give_up(somebody_leaves_);
     if (why.empty()) continue;
     {
       MutexLock lock(mutex_);
@@ -183,7 +185,9 @@ absl::StatusOr<std::unique_ptr<RegionGroup>> FormRegionGroup(const Job& job, con
             << " that act as one (" << options.generation << ")";
   RegionGroup::Callbacks callbacks;
   callbacks.leaving = leaving;
-  callbacks.give_up = [reason = std::make_shared<ReasonToLeave>(ranks, mail, stop)] { return reason->Find(); };
+  callbacks.give_up = [reason = std::make_shared<ReasonToLeave>(ranks, mail, stop)](bool somebody_leaves) {
+    return reason->Find(RealClock().Now(), somebody_leaves);
+  };
   return std::make_unique<RegionGroup>(region.name(), *std::move(communicator), std::move(callbacks));
 }
 

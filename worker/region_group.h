@@ -12,8 +12,10 @@
 #ifndef WUKONG_WORKER_REGION_GROUP_H_
 #define WUKONG_WORKER_REGION_GROUP_H_
 
+#include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -41,9 +43,9 @@ class RegionGroup {
   struct Callbacks {
     // This worker has been asked to leave; the others are told.
     std::function<bool()> leaving;
-    // Why this worker leaves now whatever the group does, and calls under way are ended; empty: it does not. From a
-    // thread of the group's own.
-    std::function<std::string()> give_up;
+    // Why this worker leaves now whatever the group does, and calls under way are ended; empty: it does not. Is told
+    // whether all ranks know that one leaves. From a thread of the group's own.
+    std::function<std::string(bool somebody_leaves)> give_up;
   };
   RegionGroup(std::string region, std::unique_ptr<Communicator> communicator, Callbacks callbacks);
   ~RegionGroup();
@@ -79,7 +81,7 @@ class RegionGroup {
   const std::string region_;
   const std::unique_ptr<Communicator> communicator_;
   const Callbacks callbacks_;
-  bool somebody_leaves_ = false;
+  std::atomic<bool> somebody_leaves_ = false;
   bool broken_ = false;
   absl::Time last_order_;
 
@@ -103,18 +105,18 @@ class ReasonToLeave {
   // `mail` and `stop` outlive this.
   ReasonToLeave(std::vector<MemberKey> ranks, Mailbox* mail, const StopSignal* stop);
 
-  // Empty: it stays. When the run is over, or the worker is told to leave, rank 0 has some time to end the group. A
-  // rank that is lost, or that has lost its own place, ends it at once: Gloo does not wake every call that waits for a
-  // rank whose connection has closed, and nobody would come.
-  std::string Find();
+  // Empty: it stays. When the run is over, rank 0 has some time to end the group; likewise when this worker is told to
+  // leave, from when all know it, which they do not before the step under way is done, however long that takes. A rank
+  // that is lost, or that has lost its own place, ends it at once: Gloo does not wake every call that waits for a rank
+  // whose connection has closed, and nobody would come.
+  std::string Find(absl::Time now, bool somebody_leaves);
 
  private:
-  const RealClock clock_;
   const std::vector<MemberKey> ranks_;
   Mailbox* const mail_;
   const StopSignal* const stop_;
-  absl::Time over_since_;
-  absl::Time stopped_since_;
+  std::optional<absl::Time> over_since_;
+  std::optional<absl::Time> leaves_since_;
 };
 
 // Forms the group of `region` at the aggregator of `joined`: blocks until all of its workers have joined, at most for

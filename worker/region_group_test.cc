@@ -1,5 +1,6 @@
 #include "worker/region_group.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -122,7 +123,7 @@ class RegionGroupTest : public ::testing::Test {
         ASSERT_TRUE(communicator.ok()) << communicator.status();
         RegionGroup::Callbacks callbacks;
         callbacks.leaving = [&, rank] { return leaving(rank); };
-        callbacks.give_up = [] { return ""; };
+        callbacks.give_up = [](bool) { return ""; };
         RegionGroup group("guizhou", *std::move(communicator), std::move(callbacks));
         rank_main(&group);
       });
@@ -305,11 +306,31 @@ TEST(ReasonToLeaveTest, WhoHasLostItsPlaceDoesNotWaitForRankZero) {
   const StopSignal stop;
   Mailbox fenced, done;
   ReasonToLeave of_fenced({}, &fenced, &stop), of_done({}, &done, &stop);
-  EXPECT_EQ(of_fenced.Find(), "");
+  const absl::Time now = absl::UnixEpoch();
+  EXPECT_EQ(of_fenced.Find(now, false), "");
   fenced.End(RestartSafe(absl::AbortedError("fenced")));
   done.End(absl::OkStatus());
-  EXPECT_EQ(of_fenced.Find(), "this worker has lost its place");
-  EXPECT_EQ(of_done.Find(), "") << "rank 0 ends the group in order";
+  EXPECT_EQ(of_fenced.Find(now, false), "this worker has lost its place");
+  EXPECT_EQ(of_done.Find(now, false), "") << "rank 0 ends the group in order";
+  EXPECT_EQ(of_done.Find(now + absl::Seconds(2), false), "");
+  EXPECT_EQ(of_done.Find(now + absl::Seconds(3), false), "the run is over") << "rank 0 does not";
+}
+
+TEST(ReasonToLeaveTest, WhoIsToldToLeaveWaitsForTheStepUnderWayHoweverLongThatTakes) {
+  const StopSignal stop;
+  Mailbox mail;
+  ReasonToLeave reason({}, &mail, &stop);
+  absl::Time now = absl::UnixEpoch();
+  EXPECT_EQ(reason.Find(now, true), "") << "somebody else leaves";
+  EXPECT_EQ(reason.Find(now + absl::Minutes(1), true), "");
+  ASSERT_EQ(::raise(SIGTERM), 0);
+  now += absl::Minutes(2);
+  EXPECT_EQ(reason.Find(now, false), "");
+  now += absl::Minutes(2);
+  EXPECT_EQ(reason.Find(now, false), "") << "the step is not done, after which all hear of it";
+  EXPECT_EQ(reason.Find(now, true), "");
+  EXPECT_EQ(reason.Find(now + absl::Seconds(11), true), "") << "rank 0 contributes what was trained";
+  EXPECT_EQ(reason.Find(now + absl::Seconds(12), true), "this worker was told to leave") << "it does not answer";
 }
 
 TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
@@ -328,7 +349,7 @@ TEST_F(RegionGroupTest, ARankThatGivesUpIsNotHeldByTheOthers) {
       ASSERT_TRUE(communicator.ok()) << communicator.status();
       RegionGroup::Callbacks callbacks;
       callbacks.leaving = [] { return false; };
-      callbacks.give_up = [&, rank] { return rank == 1 && give_up ? kWhy : ""; };
+      callbacks.give_up = [&, rank](bool) { return rank == 1 && give_up ? kWhy : ""; };
       RegionGroup group("guizhou", *std::move(communicator), std::move(callbacks));
       if (rank == 0) {
         ASSERT_TRUE(group.AskWhoLeaves().ok());

@@ -281,15 +281,8 @@ void NodeEngine::Do(const ParentNode::Drop& drop) {
   // Some of the region's momentum came from it, and would bring it back.
   std::fill(outer_.momentum().begin(), outer_.momentum().end(), 0.0f);
   std::fill(outer_.buffer().begin(), outer_.buffer().end(), 0.0f);
-  if (drop.verdict != VERDICT_NON_FINITE) {
-    const absl::Status status = replica_->Drop(drop.sequence);
-    if (!status.ok()) Fatal(status);
-    return;
-  }
-  // What is not finite cannot be subtracted.
-  up_->parameters().With([&](absl::Span<const float> values, const FollowedParameters::Snapshot& snapshot) {
-    if (snapshot.version.value() > 0) replica_->Reset(values);
-  });
+  // What was sent is finite here, whatever became of it on its way; what was merged since stays.
+  if (const absl::Status status = replica_->Drop(drop.sequence); !status.ok()) Fatal(status);
 }
 
 void NodeEngine::Do(const ParentNode::Publish& publish) {

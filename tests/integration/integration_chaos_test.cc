@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -320,6 +321,34 @@ TEST(ChaosInjectTest, AFaultReachesARunningJobThatAllowsIt) {
 
   const auto late = workspace.Start({"chaos", "inject", "kill", "beijing/worker-0", "--run-dir", "run"});
   EXPECT_EQ(late->Wait(), 4) << "nobody is there any more: " << late->err();
+}
+
+TEST(ChaosInjectTest, AnyRankOfAGroupIsSlowedDown) {
+  const Workspace workspace;
+  TinyJob job;
+  job.regions = {{"beijing", 2}};
+  job.tokens = 100000;
+  workspace.Write("job.yaml", workspace.Yaml(job) + "fault_injection: allowed\n");
+  const auto up = workspace.Start(
+      {"up", "job.yaml", "--run-dir", workspace.Path("run"), "--set", "regions.beijing.collective=gloo"});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() > 0; })) << up->err();
+  const auto inject = workspace.Start(
+      {"chaos", "inject", "slow", "beijing/worker-1", "--factor", "20", "--for", "3s", "--run-dir", "run"});
+  ASSERT_EQ(inject->Wait(), 0) << inject->err();
+  EXPECT_EQ(up->Wait(), 0) << up->err();
+  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  // Both compute halves of the same steps.
+  std::map<int64_t, double> first;
+  int slowed = 0;
+  for (const Json& step : record.Metrics()) {
+    if (step["worker"] == "worker-0") first[step["step"]] = step["compute_seconds"];
+  }
+  for (const Json& step : record.Metrics()) {
+    if (step["worker"] != "worker-1" || first.count(step["step"]) == 0) continue;
+    if (step["compute_seconds"].get<double>() > 8 * first[step["step"]]) ++slowed;
+  }
+  EXPECT_GE(slowed, 5) << "of " << first.size() << " steps";
 }
 
 TEST(ChaosInjectTest, TheDiskOfARunningJobFillsUpAndItsPowerFails) {
