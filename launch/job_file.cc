@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -14,6 +15,7 @@
 #include "google/protobuf/message.h"
 #include "launch/job_units.h"
 #include "launch/yaml_tree.h"
+#include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
 #include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
@@ -30,6 +32,12 @@ constexpr size_t kFileBytesMax = 1 << 20;
 // A key that every scenario has and no job, and one that every job has and no scenario.
 constexpr char kOfScenarios[] = "workload";
 constexpr char kOfJobs[] = "stop";
+
+bool IsUtf8(const std::string& text) {
+  using Json = nlohmann::json;
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::ignore) ==
+         Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 
 const FieldDescriptor* FindField(const Descriptor& type, absl::string_view key) {
   for (int i = 0; i < type.field_count(); ++i) {
@@ -376,7 +384,14 @@ class MessageReader {
     const bool is_path = path == "data.directory" || path == "data.train" || path == "data.validation" ||
                          path == "model.torchscript" || path == "model.parameters";
     const bool resolve = is_path && !value.scalar.empty();
-    const absl::Status status = SetScalar(field, resolve ? Resolve(value) : value.scalar, message);
+    const std::string text = resolve ? Resolve(value) : value.scalar;
+    if (field.type() == FieldDescriptor::TYPE_STRING && !IsUtf8(text)) {
+      Fail(value, path,
+           absl::StrCat("is not UTF-8, which the run's own files are written in (expected another name, got \"",
+                        absl::CHexEscape(text), "\")"));
+      return;
+    }
+    const absl::Status status = SetScalar(field, text, message);
     if (!status.ok()) {
       Fail(value, path, status.message());
     }

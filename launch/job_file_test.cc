@@ -108,6 +108,14 @@ TEST_F(JobFileTest, FillsInDefaultsAndThePreset) {
   EXPECT_EQ(job.wan().bandwidth_bps(), 0);
 }
 
+TEST_F(JobFileTest, APathThatIsNotUtf8IsRefused) {
+  EXPECT_THAT(
+      Bad(kJob, {"data.directory=/tmp/Gie\xdf"}),
+      testing::ElementsAre("--set data.directory=/tmp/Gie\xdf: data.directory: is not UTF-8, which the run's own "
+                           "files are written in (expected another name, got \"/tmp/Gie\\xdf\")"));
+  Good(kJob, {"data.directory=/tmp/Gie\xc3\x9f"});
+}
+
 TEST_F(JobFileTest, ReadsEveryUnit) {
   const Job job = Good(Plus(R"(
 seed: 18446744073709551615
