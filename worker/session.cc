@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,16 @@ namespace {
 // Whoever starts a process by hand wants to know what it waits for.
 constexpr absl::Duration kWaitsUnseen = absl::Seconds(2);
 
+// While nobody waits for it, gRPC looks after its sockets every five seconds only: a connection that can be made by now
+// would not be.
+void PauseBeforeNextTry(grpc::Channel* channel, const StopSignal& stop) {
+  if (channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY) {
+    stop.WaitFor(kCoordinatorRetry);
+  } else {
+    channel->WaitForConnected(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(kCoordinatorRetry));
+  }
+}
+
 }  // namespace
 
 absl::Status StatusOfFinish(const HeartbeatReply& reply) {
@@ -31,7 +42,8 @@ absl::Status StatusOfFinish(const HeartbeatReply& reply) {
 Session::Session(std::string coordinator_address, std::string region)
     : address_(std::move(coordinator_address)),
       region_(std::move(region)),
-      stub_(Coordinator::NewStub(MakeChannel(address_))) {}
+      channel_(MakeChannel(address_)),
+      stub_(Coordinator::NewStub(channel_)) {}
 
 Session::~Session() { StopHeartbeats(absl::ZeroDuration()); }
 
@@ -62,7 +74,7 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
       LOG(WARNING) << "no coordinator answers at " << address_ << " yet; going on to try for "
                    << absl::FormatDuration(timeout) << ": " << status.message();
     }
-    stop.WaitFor(kCoordinatorRetry);
+    PauseBeforeNextTry(channel_.get(), stop);
   }
 }
 
@@ -92,7 +104,7 @@ absl::StatusOr<JoinReply> Session::Join(JoinRequest request, absl::Duration time
                    << status.message();
     }
     if (absl::IsDeadlineExceeded(status)) ++timeouts;
-    stop.WaitFor(kCoordinatorRetry);
+    PauseBeforeNextTry(channel_.get(), stop);
   }
 }
 

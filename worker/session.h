@@ -66,6 +66,7 @@ class Session {
 
   const std::string address_;
   const std::string region_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<Coordinator::Stub> stub_;
   MemberKey self_;
   absl::Duration period_;

@@ -312,6 +312,33 @@ TEST(MachineTest, ACoordinatorThatCannotBeReachedIsNamed) {
   EXPECT_LT(absl::Now() - begin, absl::Seconds(30)) << "the timeout is one second, the rest is starting";
 }
 
+// gRPC looks after a connection that nobody waits for every five seconds only.
+TEST(MachineTest, MembersFindACoordinatorThatComesAfterThem) {
+  const Workspace workspace;
+  std::string address;
+  {
+    const TakenPort free(/*listens=*/false);
+    address = free.address();
+  }
+  const TinyJob job = OneRegion(1);
+  const std::string file = workspace.WriteJob(job);
+  const auto aggregator = workspace.Start({"aggregator", "--coordinator", address, "--region", "beijing"});
+  // It says so once it has tried for two seconds.
+  ASSERT_TRUE(Await([&] { return absl::StrContains(aggregator->err(), "no coordinator answers"); }));
+  const auto coordinator =
+      workspace.Start({"coordinator", "--job", file, "--run-dir", workspace.Path("run"), "--listen", address});
+  const RunRecord record(workspace.Path("run"));
+  const std::string listens = workspace.Path("run/coordinator.address");
+  ASSERT_TRUE(Await([&] { return std::filesystem::exists(listens) || coordinator->ended(); })) << coordinator->err();
+  const absl::Time begin = absl::Now();
+  ASSERT_TRUE(Await([&] { return !record.Events("joined").empty() || aggregator->ended(); })) << aggregator->err();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(3));
+  const auto worker = workspace.Start({"worker", "--join", address, "--region", "beijing"});
+  EXPECT_EQ(worker->Wait(), 0) << worker->err();
+  EXPECT_EQ(aggregator->Wait(), 0) << aggregator->err();
+  EXPECT_EQ(coordinator->Wait(), 0) << coordinator->err();
+}
+
 TEST(MachineTest, AnUnknownRegionIsAnsweredWithTheKnownOnes) {
   const Workspace workspace;
   Cluster cluster(workspace, OneRegion(1));
