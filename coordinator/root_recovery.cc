@@ -213,7 +213,7 @@ absl::Status RootReplay::Add(int64_t index, const LogRecord& record) {
       const absl::StatusOr<double> norm = CheckContribution(*payload, options_.fragments);
       if (!norm.ok()) return absl::DataLossError(absl::StrCat("I12 is broken: ", norm.status().message()));
       payloads.push_back(std::move(payload));
-      merge.parts.push_back({Handle(i + 1), merged.parts(i).weight()});
+      merge.parts.push_back({Handle(i + 1), merged.parts(i).weight(), MemberId(merged.parts(i).member())});
     }
     merge.learning_rate = merged.learning_rate();
     merge.momentum = merged.momentum();

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <map>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
@@ -26,6 +28,35 @@ OuterOptimizer::OuterOptimizer(absl::Span<float> theta, std::vector<FragmentSpan
     buffer_.assign(theta.size(), 0.0f);
   }
 }
+
+namespace {
+
+// A sender that is in a merge more than once has one voice: the mean of its contributions, with all their weight. In
+// place, in `contributions`, which lie in memory that may be written.
+void JoinSenders(const Merge& merge, const std::vector<size_t>& carriers, std::vector<absl::Span<float>>* contributions,
+                 std::vector<double>* weights) {
+  std::map<MemberId, size_t> first;
+  size_t kept = 0;
+  std::vector<double> own = *weights;
+  for (size_t c = 0; c < carriers.size(); ++c) {
+    const auto [found, is_new] = first.emplace(merge.parts[carriers[c]].sender, kept);
+    if (is_new) {
+      (*contributions)[kept] = (*contributions)[c];
+      (*weights)[kept++] = own[c];
+      continue;
+    }
+    const size_t into = found->second;
+    const double sum = (*weights)[into] + own[c];
+    const auto share = static_cast<float>(sum > 0 ? own[c] / sum : 0.5);
+    const absl::Span<float> all = (*contributions)[into], more = (*contributions)[c];
+    for (size_t i = 0; i < all.size(); ++i) all[i] += share * (more[i] - all[i]);
+    (*weights)[into] = sum;
+  }
+  contributions->resize(kept);
+  weights->resize(kept);
+}
+
+}  // namespace
 
 absl::StatusOr<bool> OuterOptimizer::Average(const Merge& merge,
                                              const std::vector<std::shared_ptr<const EncodedVector>>& payloads,
@@ -50,14 +81,16 @@ absl::StatusOr<bool> OuterOptimizer::Average(const Merge& merge,
     return !carriers.empty();
   }
   scratch_.resize(std::max<size_t>(scratch_.size(), carriers.size() * n));
-  std::vector<absl::Span<const float>> contributions;
+  std::vector<absl::Span<float>> contributions;
   for (size_t c = 0; c < carriers.size(); ++c) {
     const auto values = absl::MakeSpan(scratch_).subspan(c * n, n);
     const absl::Status status = DecodeFragment(*payloads[carriers[c]], f, fragments_[f], values);
     if (!status.ok()) return status;
     contributions.push_back(values);
   }
-  AverageContributions(rule_, contributions, weights, absl::MakeSpan(merged_).subspan(0, n));
+  if (rule_ != AverageRule::kDirectionNorm) JoinSenders(merge, carriers, &contributions, &weights);
+  AverageContributions(rule_, {contributions.begin(), contributions.end()}, weights,
+                       absl::MakeSpan(merged_).subspan(0, n));
   return !carriers.empty();
 }
 

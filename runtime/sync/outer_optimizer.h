@@ -20,6 +20,7 @@ struct Merge {
   struct Part {
     Handle handle;
     double weight = 0;
+    MemberId sender;
   };
   std::vector<Part> parts;  // Applied in this order, which fixes the rounding.
   double learning_rate = 1;

@@ -30,7 +30,9 @@ std::shared_ptr<EncodedVector> Encoded(const std::vector<float>& values, CodecKi
 
 Merge MakeMerge(const std::vector<double>& weights, double rate, double momentum = 0, bool step = false) {
   Merge merge;
-  for (const double weight : weights) merge.parts.push_back({Handle(1), weight});
+  for (const double weight : weights) {
+    merge.parts.push_back({Handle(1), weight, MemberId(static_cast<int64_t>(merge.parts.size()) + 1)});
+  }
   merge.learning_rate = rate;
   merge.momentum = momentum;
   merge.momentum_step = step;
@@ -90,6 +92,18 @@ TEST(OuterOptimizerTest, DelayedNesterovTakesItsMomentumFromAllMergesSinceTheLas
     outer.Apply(MakeMerge({1.0}, 0.5, 0.5, i % 2 == 1), {{0, 0, contributions[i]}});
     EXPECT_THAT(outer.theta, ElementsAre(1, 2, Near(expected[i] + 2))) << "after merge " << i + 1;
   }
+}
+
+TEST(OuterOptimizerTest, ASenderHasOneVoiceHoweverOftenItIsInAMerge) {
+  std::vector<float> theta = {0, 0, 0};
+  OuterOptimizer optimizer(absl::MakeSpan(theta), kFragments, PROGRESS_PARAMETERS, false, AverageRule::kMedian);
+  Merge merge = MakeMerge({0.2, 0.2, 0.2, 0.2, 0.2}, 1.0);
+  for (size_t i = 0; i < 3; ++i) merge.parts[i].sender = MemberId(1);
+  ASSERT_TRUE(optimizer
+                  .Apply(merge, {Encoded({1e4, 1, 5}), Encoded({1e4, 2, 5}), Encoded({1e4, 3, 5}), Encoded({1, 9, 5}),
+                                 Encoded({2, -9, 5})})
+                  .ok());
+  EXPECT_THAT(theta, ElementsAre(Near(2), Near(2), Near(5)));
 }
 
 TEST(OuterOptimizerTest, GradientsAccumulateAndLeaveThetaAlone) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <numeric>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -404,8 +407,14 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     // With a quorum of one, contributions are merged one at a time, in the order in which they came.
     const size_t count = level.quorum() == 1 && level.grace_ns() == 0 ? 1 : ready_.size();
     Apply apply;
-    double normalizer = 0;
-    std::set<MemberId> merged;
+    // Contributions carry different fragments where there are parts: each is set against those of its own part.
+    struct Part {
+      double sum = 0;  // Of weights.
+      double count = 0;
+      std::set<MemberId> senders;
+    };
+    std::map<int64_t, Part> parts;
+    const auto part_of = [&](const Manifest& manifest) { return manifest.sequence.value() % options_.parts; };
     for (size_t i = 0; i < count; ++i) {
       const Manifest& manifest = ready_[i].manifest;
       const double raw = RawWeight(manifest);
@@ -423,29 +432,32 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
           ++stats_.clipped;
         }
       }
-      apply.merge.parts.push_back({ready_[i].handle, weight});
+      apply.merge.parts.push_back({ready_[i].handle, weight, manifest.sender.member});
       apply.raw_weights.push_back(raw);
       apply.staleness.push_back(staleness);
       apply.staleness_max = std::max(apply.staleness_max, staleness);
       ++stats_.staleness[staleness];
       stats_.tokens_merged += manifest.tokens;
-      normalizer += raw;
-      merged.insert(manifest.sender.member);
+      Part& part = parts[part_of(manifest)];
+      part.sum += raw;
+      ++part.count;
+      part.senders.insert(manifest.sender.member);
       recent_weights_.push_back(raw);
     }
     while (recent_weights_.size() > std::max<size_t>(16, 2 * children_.size())) recent_weights_.pop_front();
-    if (level.quorum() != 0) {
+    const double usual = std::accumulate(recent_weights_.begin(), recent_weights_.end(), 0.0) /
+                         static_cast<double>(recent_weights_.size());
+    for (size_t i = 0; i < count; ++i) {
+      const Part& part = parts[part_of(ready_[i].manifest)];
       // A merge of few: against what is usual, or a small contribution would count as much as a large one.
-      double sum = 0;
-      for (const double weight : recent_weights_) sum += weight;
-      normalizer = sum / static_cast<double>(recent_weights_.size()) * static_cast<double>(count);
+      const double normalizer = level.quorum() == 0 ? part.sum : usual * part.count;
+      // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
+      // merges.
+      const double share = static_cast<double>(part.senders.size()) / std::max<double>(1, members);
+      double scale = level.weight() == WEIGHT_SUM ? 1 : share / std::max(normalizer, 1e-300);
+      if (Mutated("parent.wrong_weight")) scale *= share;
+      apply.merge.parts[i].weight *= scale;
     }
-    // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
-    // merges.
-    const double share = static_cast<double>(merged.size()) / std::max<double>(1, members);
-    double scale = level.weight() == WEIGHT_SUM ? 1 : share / std::max(normalizer, 1e-300);
-    if (Mutated("parent.wrong_weight")) scale *= share;
-    for (Merge::Part& part : apply.merge.parts) part.weight *= scale;
 
     apply.merge.learning_rate = level.learning_rate();
     apply.merge.momentum = level.momentum();

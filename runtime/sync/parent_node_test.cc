@@ -115,6 +115,18 @@ TEST(ParentNodeQuorum, AllWaitsForEveryChild) {
   EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(0.25), NearWeight(0.25), NearWeight(0.25), NearWeight(0.25)));
 }
 
+TEST(ParentNodeQuorum, ContributionsAreSetAgainstThoseThatCarryTheSameFragments) {
+  ParentNode::Options options = ParentOptions(true, 0);
+  options.parts = 4;
+  Node n(options, /*children=*/2);
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 1)), IsEmpty());
+  EXPECT_THAT(All<ParentNode::Apply>(n.Contribute(1, 2)), IsEmpty()) << "the faster of the two";
+  const auto apply = Only<ParentNode::Apply>(n.Contribute(2, 1));
+  EXPECT_THAT(Weights(apply), ElementsAre(NearWeight(0.5), NearWeight(0.5), NearWeight(0.5)))
+      << "one's fragments move by half of it, whoever is ahead with others";
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(apply.merge.parts[i].sender, apply.manifests[i].sender.member);
+}
+
 // Grace: once the quorum is there, the others get a little time.
 TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) {
   ParentNode::Options options = ParentOptions(true, 2);
