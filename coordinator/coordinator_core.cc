@@ -20,6 +20,8 @@ constexpr absl::Duration kRateWindow = absl::Seconds(10);
 constexpr absl::Duration kAwayMin = absl::Milliseconds(150);
 // Leases are numbered (term, counter): those of an earlier term are below those of a later one.
 constexpr int kTermShift = 40;
+// Members that outlive a coordinator remember which orders they have heard; those of a later term come after them.
+constexpr int64_t kFaultOrdersOfATerm = 1'000'000;
 
 }  // namespace
 
@@ -47,6 +49,7 @@ CoordinatorCore::CoordinatorCore(const Job& job, std::string run, std::string sc
       nobody_since_(now),
       last_tick_(now),
       by_region_(job.regions_size()),
+      fault_orders_((term_ - 1) * kFaultOrdersOfATerm),
       round_trips_(job.regions_size()) {
   Restore(state, now);
 }

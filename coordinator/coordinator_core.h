@@ -260,7 +260,7 @@ class CoordinatorCore {
   double speed_sum_ = 0;         // Of the same.
   int64_t tokens_computed_ = 0;  // By all members in all their lives.
   int64_t next_member_ = 1;
-  int64_t fault_orders_ = 0;
+  int64_t fault_orders_;                        // The number of the last one.
   std::map<int, std::set<MemberKey>> fencing_;  // Per region: its aggregator must confirm these.
   std::map<int, absl::Time> aggregator_seen_;   // Per region: when it last had one.
   std::vector<MemberId> root_idle_;             // By id.

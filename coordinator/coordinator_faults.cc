@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "coordinator/coordinator_core.h"
+#include "runtime/fault/active_faults.h"
 #include "runtime/fault/fault_schedule.h"
 
 namespace wukong {
@@ -39,6 +40,9 @@ absl::Status CheckOrder(const FaultOrder& order, bool on_workers, bool on_root) 
   const bool needs_factor = kind == FAULT_KIND_SLOW || kind == FAULT_KIND_SCALE;
   if (needs_factor && !(order.factor() > 0)) {
     return absl::InvalidArgumentError(absl::StrCat(name, " needs a factor above 0"));
+  }
+  if (needs_factor && order.factor() > kFaultFactorMax) {
+    return absl::InvalidArgumentError(absl::StrCat(name, " needs a factor of at most 1e9"));
   }
   if (kind == FAULT_KIND_SLOW && order.factor() < 1) {
     return absl::InvalidArgumentError("slow needs a factor of at least 1: times that a step takes longer");

@@ -47,6 +47,20 @@ TEST(InjectFaultTest, ReachesItsTargetUntilItIsHeard) {
   EXPECT_EQ(cluster.Beat(&cluster.b0, Heard(1)).faults_size(), 0);
 }
 
+TEST(InjectFaultTest, WhatALaterLifeOfTheCoordinatorOrdersIsNewToMembersThatOutlivedTheOneBefore) {
+  Cluster before(Allowing());
+  before.Start();
+  Cluster after(Allowing(), before.history.state());
+  after.b0 = before.b0;
+  const auto reply = after.core.InjectFault(Request(FAULT_KIND_NAN, "beijing/b0"));
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  const HeartbeatReply told = after.Beat(&after.b0, Heard(5));
+  ASSERT_EQ(told.faults_size(), 1);
+  EXPECT_EQ(told.faults(0).number(), reply->number());
+  EXPECT_GT(reply->number(), 5);
+  EXPECT_EQ(after.Beat(&after.b0, Heard(reply->number())).faults_size(), 0);
+}
+
 TEST(InjectFaultTest, ANewLifeIsNotTheOneThatWasMeant) {
   Cluster cluster(Allowing());
   cluster.Start();
@@ -85,6 +99,9 @@ TEST(InjectFaultTest, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(error(FAULT_KIND_CUT, "beijing"), HasSubstr("cut cannot be ordered"));
   EXPECT_THAT(error(FAULT_KIND_NAN, "beijing"), HasSubstr("nan happens to workers"));
   EXPECT_THAT(error(FAULT_KIND_SLOW, "beijing/b0"), HasSubstr("needs a factor"));
+  InjectFaultRequest scale = Request(FAULT_KIND_SCALE, "beijing/b0");
+  scale.mutable_order()->set_factor(1e40);
+  EXPECT_THAT(cluster.core.InjectFault(scale).status().message(), HasSubstr("at most 1e9"));
   EXPECT_THAT(error(FAULT_KIND_FREEZE, "beijing/b0"), HasSubstr("needs a time"));
   EXPECT_THAT(error(FAULT_KIND_DISK_FULL, "root"), HasSubstr("disk_full needs a time"));
   EXPECT_THAT(error(FAULT_KIND_POWER_LOSS, "beijing"), HasSubstr("power_loss happens to the root's disk"));

@@ -1,10 +1,14 @@
 #include "runtime/fault/active_faults.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "glog/logging.h"
 
@@ -54,20 +58,32 @@ void CarryOutOnThisProcess(const FaultOrder& order) {
   timespec left = {};
   left.tv_sec = static_cast<time_t>(order.for_ns() / 1'000'000'000);
   left.tv_nsec = static_cast<long>(order.for_ns() % 1'000'000'000);
-  const pid_t waker = ::fork();
-  if (waker < 0) {
-    PLOG(ERROR) << "fault injection: no process can be started that would end the freeze; it does not happen";
+  int stopped[2];
+  if (::pipe2(stopped, O_CLOEXEC) != 0) {
+    PLOG(ERROR) << "fault injection: no pipe; the freeze does not happen";
     return;
   }
+  const pid_t waker = ::fork();
   if (waker == 0) {
-    // Only what may be called after a fork in a process with threads. It must not hold our sockets.
-    ::close_range(0, ~0U, 0);
+    // Only what may be called after a fork in a process with threads.
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != self) ::_exit(1);
+    ::kill(self, SIGSTOP);     // Not by itself: it might not be stopped yet when it is woken.
+    ::close_range(0, ~0U, 0);  // It must not hold our sockets. This ends the wait below.
     while (::nanosleep(&left, &left) != 0) {
     }
     ::kill(self, SIGCONT);
     ::_exit(0);
   }
-  ::kill(self, SIGSTOP);
+  if (waker < 0) {
+    PLOG(ERROR) << "fault injection: no process can be started that would end the freeze; it does not happen";
+  }
+  ::close(stopped[1]);
+  char nothing = 0;
+  while (::read(stopped[0], &nothing, 1) < 0 && errno == EINTR) {
+  }
+  ::close(stopped[0]);
+  if (waker > 0) std::thread([waker] { ::waitpid(waker, nullptr, 0); }).detach();
 }
 
 }  // namespace wukong

@@ -12,6 +12,8 @@
 
 namespace wukong {
 
+constexpr double kFaultFactorMax = 1e9;  // Of one order.
+
 // How a worker's work is damaged.
 struct Damage {
   double slow = 1;   // Times that a step takes longer.
@@ -34,7 +36,8 @@ class ActiveFaults {
   std::vector<std::pair<FaultOrder, absl::Time>> lasting_;  // With their ends.
 };
 
-// For kill and freeze: kills this process, or stops it for order.for_ns (a child process wakes it up again).
+// For kill and freeze: kills this process, or stops it for order.for_ns (a child process, which dies with it, wakes it
+// up again). Also returns when somebody else wakes it.
 void CarryOutOnThisProcess(const FaultOrder& order);
 
 }  // namespace wukong

@@ -1,5 +1,7 @@
 #include "runtime/fault/active_faults.h"
 
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -59,6 +61,35 @@ TEST(ActiveFaultsTest, AFrozenProcessComesBack) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7);
   EXPECT_GE(clock.Now() - begin, absl::Milliseconds(200));
+}
+
+TEST(ActiveFaultsTest, ShortFreezesEndHoweverTheProcessesAreScheduled) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (int i = 1; i <= 200; ++i) CarryOutOnThisProcess(Order(i, FAULT_KIND_FREEZE, 0, absl::Microseconds(1)));
+    ::_exit(7);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
+TEST(ActiveFaultsTest, WhoWouldWakeAProcessDiesWithIt) {
+  // Orphans of this process' children become its own.
+  ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    CarryOutOnThisProcess(Order(1, FAULT_KIND_FREEZE, 0, absl::Hours(1)));
+    ::_exit(7);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  EXPECT_TRUE(WIFSTOPPED(status));
+  ASSERT_EQ(::kill(child, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_NE(::waitpid(-1, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << "the one that would have waited for an hour";
+  ::prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
 TEST(ActiveFaultsTest, AKilledProcessIsGone) {

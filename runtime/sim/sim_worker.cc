@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/model/job_layout.h"
+#include "runtime/sync/damaged_payload.h"
 #include "runtime/sync/learning_rate.h"
 #include "runtime/sync/node_options.h"
 #include "runtime/sync/presets.h"
@@ -19,23 +20,6 @@ namespace wukong {
 namespace {
 
 constexpr absl::Duration kPrefetch = absl::Seconds(4);
-
-// Decoded, changed by `change`, and encoded again.
-std::shared_ptr<const EncodedVector> Changed(const EncodedVector& payload, const std::vector<FragmentSpan>& fragments,
-                                             float factor) {
-  auto changed = std::make_shared<EncodedVector>();
-  changed->codec = payload.codec;
-  for (size_t f = 0; f < fragments.size(); ++f) {
-    changed->fragments.emplace_back();
-    if (payload.fragments[f].empty()) continue;
-    const auto codec = MakeCodec(payload.codec, fragments[f]);
-    std::vector<float> values(static_cast<size_t>(fragments[f].size()));
-    CHECK(codec->Decode(payload.fragments[f], absl::MakeSpan(values)).ok());
-    for (float& value : values) value *= factor;
-    CHECK(codec->Encode(values, &changed->fragments.back()).ok());
-  }
-  return changed;
-}
 
 }  // namespace
 
@@ -422,12 +406,10 @@ void SimWorker::Contribute(const LeafSchedule::Contribute& contribute) {
     ++damaged_.nan;
     world_->Note(TapeEvent::kDamaged, name(),
                  {life->self.member.value(), life->self.incarnation.value(), contribute.manifest.sequence.value()});
-    auto damaged = std::make_shared<EncodedVector>(*payload);
-    for (std::string& fragment : damaged->fragments) std::fill(fragment.begin(), fragment.end(), '\xff');
-    payload = damaged;
+    payload = WithNan(*payload);
   } else if (damage_.scale != 1 && !empty) {
     ++damaged_.scaled;
-    payload = Changed(*payload, life->fragments, static_cast<float>(damage_.scale));
+    payload = Scaled(*payload, life->fragments, damage_.scale);
   }
   life->uplink->Send(contribute.manifest, payload);
 }
