@@ -31,6 +31,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kPoll = absl::Milliseconds(50);
+// For the coordinator to say how things stand; less where faults are to happen at their times meanwhile.
+constexpr absl::Duration kAnswer = absl::Seconds(2);
+constexpr absl::Duration kAnswerSoon = absl::Milliseconds(500);
 // A coordinator that answered and does not any more is about to end, and then says why others ended. Beyond this it
 // hangs.
 constexpr absl::Duration kSilent = absl::Seconds(15);
@@ -174,9 +177,10 @@ Coordinator::Stub* LocalRun::coordinator() {
 }
 
 std::optional<StatusReply> LocalRun::AskStatus() {
+  if (expects_no_answer_) return std::nullopt;
   const int start = supervisor_.coordinator_starts();
   grpc::ClientContext context;
-  SetDeadline(&context, absl::Seconds(2));
+  SetDeadline(&context, options_.on_poll ? kAnswerSoon : kAnswer);
   StatusReply reply;
   if (!coordinator()->GetStatus(&context, StatusRequest(), &reply).ok()) return std::nullopt;
   phase_ = reply.phase();

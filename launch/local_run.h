@@ -61,6 +61,9 @@ class LocalRun {
   Supervisor& supervisor() { return supervisor_; }
   EmulatedLink* link(const std::string& region) { return links_.at(region).get(); }
   Coordinator::Stub* coordinator();
+  // The coordinator stands still, as the caller knows: it is not asked meanwhile.
+  void ExpectNoAnswer(bool none) { expects_no_answer_ = none; }
+  bool expects_no_answer() const { return expects_no_answer_; }
   // A line for people, beside the progress.
   void Say(const std::string& line);
   // The names by which the supervisor knows processes.
@@ -113,6 +116,7 @@ class LocalRun {
   absl::Time began_ = absl::InfiniteFuture();  // As seen from here.
   int answered_start_ = 0;                     // The start of the coordinator, counted from 1, that answered last.
   absl::Time answered_at_ = absl::InfinitePast();
+  bool expects_no_answer_ = false;
   bool progress_line_open_ = false;
   absl::Time next_line_ = absl::InfinitePast();
   bool shown_over_ = false;

@@ -73,20 +73,32 @@ void ProcessFaults::Poll(LocalRun* run, absl::Duration elapsed) {
     }
   }
   if (ends) Quiesce(run, elapsed);
-  if (!orders_.empty()) {
-    const Fault& fault = scenario_.timeline(static_cast<int>(orders_.front().number));
-    const absl::Duration lasts =
-        std::min(fault.has_for_ns() ? absl::Nanoseconds(fault.for_ns()) : absl::InfiniteDuration(), Left(elapsed));
-    if (Order(run, orders_.front(), FAULT_PLACE_UNSPECIFIED,
-              lasts == absl::InfiniteDuration() ? absl::ZeroDuration() : lasts, absl::InfiniteDuration())
-            .has_value()) {
-      observed_.push_back({absl::Now(), elapsed, orders_.front()});
-      orders_.pop_front();
-    }
-  }
   const auto freezes = [&](const std::string& name) { return run->supervisor().Signal(name, SIGSTOP); };
   to_freeze_.erase(std::remove_if(to_freeze_.begin(), to_freeze_.end(), freezes), to_freeze_.end());
+  const std::string root = ProcessName(FaultTarget());
+  run->ExpectNoAnswer(freezes_.IsFrozen(root, run->supervisor().RunningPid(root)));
+  if (run->expects_no_answer()) return;
+  PassOn(run, elapsed);
   OrderRoot(run, elapsed);
+}
+
+void ProcessFaults::PassOn(LocalRun* run, absl::Duration elapsed) {
+  for (auto order = orders_.begin(); order != orders_.end();) {
+    const Fault& fault = scenario_.timeline(static_cast<int>(order->number));
+    const absl::Duration lasts =
+        std::min(fault.has_for_ns() ? absl::Nanoseconds(fault.for_ns()) : absl::InfiniteDuration(), Left(elapsed));
+    const absl::StatusOr<int64_t> number =
+        Order(run, *order, FAULT_PLACE_UNSPECIFIED, lasts == absl::InfiniteDuration() ? absl::ZeroDuration() : lasts,
+              absl::InfiniteDuration());
+    if (number.ok()) observed_.push_back({absl::Now(), elapsed, *order});
+    if (number.ok() || absl::IsInvalidArgument(number.status()) || absl::IsFailedPrecondition(number.status())) {
+      order = orders_.erase(order);
+    } else if (absl::IsNotFound(number.status())) {
+      ++order;  // It will be back.
+    } else {
+      return;
+    }
+  }
 }
 
 absl::Duration ProcessFaults::Left(absl::Duration elapsed) const {
@@ -185,7 +197,7 @@ void ProcessFaults::ReadStruck() {
   }
 }
 
-bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Duration elapsed) {
+void ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Duration elapsed) {
   const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
   bool done = true;
   switch (fault.fault()) {
@@ -193,15 +205,16 @@ bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Du
       done = run->supervisor().Signal(ProcessName(act.target), SIGKILL);
       break;
     case FAULT_KIND_FREEZE: {
-      std::multiset<size_t>& freezes = freezes_[ProcessName(act.target)];
+      const std::string name = ProcessName(act.target);
+      const pid_t pid = run->supervisor().RunningPid(name);
       if (act.begins) {
-        done = run->supervisor().Signal(ProcessName(act.target), SIGSTOP);
-        if (done) freezes.insert(act.number);
+        freezes_.Begin(name, act.number, pid);
+        done = run->supervisor().Signal(name, SIGSTOP);
         break;
       }
-      const auto one = freezes.find(act.number);
-      if (one != freezes.end()) freezes.erase(one);
-      done = !freezes.empty() || run->supervisor().Signal(ProcessName(act.target), SIGCONT);
+      const Freezes::Ended ended = freezes_.End(name, act.number, pid);
+      if (ended.goes_on) run->supervisor().Signal(name, SIGCONT);
+      done = ended.began;
       break;
     }
     default: {
@@ -211,13 +224,11 @@ bool ProcessFaults::Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Du
       break;
     }
   }
-  if (!done) return false;  // The process is not there now: nothing happened to it.
-  observed_.push_back({absl::Now(), elapsed, act});
-  return true;
+  if (done) observed_.push_back({absl::Now(), elapsed, act});  // Otherwise the process was not there.
 }
 
-std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on,
-                                            absl::Duration lasts, absl::Duration left, bool tells) {
+absl::StatusOr<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on,
+                                             absl::Duration lasts, absl::Duration left, bool tells) {
   const Fault& fault = scenario_.timeline(static_cast<int>(act.number));
   InjectFaultRequest request;
   request.set_target(TargetName(scenario_, act.target));
@@ -229,16 +240,15 @@ std::optional<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule::
   request.mutable_order()->set_tells(tells);
   if (left != absl::InfiniteDuration()) request.mutable_order()->set_until_ns(absl::ToInt64Nanoseconds(left));
   grpc::ClientContext context;
-  SetDeadline(&context, absl::Seconds(1));
+  SetDeadline(&context, absl::Milliseconds(500));  // Other faults are due meanwhile.
   InjectFaultReply reply;
   const grpc::Status status = run->coordinator()->InjectFault(&context, request, &reply);
   if (status.ok()) return reply.number();
-  // A member that is dead now, and a coordinator that is away, will be back.
-  if (status.error_code() == grpc::StatusCode::INVALID_ARGUMENT ||
-      status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
-    run->Say(absl::StrCat("warning: timeline[", act.number, "]: ", status.error_message()));
+  const absl::Status refused = FromGrpc(status, "");
+  if (absl::IsInvalidArgument(refused) || absl::IsFailedPrecondition(refused)) {
+    run->Say(absl::StrCat("warning: timeline[", act.number, "] does not happen: ", refused.message()));
   }
-  return std::nullopt;
+  return refused;
 }
 
 void ProcessFaults::Reshape(LocalRun* run, int region) {

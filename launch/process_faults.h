@@ -5,16 +5,16 @@
 #include <cstdint>
 #include <deque>
 #include <ios>
-#include <map>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "launch/local_run.h"
 #include "proto/scenario.pb.h"
 #include "runtime/fault/fault_schedule.h"
+#include "runtime/fault/freezes.h"
 #include "runtime/fault/link_faults.h"
 #include "runtime/fault/quiesce.h"
 
@@ -32,7 +32,7 @@ class ProcessFaults {
   // `scenario` is checked (FindScenarioProblems) and outlives this, as does `job`. `run_dir`: of the run.
   ProcessFaults(const Scenario& scenario, const Job& job, uint64_t seed, std::string run_dir);
 
-  // Does what is due. Of what waits for the coordinator to answer it tries the first again each time.
+  // Does what is due. What the coordinator has not taken yet it tries again each time, unless that stands still.
   void Poll(LocalRun* run, absl::Duration elapsed);
   // Reads what the coordinator wrote of faults that struck the root since the last call. Poll does; once more when the
   // run is over.
@@ -58,11 +58,14 @@ class ProcessFaults {
   // Until faults end; infinite where they have no common end.
   absl::Duration Left(absl::Duration elapsed) const;
   bool IsOver(const RootOrder& order, absl::Duration elapsed) const;
-  // False: it must be tried again.
-  bool Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Duration elapsed);
-  // The number of the order; nothing: it must be tried again. It is over when `left` has passed, if it is the root's.
-  std::optional<int64_t> Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on, absl::Duration lasts,
-                               absl::Duration left, bool tells = false);
+  void Carry(LocalRun* run, const FaultSchedule::Act& act, absl::Duration elapsed);
+  // Has the coordinator pass on what waits for it.
+  void PassOn(LocalRun* run, absl::Duration elapsed);
+  // The number of the order. It is over when `left` has passed, if it is the root's. NOT_FOUND: its target does not
+  // live. INVALID_ARGUMENT, FAILED_PRECONDITION: it never happens, which has been said. Otherwise the coordinator does
+  // not answer now.
+  absl::StatusOr<int64_t> Order(LocalRun* run, const FaultSchedule::Act& act, FaultPlace on, absl::Duration lasts,
+                                absl::Duration left, bool tells = false);
   void OrderRoot(LocalRun* run, absl::Duration elapsed);
   void Reshape(LocalRun* run, int region);
   std::string ProcessName(const FaultTarget& target) const;
@@ -79,8 +82,7 @@ class ProcessFaults {
   std::streamoff events_read_ = 0;  // Bytes of events.jsonl.
   absl::Time began_;
   std::vector<LinkFaults> links_;  // By region.
-  // Of each process, the faults that keep it frozen: it goes on when the last of them ends.
-  std::map<std::string, std::multiset<size_t>> freezes_;
+  Freezes freezes_;
   std::vector<ObservedFault> observed_;
   std::optional<absl::Duration> quiet_since_;
   std::vector<LeftOut> left_out_;

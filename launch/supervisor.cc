@@ -179,8 +179,10 @@ void Supervisor::KeepStandby(absl::Time now) {
 }
 
 absl::Status Supervisor::Decide(Process* process, RunStage stage, absl::Time now) {
-  const RestartPolicy::Decision decision =
-      policy_.Ended(process->name, process->kind, process->code, process->ended - process->started, stage);
+  // Who makes processes die chooses when.
+  const bool as_planned = options_.restart_after > absl::ZeroDuration() && process->code == 128 + SIGKILL;
+  const absl::Duration lived = as_planned ? absl::InfiniteDuration() : process->ended - process->started;
+  const RestartPolicy::Decision decision = policy_.Ended(process->name, process->kind, process->code, lived, stage);
   switch (decision.kind) {
     case RestartPolicy::Decision::Kind::kLeave:
       process->state = State::kGone;
@@ -269,13 +271,22 @@ bool Supervisor::no_worker_left() const {
   return given_up_code_.has_value() && were;
 }
 
-bool Supervisor::Signal(const std::string& name, int signal_number) {
+Supervisor::Process* Supervisor::Running(const std::string& name) {
   for (Process& process : processes_) {
-    if (process.name != name || process.state != State::kRunning || process.child.Poll().has_value()) continue;
-    process.child.Signal(signal_number);
-    return true;
+    if (process.name == name && process.state == State::kRunning && !process.child.Poll().has_value()) return &process;
   }
-  return false;
+  return nullptr;
+}
+
+pid_t Supervisor::RunningPid(const std::string& name) {
+  const Process* const process = Running(name);
+  return process == nullptr ? 0 : process->child.pid();
+}
+
+bool Supervisor::Signal(const std::string& name, int signal_number) {
+  Process* const process = Running(name);
+  if (process != nullptr) process->child.Signal(signal_number);
+  return process != nullptr;
 }
 
 void Supervisor::Abandon(const std::string& name) {

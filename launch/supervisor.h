@@ -89,7 +89,8 @@ class Supervisor {
     std::function<std::optional<RunStage>(ProcessKind)> stage;
     // What people should read, one line or more.
     std::function<void(const std::string&)> say;
-    // Between a death and the next start there is at least this.
+    // Between a death and the next start there is at least this. Above 0: a member that is killed young is so because
+    // an experiment kills members, and is started again however often that happens.
     absl::Duration restart_after = absl::ZeroDuration();
     // The command line of a process that becomes the coordinator by itself as soon as that one is gone, so that none
     // has to be started then. Asked while there is none; nothing: none yet. Its restarts are of no budget, but taking
@@ -127,6 +128,8 @@ class Supervisor {
   // The exit code (or 128 + the signal) of the last member that was given up.
   std::optional<int> given_up_code() const { return given_up_code_; }
 
+  // The pid of this process, which runs; 0: none does now.
+  pid_t RunningPid(const std::string& name);
   // False: no such process runs now.
   bool Signal(const std::string& name, int signal_number);
 
@@ -159,6 +162,7 @@ class Supervisor {
     int code = 0;
   };
 
+  Process* Running(const std::string& name);  // Null: none does now.
   absl::Status Decide(Process* process, RunStage stage, absl::Time now);
   absl::Status GiveUp(Process* process, RunStage stage, const std::string& reason);
   void Restart(Process* process, absl::Time now);

@@ -185,13 +185,13 @@ class SupervisorTest : public ::testing::Test {
     std::filesystem::remove_all(directory_, error);
   }
 
-  void Make(int restarts) {
+  void Make(int restarts, absl::Duration restart_after = absl::ZeroDuration()) {
     supervisor_.emplace(Supervisor::Options{directory_, restarts,
                                             [this](ProcessKind) {
                                               ++asked_;
                                               return stage_;
                                             },
-                                            [this](const std::string& line) { said_.push_back(line); }});
+                                            [this](const std::string& line) { said_.push_back(line); }, restart_after});
     StartShell("coordinator", kCoordinator, {"exec sleep 100"});
   }
 
@@ -240,6 +240,19 @@ TEST_F(SupervisorTest, StartsAgainAfterTheBackoff) {
   now_ += absl::Milliseconds(1);
   ASSERT_TRUE(PollUntil([&] { return Logged("worker-0-of-beijing", "second life"); }).ok());
   EXPECT_THAT(supervisor_->restarts(), ElementsAre(Pair("worker-0 of beijing", 1)));
+}
+
+TEST_F(SupervisorTest, WhomAnExperimentKillsAgainAndAgainComesBackEachTime) {
+  Make(100, absl::Milliseconds(300));
+  StartShell("worker-0 of beijing", kWorker, {"exec sleep 100"});
+  for (int death = 1; death <= 7; ++death) {
+    now_ += absl::Seconds(1);
+    ASSERT_TRUE(supervisor_->Signal("worker-0 of beijing", SIGKILL)) << death;
+    ASSERT_TRUE(PollUntil([&] { return said_.size() == static_cast<size_t>(death); }).ok());
+    EXPECT_THAT(said_.back(), HasSubstr("it is started again in 300ms"));
+    now_ += absl::Milliseconds(300);
+    ASSERT_TRUE(PollUntil([&] { return supervisor_->RunningPid("worker-0 of beijing") != 0; }).ok());
+  }
 }
 
 TEST_F(SupervisorTest, WhoEndsAsMeantIsLeft) {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/integration/wukong_process.h"
@@ -104,6 +105,45 @@ TEST(ChaosRunTest, BadLinksAndBadWorkersAreOutlived) {
   const RunRecord record(workspace.Path("run"));
   EXPECT_EQ(record.Events("fault_heard").size(), 2u);
   EXPECT_THAT(Read(run.folder + "/plot.gp"), HasSubstr("rectangle"));
+}
+
+// A root that stands still holds up neither what ends its own freeze nor what happens to others.
+TEST(ChaosRunTest, FaultsKeepTheirTimesWhileTheRootStandsStill) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const Outcome run = RunScenario(workspace,
+                                  "timeline:\n"
+                                  "  - {fault: freeze, target: [root], at: 1s, for: 1s}\n"
+                                  "  - {fault: cut, target: [shenzhen], at: 1200ms, for: 300ms}\n"
+                                  "  - {fault: kill, target: [beijing/worker-1], at: 1300ms}\n"
+                                  "  - {fault: nan, target: [shenzhen/worker-0], at: 1400ms, for: 1s}\n");
+  ASSERT_EQ(run.code, 0) << run.out;
+  ExpectAllHold(run);
+  int lasting = 0;
+  std::ifstream faults(run.folder + "/faults.csv");
+  for (std::string line; std::getline(faults, line);) {
+    const std::vector<std::string> columns = absl::StrSplit(line, ',');
+    const double wanted = columns[1] == "freeze" ? 1.0 : columns[1] == "cut" ? 0.3 : 0;
+    if (wanted == 0) continue;
+    ++lasting;
+    EXPECT_NEAR(std::stod(columns[4]) - std::stod(columns[3]), wanted, 0.25) << line;
+  }
+  EXPECT_EQ(lasting, 2);
+}
+
+// At four seconds its lease has run out.
+TEST(ChaosRunTest, AnOrderForWhoIsDeadHoldsUpNoOther) {
+  const Workspace workspace(/*prepare_data=*/false);
+  workspace.Write("scenario.yaml",
+                  absl::StrReplaceAll(ScenarioText("timeline:\n"
+                                                   "  - {fault: kill, target: [beijing/worker-0], at: 500ms}\n"
+                                                   "  - {fault: slow, target: [beijing/worker-0], factor: 2, at: 4s}\n"
+                                                   "  - {fault: nan, target: [shenzhen/worker-0], at: 4s, for: 1s}\n"),
+                                      {{"300ms", "0s"}}));
+  const auto process = workspace.Start({"chaos", "run", "scenario.yaml", "--run-dir", workspace.Path("run"), "--json"});
+  EXPECT_EQ(process->Wait(absl::Seconds(150)), 1) << process->err();
+  const Json result = Json::parse(process->out(), nullptr, false);
+  EXPECT_EQ(result["faults_observed"]["nan"], 1) << process->out();
+  EXPECT_EQ(result["verdicts"]["fired"], "timeline[1] never happened: this run shows nothing");
 }
 
 TEST(ChaosRunTest, PacketsAreDroppedBetweenNetworksAndNothingIsLost) {
