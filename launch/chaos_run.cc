@@ -1,6 +1,7 @@
 // `wukong chaos run`: a scenario on real processes of this machine.
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -267,14 +268,17 @@ void Experiment::JudgeExpectations(const LocalRun::Result& run, Json* verdicts) 
 }
 
 void Experiment::AddFaults(const std::vector<EventLine>& events) {
-  std::map<std::pair<size_t, std::string>, size_t> lasting;  // The span of it.
+  std::map<std::pair<size_t, std::string>, std::deque<size_t>> lasting;  // Its spans, of which the first ends first.
   for (const ObservedFault& seen : faults_.observed()) {
     const Fault& fault = scenario_.timeline(static_cast<int>(seen.act.number));
     const std::string target = TargetName(scenario_, seen.act.target);
     const double seconds = absl::ToDoubleSeconds(seen.elapsed);
     const auto key = std::make_pair(seen.act.number, target);
     if (!seen.act.begins) {
-      if (const auto found = lasting.find(key); found != lasting.end()) report_.faults[found->second].end = seconds;
+      std::deque<size_t>& open = lasting[key];
+      if (open.empty()) continue;
+      report_.faults[open.front()].end = seconds;
+      open.pop_front();
       continue;
     }
     ExperimentReport::FaultSpan span{
@@ -295,7 +299,7 @@ void Experiment::AddFaults(const std::vector<EventLine>& events) {
         }
       }
     }
-    lasting[key] = report_.faults.size();
+    lasting[key].push_back(report_.faults.size());
     report_.faults.push_back(std::move(span));
   }
   if (!faults_.quiet_since().has_value()) return;

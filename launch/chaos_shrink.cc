@@ -2,8 +2,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
+#include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,12 +14,14 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "glog/logging.h"
 #include "launch/chaos_command.h"
 #include "launch/exit_code.h"
 #include "launch/job_file.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
+#include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/sim/shrink.h"
 
@@ -40,10 +44,24 @@ struct Outcome {
   std::vector<FaultStrike> strikes;
 };
 
-std::string OutcomeAsJson(const Scenario& scenario, uint64_t seed) {
-  Json strikes = Json::array();
+// Each strike on a line of its own, as it happens, so that those of a simulator that dies are known; then the verdict.
+void WriteOutcome(const Scenario& scenario, uint64_t seed, int file) {
+  const auto write_line = [file](const Json& json) {
+    const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    for (size_t at = 0; at < text.size();) {
+      const ssize_t written = ::write(file, text.data() + at, text.size() - at);
+      if (written <= 0) return;
+      at += static_cast<size_t>(written);
+    }
+  };
   std::vector<FaultStrike> collected;
-  const auto result = RunSimulation(scenario, seed, [&](const TapeEvent& event) { CollectStrike(event, &collected); });
+  const auto result = RunSimulation(scenario, seed, [&](const TapeEvent& event) {
+    collected.clear();
+    CollectStrike(event, &collected);
+    for (const FaultStrike& strike : collected) {
+      write_line({strike.fault, strike.target, absl::ToInt64Nanoseconds(strike.time)});
+    }
+  });
   Json failed = Json::object();
   // A scenario that is not valid any more does not fail: it cannot be run.
   if (result.ok()) {
@@ -51,10 +69,7 @@ std::string OutcomeAsJson(const Scenario& scenario, uint64_t seed) {
       if (!violation.empty()) failed[name] = violation;
     }
   }
-  for (const FaultStrike& strike : collected) {
-    strikes.push_back({strike.fault, strike.target, absl::ToInt64Nanoseconds(strike.time)});
-  }
-  return Json({{"failed", failed}, {"strikes", strikes}}).dump(-1, ' ', false, Json::error_handler_t::replace);
+  write_line(failed);
 }
 
 // In a process of its own: a scenario in which the simulator dies is a failing one like others.
@@ -66,12 +81,7 @@ absl::StatusOr<Outcome> RunApart(const Scenario& scenario, uint64_t seed) {
   if (pid < 0) return absl::ResourceExhaustedError("cannot start a process");
   if (pid == 0) {
     ::close(ends[0]);
-    const std::string text = OutcomeAsJson(scenario, seed);
-    for (size_t at = 0; at < text.size();) {
-      const ssize_t written = ::write(ends[1], text.data() + at, text.size() - at);
-      if (written <= 0) break;
-      at += static_cast<size_t>(written);
-    }
+    WriteOutcome(scenario, seed, ends[1]);
     ::_exit(0);
   }
   ::close(ends[1]);
@@ -83,16 +93,18 @@ absl::StatusOr<Outcome> RunApart(const Scenario& scenario, uint64_t seed) {
   int status = 0;
   ::waitpid(pid, &status, 0);
   Outcome outcome;
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) {
-    outcome.failed["crash"] = "the simulator died";
-    return outcome;
+  bool ended = false;
+  for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_array()) {
+      outcome.strikes.push_back(
+          {json[0].get<int>(), json[1].get<std::string>(), absl::Nanoseconds(json[2].get<int64_t>())});
+    } else if (json.is_object()) {
+      ended = true;
+      for (const auto& [name, violation] : json.items()) outcome.failed[name] = violation.get<std::string>();
+    }
   }
-  for (const auto& [name, violation] : json["failed"].items()) outcome.failed[name] = violation.get<std::string>();
-  for (const Json& strike : json["strikes"]) {
-    outcome.strikes.push_back(
-        {strike[0].get<int>(), strike[1].get<std::string>(), absl::Nanoseconds(strike[2].get<int64_t>())});
-  }
+  if (!ended) outcome.failed["crash"] = "the simulator died";
   return outcome;
 }
 
@@ -118,6 +130,12 @@ absl::Status Shrink(const ShrinkFlags& flags) {
     return absl::InvalidArgumentError(absl::StrCat("--seed ", flags.seed, ": expected a number"));
   }
   scenario->set_seed(seed);
+  // That it cannot be written is to be known before minutes of work.
+  if (const std::string folder = std::filesystem::path(flags.output).parent_path();
+      ::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--output ", flags.output, ": nothing can be written to ", folder, ": ", std::strerror(errno)));
+  }
   const absl::StatusOr<Outcome> whole = RunApart(*scenario, seed);
   if (!whole.ok()) return whole.status();
   if (whole->failed.empty()) {
@@ -167,15 +185,10 @@ absl::Status Shrink(const ShrinkFlags& flags) {
                verdict.c_str(), violation.c_str());
 
   const std::string yaml = ScenarioYaml(result.scenario);
-  if (!flags.output.empty()) {
-    std::ofstream file(flags.output);
-    file << yaml;
-    if (!file.flush()) return absl::InvalidArgumentError(absl::StrCat("cannot write ", flags.output));
-  }
   std::printf("%s# %s\n#   wukong sim %s --seed %llu\n", yaml.c_str(),
               flags.output.empty() ? "Once this is in a file, again with" : "Again with",
               flags.output.empty() ? "FILE" : ShellWord(flags.output).c_str(), static_cast<unsigned long long>(seed));
-  return absl::OkStatus();
+  return flags.output.empty() ? absl::OkStatus() : WriteFileAtomic(flags.output, yaml);
 }
 
 }  // namespace

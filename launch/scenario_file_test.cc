@@ -94,6 +94,19 @@ TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
       {"timeline: [{fault: loss, at: 1s, target: [a]}]", "probability: is missing"},
       {"timeline: [{fault: loss, at: 1s, target: [a/worker-0], probability: 1%}]", "happens to a region's link"},
       {"timeline: [{fault: slow, at: 1s, target: [a], factor: 2}]", "happens to workers"},
+      {"timeline: [{fault: slow, at: 1s, target: [a/worker-0], factor: 0.5}]",
+       "factor: is how many times longer a step"},
+      {"timeline: [{fault: bandwidth, at: 1s, target: [a], factor: 0.5}]", "fault: the link's bandwidth is unlimited"},
+      {"wan: {bandwidth: 1Mbit}\ntimeline: [{fault: bandwidth, at: 1s, target: [a], factor: 4}]",
+       "factor: is the share of the bandwidth that is left"},
+      {"timeline: [{fault: latency, at: 1s, target: ['*'], factor: 4}]",
+       "fault: the link has no latency that could grow"},
+      {"wan: {rtt: 1s}\ntimeline: [{fault: latency, at: 1s, target: [a], factor: 0.5}]",
+       "factor: is how many times longer"},
+      {"timeline: [{fault: loss, at: 1s, target: [a], probability: 1%}]",
+       "fault: loss costs a link without a round trip"},
+      {"wan: {rtt: 1s}\ntimeline: [{fault: loss, at: 1s, target: [a], probability: 100%}]",
+       "expected at most 90%, or a cut"},
       {"timeline: [{fault: kill, target: [a]}]", "says when"},
       {"timeline: [{fault: kill, at: 1s, every: 2s, target: [a]}]", "says when"},
       {"timeline: [{fault: cut, at: 1s, target: [a]}]", "for: is missing"},
@@ -122,6 +135,34 @@ TEST(ScenarioFileTest, WhatIsWrongIsNamedWithItsLine) {
     EXPECT_TRUE(absl::StrContains(text, one.message)) << text;
     EXPECT_TRUE(absl::StrContains(text, path)) << text;
   }
+  std::filesystem::remove(path);
+}
+
+TEST(ScenarioFileTest, AFaultOfOneLinkIsJudgedByThatLink) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/scenario_file_test_link.", getpid(), ".yaml");
+  const auto problems = [&](const char* text) {
+    std::ofstream(path) << "name: links\nworkload: {samples: 100}\n"
+                        << "regions: [{name: a, workers: 1}, {name: b, workers: 1}]\n"
+                        << "wan: {links: [{region: a, bandwidth: 10Mbit, direction: up}]}\n"
+                        << text << "\n";
+    const auto source = LoadScenarioFile(path, {});
+    EXPECT_TRUE(source.ok()) << source.status();
+    return source.ok() ? FindScenarioProblems(source->scenario).size() : size_t{99};
+  };
+  EXPECT_EQ(problems("timeline: [{fault: bandwidth, at: 1s, target: [a], factor: 0.1}]"), 0u);
+  EXPECT_EQ(problems("timeline: [{fault: bandwidth, at: 1s, target: ['*'], factor: 0.1}]"), 0u);
+  EXPECT_EQ(problems("timeline: [{fault: bandwidth, at: 1s, target: [a], factor: 0.1, direction: down}]"), 1u);
+  EXPECT_EQ(problems("timeline: [{fault: bandwidth, at: 1s, target: [b], factor: 0.1}]"), 1u);
+  std::filesystem::remove(path);
+}
+
+TEST(ScenarioFileTest, RealProcessesAreCheckedForAllThatTheirLogShows) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/scenario_file_test_checks.", getpid(), ".yaml");
+  std::ofstream(path) << "name: all\nworkload: {samples: 100}\nregions: [{name: a, workers: 1}]\n"
+                      << "expect: {invariants: [I1, I3, I4, I6, I7, I8, I9, I10, I12]}\n";
+  const auto source = LoadScenarioFile(path, {});
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_TRUE(FindScenarioProblems(source->scenario, BACKEND_PROCESS).empty());
   std::filesystem::remove(path);
 }
 

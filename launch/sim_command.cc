@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -86,10 +87,13 @@ class FaultWatcher {
       const std::string who(event.who);
       const auto key = std::make_pair(event.values[0], who);
       if (event.values[1] == 0) {
-        if (const auto found = lasting_.find(key); found != lasting_.end()) spans_[found->second].end = now;
+        std::deque<size_t>& open = lasting_[key];
+        if (open.empty()) return;
+        spans_[open.front()].end = now;  // Those of one number last equally long.
+        open.pop_front();
         return;
       }
-      lasting_[key] = spans_.size();
+      lasting_[key].push_back(spans_.size());
       FaultKind kind = FAULT_KIND_UNSPECIFIED;
       const std::string name = FaultKind_Parse(event.text, &kind) ? FaultName(kind) : event.text;
       spans_.push_back({name, who, static_cast<int>(event.values[0]), now, {}, {}, {}});
@@ -122,7 +126,7 @@ class FaultWatcher {
   }
 
   std::vector<ExperimentReport::FaultSpan> spans_;
-  std::map<std::pair<int64_t, std::string>, size_t> lasting_;
+  std::map<std::pair<int64_t, std::string>, std::deque<size_t>> lasting_;
   std::map<std::string, size_t> gone_;
 };
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/fault/fault_schedule.h"
+#include "runtime/fault/link_shape.h"
 #include "runtime/model/optimizer_kinds.h"
 #include "runtime/sync/presets.h"
 
@@ -68,6 +69,54 @@ absl::StatusOr<Job> JobOfScenario(const Scenario& scenario) {
 
 namespace {
 
+// Why a fault of links would change nothing, or not what it says.
+struct LinkProblem {
+  const char* key = nullptr;
+  const char* reason = nullptr;  // Null: it does something.
+};
+
+LinkProblem FindLinkProblem(const Scenario& scenario, const Fault& fault) {
+  const FaultKind kind = fault.fault();
+  if (kind == FAULT_KIND_BANDWIDTH && fault.has_factor() && fault.factor() >= 1) {
+    return {"factor", "is the share of the bandwidth that is left (expected below 1)"};
+  }
+  if (kind == FAULT_KIND_LATENCY && fault.has_factor() && fault.factor() <= 1) {
+    return {"factor", "is how many times longer the way takes (expected above 1)"};
+  }
+  if (kind == FAULT_KIND_LOSS && fault.probability() > 0.9) {
+    return {"probability", "is more than the emulated links have (expected at most 90%, or a cut)"};
+  }
+  if (kind != FAULT_KIND_BANDWIDTH && kind != FAULT_KIND_LATENCY && kind != FAULT_KIND_LOSS) return {};
+  // It is enough that one of the links that it may happen to is changed by it.
+  bool any = false;
+  for (const std::string& text : fault.target()) {
+    const auto targets = ResolveTarget(scenario, text);
+    if (!targets.ok()) return {};  // That is said elsewhere.
+    for (const FaultTarget& target : *targets) {
+      if (target.root()) return {};  // Likewise.
+      const std::string& region = scenario.regions(target.region).name();
+      const LinkShape up = ShapeOfLink(scenario.wan(), region, DIRECTION_UP);
+      const LinkShape down = ShapeOfLink(scenario.wan(), region, DIRECTION_DOWN);
+      const auto meant = [&](const auto& of) {
+        return (fault.direction() != DIRECTION_DOWN && of(up)) || (fault.direction() != DIRECTION_UP && of(down));
+      };
+      any |= kind == FAULT_KIND_BANDWIDTH ? meant([](const LinkShape& link) { return link.bandwidth_bits_per_s > 0; })
+             : kind == FAULT_KIND_LATENCY
+                 ? meant([](const LinkShape& link) { return link.delay > absl::ZeroDuration(); })
+                 : up.delay + down.delay > absl::ZeroDuration();
+    }
+  }
+  if (any || fault.target_size() == 0) return {};
+  switch (kind) {
+    case FAULT_KIND_BANDWIDTH:
+      return {"fault", "the link's bandwidth is unlimited (set wan.bandwidth)"};
+    case FAULT_KIND_LATENCY:
+      return {"fault", "the link has no latency that could grow (set wan.rtt)"};
+    default:
+      return {"fault", "loss costs a link without a round trip nothing (set wan.rtt)"};
+  }
+}
+
 // What cannot be done to real processes, or not be checked on them.
 void AddProcessProblems(const Scenario& scenario, std::vector<ScenarioProblem>* problems) {
   static const std::set<FaultKind> kPossible = {
@@ -95,7 +144,7 @@ void AddProcessProblems(const Scenario& scenario, std::vector<ScenarioProblem>* 
                          "the speed of real training is the machine's (expected no bound on real "
                          "processes with fidelity gpt)"});
   }
-  static const std::set<std::string> kInvariants = {"I1", "I3", "I4", "I8", "I9", "I10", "I12"};
+  static const std::set<std::string> kInvariants = {"I1", "I3", "I4", "I6", "I7", "I8", "I9", "I10", "I12"};
   for (int i = 0; i < scenario.expect().invariants_size(); ++i) {
     if (kInvariants.count(scenario.expect().invariants(i)) == 0) {
       problems->push_back({absl::StrCat("expect.invariants[", i, "]"),
@@ -201,8 +250,11 @@ std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario, Back
     if (needs_probability != fault.has_probability()) {
       add(key + ".probability", needs_probability ? "is missing: how often?" : "means nothing for this fault");
     }
-    if (kind == FAULT_KIND_BANDWIDTH && scenario.wan().bandwidth_bps() == 0) {
-      add(key + ".fault", "the link's bandwidth is unlimited (set wan.bandwidth)");
+    if (const LinkProblem problem = FindLinkProblem(scenario, fault); problem.reason != nullptr) {
+      add(absl::StrCat(key, ".", problem.key), problem.reason);
+    }
+    if (kind == FAULT_KIND_SLOW && fault.has_factor() && fault.factor() < 1) {
+      add(key + ".factor", "is how many times longer a step takes (expected at least 1)");
     }
     if (kind == FAULT_KIND_CLOCK_SKEW && fault.factor() > 0.5)
       add(key + ".factor", "a clock may be off by at most 0.5");

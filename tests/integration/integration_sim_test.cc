@@ -15,6 +15,7 @@ namespace wukong::integration {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::StartsWith;
 
@@ -24,6 +25,7 @@ workload: {samples: 2000, step: 50ms}
 regions:
   - {name: a, workers: 2}
   - {name: b, workers: 2}
+wan: {rtt: 20ms}
 timeline:
   - {fault: slow, at: 1s, for: 2s, factor: 2, target: [a/worker-0]}
   - {fault: kill, at: 2s, target: [b/worker-1]}
@@ -79,6 +81,21 @@ TEST_F(SimCommandTest, ReportIsAFolderWithAllThatHappened) {
   EXPECT_EQ(same["tape_hash"], result["tape_hash"]);
 }
 
+TEST_F(SimCommandTest, FaultsThatOverlapThemselvesEndOneAfterTheOther) {
+  const std::string path = workspace_.Write("overlapping.yaml",
+                                            "name: overlapping\nworkload: {samples: 1000, step: 50ms}\n"
+                                            "regions: [{name: a, workers: 2}]\nwan: {rtt: 20ms}\n"
+                                            "timeline: [{fault: latency, every: 300ms, until: 5s, for: 900ms, "
+                                            "factor: 2, target: [a]}]\n");
+  Run({"sim", path, "--seed", "3", "--report", workspace_.Path("report")}, 0);
+  const std::vector<std::string> faults = absl::StrSplit(Read("report/faults.csv"), '\n', absl::SkipEmpty());
+  ASSERT_GT(faults.size(), 6u);
+  for (size_t i = 1; i < faults.size(); ++i) {
+    const std::vector<std::string> columns = absl::StrSplit(faults[i], ',');
+    EXPECT_NEAR(std::stod(columns[4]) - std::stod(columns[3]), 0.9, 0.002) << faults[i];
+  }
+}
+
 TEST_F(SimCommandTest, ShrinkLeavesTheFaultThatMatters) {
   const auto shrink = Run({"chaos", "shrink", scenario_, "--seed", "3", "--output", workspace_.Path("small.yaml")}, 0);
   EXPECT_THAT(shrink->err(), HasSubstr("1 of 4 faults are left: recovery_max"));
@@ -93,6 +110,9 @@ TEST_F(SimCommandTest, ShrinkSaysWhatItCannotDo) {
   EXPECT_THAT(holds->err(), HasSubstr("--verdict I1: holds with seed 3; what fails is recovery_max"));
   const auto passes = Run({"chaos", "shrink", scenario_, "--seed", "3", "--set", "expect.recovery_max=60s"}, 2);
   EXPECT_THAT(passes->err(), HasSubstr("does not fail with seed 3: there is nothing to shrink"));
+  const auto nowhere = Run({"chaos", "shrink", scenario_, "--seed", "3", "--output", workspace_.Path("no/x.yaml")}, 2);
+  EXPECT_THAT(nowhere->err(), HasSubstr("nothing can be written to"));
+  EXPECT_THAT(nowhere->err(), Not(HasSubstr("try 1"))) << "before any work";
   const auto missing = Run({"chaos", "shrink", workspace_.Path("missing.yaml")}, 2);
   EXPECT_THAT(missing->err(), HasSubstr("missing.yaml"));
 }
