@@ -374,6 +374,16 @@ class Script final : public LossModule {
   std::vector<torch::Tensor> storage_;
 };
 
+// The Euclidean norm of a flat tensor. In one go libtorch adds up float32 in as many numbers as a vector register has,
+// of which each takes in a whole share of the model: what is small against the sum so far is lost.
+double NormOf(const torch::Tensor& values) {
+  constexpr int64_t kRow = 1024;
+  const int64_t rows = values.numel() / kRow;
+  const torch::Tensor whole = values.narrow(0, 0, rows * kRow).view({rows, kRow}).norm(2, {1}).to(torch::kFloat64);
+  const double rest = values.narrow(0, rows * kRow, values.numel() - rows * kRow).norm().item<double>();
+  return std::sqrt(whole.square().sum().item<double>() + rest * rest);
+}
+
 class TorchTrainer final : public Trainer {
  public:
   TorchTrainer(const Job& job, const TrainerOptions& options, torch::Device device, std::unique_ptr<LossModule> model,
@@ -435,7 +445,7 @@ class TorchTrainer final : public Trainer {
       Start();
       torch::NoGradGuard no_grad;
       const absl::Time begin = Now();
-      const double norm = gradient_.norm().item<double>();
+      const double norm = NormOf(gradient_);
       if (std::isfinite(norm) && config_.clip_norm() > 0 && norm > config_.clip_norm()) {
         gradient_.mul_(config_.clip_norm() / norm);
       }

@@ -384,6 +384,22 @@ TEST(TrainerTest, TimesAreCountedWhereAskedFor) {
   EXPECT_GT(times.optimizer, absl::ZeroDuration());
 }
 
+TEST(TrainerTest, TheNormOfALargeGradientHasItsSmallValuesInIt) {
+  Job job = TinyJob();
+  job.mutable_model()->set_width(256);
+  job.mutable_model()->set_vocabulary(1000);
+  const std::unique_ptr<Trainer> trainer = TestTrainer(job);
+  const absl::Span<float> gradient = trainer->gradient();
+  ASSERT_GT(gradient.size(), 1'000'000u);
+  std::fill(gradient.begin(), gradient.end(), 1.0f);
+  std::fill_n(gradient.begin(), 16, 4096.0f);
+  ASSERT_TRUE(trainer->PushGradient().ok());
+  const absl::StatusOr<double> norm = trainer->OptimizerStep(0);
+  ASSERT_TRUE(norm.ok()) << norm.status();
+  const double expected = std::sqrt(16.0 * 4096 * 4096 + static_cast<double>(gradient.size() - 16));
+  EXPECT_NEAR(*norm, expected, 1e-5 * expected);
+}
+
 TEST(TrainerTest, RefusesBatchesThatDoNotFit) {
   const Job job = TinyJob();
   const std::unique_ptr<Trainer> trainer = TestTrainer(job);
