@@ -85,6 +85,7 @@ ParameterServer::Options NodeOptions(const Job& job, const std::vector<FragmentS
   options.codec_up = job.strategy().region().codec_up();
   options.schema_digest = schema_digest;
   options.tokens_per_sample = job.model().context();
+  options.samples_per_step = LargestStep(job);
   options.self = self;
   options.in_flight_bytes = job.limits().in_flight_bytes();
   return options;

@@ -220,6 +220,20 @@ TEST_F(RegionGroupTest, AGradientToContributeIsTheMeanOverAllRanksSamplesAndIsCo
   });
 }
 
+TEST_F(RegionGroupTest, AGradientToContributeThatIsNotFiniteIsNoProgressThoughTheLossIs) {
+  const auto trainer = NewTrainer();
+  const SampleReader reader = NewReader();
+  TrainingStep step(StepOptions(/*gradient_progress=*/true), trainer.get(), &reader, NoWait);
+  trainer->gradient()[3] = std::numeric_limits<float>::infinity();
+  ASSERT_TRUE(trainer->PushGradient().ok());
+  const auto result = step.Run(StepRanges(0), 0);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_TRUE(std::isfinite(result->loss));
+  EXPECT_FALSE(result->finite);
+  trainer->ZeroGradient();
+  EXPECT_TRUE(step.Run(StepRanges(0), 0)->finite);
+}
+
 TEST_F(RegionGroupTest, AStepWithFewerSamplesThanRanksIsMadeByAll) {
   std::vector<std::string> digests(3);
   RunRanks(3, [&](RegionGroup* group) {

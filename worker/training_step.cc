@@ -60,10 +60,15 @@ absl::StatusOr<TrainingStep::Result> TrainingStep::Run(absl::Span<const LeasedRa
   if (!result.finite) return result;
   if (group_ != nullptr) {
     if (absl::Status status = group_->SumGradient(trainer_); !status.ok()) return status;
-    // The sum is rank 0's to contribute; what others kept of it would be in the next sum once more.
-    if (options_.gradient_progress && group_->rank() != 0) trainer_->ZeroGradient();
   }
-  if (options_.gradient_progress) return result;
+  if (options_.gradient_progress) {
+    if (absl::Status status = trainer_->PullGradient(); !status.ok()) return status;
+    const absl::Span<const float> gradient = trainer_->gradient();
+    result.finite = std::all_of(gradient.begin(), gradient.end(), [](float value) { return std::isfinite(value); });
+    // The sum is rank 0's to contribute; what others kept of it would be in the next sum once more.
+    if (group_ != nullptr && group_->rank() != 0) trainer_->ZeroGradient();
+    return result;
+  }
   begin = clock_.Now();
   const absl::StatusOr<double> norm = trainer_->OptimizerStep(learning_rate);
   if (!norm.ok()) return norm.status();

@@ -44,6 +44,14 @@ Replica::Options ReplicaOptionsOf(const Job& job, bool parent_is_root, int64_t s
   return options;
 }
 
+int64_t LargestStep(const Job& job) {
+  int64_t most = 1;  // Ranks that act as one leaf.
+  for (const Region& region : job.regions()) {
+    if (region.collective() == COLLECTIVE_GLOO) most = std::max<int64_t>(most, region.workers());
+  }
+  return most * job.optimizer().micro_batch() * std::max(1, job.optimizer().accumulation());
+}
+
 LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Duration prefetch) {
   const Strategy& strategy = job.strategy();
   LeafSchedule::Options options;

@@ -17,6 +17,9 @@ NodeEngine::Options NodeOptionsOf(const Job& job, bool is_root, std::vector<Frag
 // `siblings` is the number of children that its parent has, itself included.
 Replica::Options ReplicaOptionsOf(const Job& job, bool parent_is_root, int64_t siblings);
 
+// The most samples that one optimizer step of some leaf has.
+int64_t LargestStep(const Job& job);
+
 // Of a leaf of `group_size` workers. `prefetch`: data in hand is enough for so long at the leaf's own speed.
 LeafSchedule::Options LeafOptionsOf(const Job& job, int64_t group_size, absl::Duration prefetch);
 

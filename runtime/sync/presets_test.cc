@@ -261,6 +261,14 @@ TEST(CheckStrategyTest, RefusesWhatCannotWorkAndSaysWhy) {
        "strategy.root.average", "expected mean with weight: sum"},
       {"the median of one", PRESET_ASYNC, [&](Job* j) { strategy(j)->mutable_root()->set_robust(ROBUST_MEDIAN); },
        "strategy.root.robust", "expected a quorum of at least 3, got 1 of 3"},
+      {"the median of a small region", PRESET_LOCAL_SGD,
+       [&](Job* j) {
+         j->mutable_regions(0)->set_workers(4);
+         j->mutable_regions(1)->set_workers(3);
+         j->mutable_regions(2)->set_workers(2);
+         strategy(j)->mutable_region()->set_robust(ROBUST_MEDIAN);
+       },
+       "strategy.region.robust", "expected a quorum of at least 3, got 2 of 2 in guizhou"},
       {"two averages", PRESET_DILOCO,
        [&](Job* j) {
          strategy(j)->mutable_root()->set_robust(ROBUST_TRIMMED_MEAN);

@@ -145,10 +145,14 @@ class Checker {
                        strategy_.lead_max(), ")"));
     }
     CheckGain(key, level, children, quorum);
-    if (by_coordinate && quorum < 3) {
-      Add(key + ".robust", absl::StrFormat("the middle of fewer than three contributions tells nothing (expected a "
-                                           "quorum of at least 3, got %d of %d)",
-                                           quorum, children));
+    // The smallest region has the fewest voices.
+    const bool of_regions = &level == &strategy_.region();
+    const int64_t fewest = of_regions ? fewest_leaves_ : children;
+    if (const int64_t voices = Quorum(level, fewest); by_coordinate && voices < 3) {
+      Add(key + ".robust",
+          absl::StrFormat("the middle of fewer than three contributions tells nothing (expected a quorum of at least "
+                          "3, got %d of %d%s)",
+                          voices, fewest, of_regions ? absl::StrCat(" in ", fewest_leaves_region_) : ""));
     }
     if (level.grace_ns() > 0 && quorum == children) {
       Add(key + ".grace", absl::StrFormat("everybody's contributions are there when the quorum is (expected 0 with a "

@@ -342,12 +342,24 @@ absl::Status ParameterServer::ReadContribution(grpc::ServerContext* context,
         absl::StrFormat("%d bytes over %d connections", header.payload_bytes(), header.streams()));
   }
   int64_t samples = 0;
+  std::vector<std::pair<int64_t, int64_t>> ranges;
   for (const SampleRange& range : header.ranges()) {
+    ranges.emplace_back(range.begin(), range.end());
     if (range.begin() < 0 || range.begin() >= range.end() || range.end() > kSampleMax) {
       return absl::InvalidArgumentError(
           absl::StrFormat("samples [%d, %d), expected at least one of %d", range.begin(), range.end(), kSampleMax));
     }
     samples += range.end() - range.begin();
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first < ranges[i - 1].second) {
+      return absl::InvalidArgumentError(absl::StrFormat("sample %d is named twice", ranges[i].first));
+    }
+  }
+  if (options_.samples_per_step > 0 && samples > 0 && header.steps() < (samples - 1) / options_.samples_per_step + 1) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d samples in %d steps, expected at most %d in one", samples,
+                                                      header.steps(), options_.samples_per_step));
   }
   // They weigh it, and say how large its norm may be.
   const int64_t each = options_.tokens_per_sample;

@@ -37,6 +37,7 @@ class ParameterServer final : public ParameterNode::Service {
     CodecKind codec_up = CODEC_KIND_FP32;  // Of contributions that come in.
     std::string schema_digest;
     int64_t tokens_per_sample = 0;  // What a contribution's tokens must be of its samples; 0: anything.
+    int64_t samples_per_step = 0;   // At most; 0: any number. Steps count in weights.
     MemberKey self;                 // Zero at the root.
     // Of contributions, from when their bytes come to their verdict; senders wait beyond it, but for one at a time.
     int64_t in_flight_bytes = 64 << 20;

@@ -434,6 +434,35 @@ TEST_F(ParameterServerTest, TokensAreThoseOfTheSamples) {
   EXPECT_EQ(Send(messages), VERDICT_ACCEPTED);
 }
 
+TEST_F(ParameterServerTest, SamplesAreNamedOnceAndAreMadeInAsManyStepsAsTheyTake) {
+  options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
+  options_.samples_per_step = 2;
+  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
+  node_->Serve();
+  stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
+  children_.push_back(std::make_unique<TestChild>(node_->address(), 1, options_.fragments));
+  ASSERT_TRUE(children_.back()->AwaitVersion(Version(1)));
+  ContributeMessages messages = Good(1);
+  ContributionHeader* header = messages.front().mutable_header();
+  const auto send = [&](const std::vector<std::pair<int64_t, int64_t>>& ranges, int64_t steps) {
+    header->clear_ranges();
+    for (const auto& [begin, end] : ranges) {
+      SampleRange* range = header->add_ranges();
+      range->set_begin(begin);
+      range->set_end(end);
+    }
+    header->set_steps(steps);
+    ContributeReply reply;
+    const grpc::Status status = SendByHand(stub_.get(), messages, &reply);
+    return status.ok() ? VerdictName(reply.verdict()) : status.error_message();
+  };
+  EXPECT_THAT(send({{7, 9}, {20, 22}, {8, 10}}, 3), testing::HasSubstr("sample 8 is named twice"));
+  EXPECT_THAT(send({{7, 9}, {7, 9}}, 2), testing::HasSubstr("sample 7 is named twice"));
+  EXPECT_THAT(send({{7, 9}, {9, 12}}, 2), testing::HasSubstr("5 samples in 2 steps, expected at most 2 in one"));
+  EXPECT_THAT(send({{7, 9}}, 0), testing::HasSubstr("2 samples in 0 steps"));
+  EXPECT_EQ(send({{9, 12}, {7, 9}}, 3), VerdictName(VERDICT_ACCEPTED));
+}
+
 TEST_F(ParameterServerTest, WhatIsNotFiniteIsRefusedAndTheNodeKeepsItsParameters) {
   Start(TestLevel(1), kContributionBytes);
   const float bad[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
