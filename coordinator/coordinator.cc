@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -64,11 +66,17 @@ absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, co
     return absl::InvalidArgumentError(
         absl::StrCat("another coordinator works in run directory ", run_dir, ": ", lock.status().message()));
   }
-  LOG(INFO) << "ready as the standby of the coordinator in " << run_dir;
-  absl::StatusOr<std::unique_ptr<FileLock>> lock = files->WaitForLock(path, owner, stop);
+  const std::string report = run_dir + "/report.json";
+  std::string earlier;  // Whoever has the lock may not have come to removing what an earlier part of the run had left.
+  absl::StatusOr<std::unique_ptr<FileLock>> lock = files->Lock(path, owner);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    earlier = ReadFile(report).value_or("");
+    LOG(INFO) << "ready as the standby of the coordinator in " << run_dir;
+    lock = files->WaitForLock(path, owner, stop);
+  }
   if (absl::IsCancelled(lock.status())) return nullptr;
-  // Whoever had the lock removed what an earlier part of the run had left: this one says how it ended.
-  if (lock.ok() && files->Size(run_dir + "/report.json").ok()) {
+  // This one says how it ended.
+  if (lock.ok() && files->Size(report).ok() && ReadFile(report).value_or("") != earlier) {
     LOG(INFO) << "the run in " << run_dir << " is over, as its report.json says; without --standby, --resume goes on";
     return nullptr;
   }
@@ -103,11 +111,13 @@ void ReportLog(const RootState& end, int64_t durable_index, Json* report) {
   for (const auto& [sender, count] : end.refused_by_sender()) {
     by_sender[sender] = by_sender.value(sender, int64_t{0}) + count;
   }
-  // The account of the data: what is in the log, and what was computed besides.
-  const auto account = [](int64_t computed, int64_t committed) {
+  // The account of the data: what is in the log, and what was computed besides. Of members that died under an earlier
+  // coordinator nobody knows what they had computed.
+  const bool all_known = end.term() <= 1;
+  const auto account = [all_known](int64_t computed, int64_t committed) {
     return Json{{"tokens_computed", computed},
                 {"tokens_committed", committed},
-                {"tokens_not_used", std::max<int64_t>(0, computed - committed)}};
+                {"tokens_not_used", all_known ? Json(std::max<int64_t>(0, computed - committed)) : Json()}};
   };
   Json regions = Json::object();
   for (const auto& [region, usage] : (*report)["compute"]["regions"].items()) {
@@ -219,7 +229,14 @@ absl::Status CoordinatorLife::Prepare() {
   if (!options_.crash_at.empty()) {
     if (absl::Status status = ArmFaultPoint("coordinator", options_.crash_at); !status.ok()) return status;
   }
-  return MakeDirectories(options_.run_dir);
+  if (absl::Status status = FileSystem::Real()->MakeDirectories(options_.run_dir); !status.ok()) return status;
+  // Somebody else may have made it, and not have synced its name.
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(options_.run_dir, error).lexically_normal();
+  const std::string parent = (path.has_filename() ? path : path.parent_path()).parent_path();
+  const absl::Status synced = FileSystem::Real()->SyncDirectory(parent);
+  LOG_IF(WARNING, !synced.ok()) << "a loss of power may cost the run directory: " << synced;
+  return absl::OkStatus();
 }
 
 absl::Status CoordinatorLife::LoadModel() {
@@ -289,8 +306,13 @@ absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
     return false;
   }
   // Only now is it known that the directory is this job's.
-  if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
-  ::unlink((run_dir + "/report.json").c_str());  // Of a part of the run that is over; the whole will have its own.
+  if (ReadFile(config).value_or("") != options_.resolved_yaml) {
+    if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
+  }
+  // Of a part of the run that is over; the whole will have its own.
+  if (::unlink((run_dir + "/report.json").c_str()) != 0 && errno != ENOENT) {
+    return ErrnoToStatus(errno, absl::StrCat("cannot remove ", run_dir, "/report.json"));
+  }
   absl::StatusOr<std::unique_ptr<JsonLinesWriter>> events = JsonLinesWriter::Open(run_dir + "/events.jsonl");
   if (!events.ok()) return events.status();
   events_ = *std::move(events);
@@ -316,7 +338,7 @@ absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   log_->Append(term);
   if (absl::Status status = log_->MakeDurableOnce(); !status.ok()) return status;
 
-  state_ = log_->state();
+  state_ = log_->Summary();
   const ParameterLayout& layout = trainer_->layout();
   service_ = std::make_unique<CoordinatorService>(job_, run_, layout.schema_digest(), layout.size(), state_, log_.get(),
                                                   &clock_, events_.get(), metrics_.get());
@@ -393,9 +415,7 @@ ParameterServer::Hooks CoordinatorLife::RootHooks() {
   merged_tokens_ = state_.tokens_merged();
   hooks.gradient_rate = [this](const ParentNode::Apply& apply) {
     for (const Manifest& manifest : apply.manifests) merged_tokens_ += manifest.tokens;
-    // The rate for the tokens with this step's: a step at the very beginning would otherwise have a rate of zero.
-    const int64_t step_tokens = StepSamples(job_) * job_.model().context();
-    return LearningRate(job_.optimizer(), job_.stop().tokens(), merged_tokens_ + step_tokens);
+    return LearningRate(job_.optimizer(), job_.stop().tokens(), merged_tokens_);
   };
   hooks.gradient_step = [this](absl::Span<float> gradient, double learning_rate) -> absl::Status {
     absl::Span<float> target = trainer_->gradient();
@@ -460,7 +480,7 @@ void CoordinatorLife::PostSnapshot() {
                      RootOptions(job_, trainer_->layout()).progress, std::move(vectors)));
     snapshots_->Post([this, snapshot] {
       const absl::Status status = log_->WriteSnapshot(*snapshot);
-      if (!status.ok()) LOG(ERROR) << "no snapshot was taken, the log stays longer: " << status;
+      if (!status.ok()) LOG(ERROR) << "the log stays longer: " << status;
       service_->RecordEvent({{"event", "snapshot"},
                              {"version", snapshot->ok() ? (**snapshot).state.version() : 0},
                              {"failure", std::string(status.message())}});

@@ -142,6 +142,15 @@ absl::Status RootLog::WriteAndPrune(const Checkpoint& checkpoint) {
     return absl::DataLossError(absl::StrCat("the snapshot does not read back: ", read.message()));
   }
   verified_[path] = checkpoint.state.index();
+  const absl::Status pruned = Prune();
+  return pruned.ok() ? pruned
+                     : absl::Status(pruned.code(), absl::StrCat("the snapshot was taken, and what it makes superfluous "
+                                                                "is still there: ",
+                                                                pruned.message()));
+}
+
+absl::Status RootLog::Prune() {
+  const std::string directory = CheckpointDirectory(run_dir_);
   if (absl::Status status = writer_->StartSegment(); !status.ok()) return status;
   absl::StatusOr<std::vector<CheckpointFile>> snapshots = ListCheckpoints(files_, directory);
   if (!snapshots.ok()) return snapshots.status();

@@ -75,6 +75,7 @@ class RootLog {
   RootLog(FileSystem* files, std::string run_dir, LogIdentity identity, const RootState& state,
           std::unique_ptr<LogWriter> writer, const Options& options);
   absl::Status WriteAndPrune(const Checkpoint& checkpoint);
+  absl::Status Prune();
 
   FileSystem* const files_;
   const std::string run_dir_;

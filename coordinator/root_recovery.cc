@@ -132,6 +132,7 @@ ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layo
   options.codec_up = job.strategy().root().codec_up();
   options.schema_digest = layout.schema_digest();
   options.tokens_per_sample = job.model().context();
+  options.samples_per_step = LargestStep(job);
   options.in_flight_bytes = job.limits().in_flight_bytes();
   return options;
 }
@@ -364,7 +365,7 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
   std::reverse(snapshots->begin(), snapshots->end());
   absl::Status failure;
   for (const CheckpointFile& file : *snapshots) {
-    const absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
+    absl::StatusOr<Checkpoint> snapshot = ReadCheckpoint(files, file.path);
     if (!snapshot.ok()) {
       failure = snapshot.status();
       recovered.warnings.push_back(absl::StrCat("passed over a damaged snapshot: ", failure.message()));
@@ -375,6 +376,9 @@ absl::StatusOr<RecoveredRoot> RecoverRoot(FileSystem* files, const std::string& 
     }
     absl::StatusOr<std::unique_ptr<RootReplay>> replay = RootReplay::Make(job, trainer, &*snapshot);
     if (!replay.ok()) return replay.status();
+    // It has copied them; each is as large as the model.
+    std::vector<float>().swap(snapshot->parameters);
+    snapshot->extra_vectors.clear();
     absl::StatusOr<LogSummary> log = ReadLog(files, LogDirectory(run_dir), snapshot->state.index() + 1,
                                              [&](int64_t index, absl::string_view bytes) -> absl::Status {
                                                const absl::StatusOr<LogRecord> record = ParseRecord(index, bytes);

@@ -1,5 +1,8 @@
 // The coordinator's standby: sleeps until the coordinator is gone, and then is the coordinator.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <memory>
@@ -8,6 +11,7 @@
 #include <sstream>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -87,6 +91,28 @@ TEST(StandbyTest, UpGoesOnWithItWhenTheCoordinatorIsKilled) {
   EXPECT_EQ(report["restarts"]["by_process"], Json({{"coordinator", 1}}));
   const auto verify = workspace.Start({"log", "verify", workspace.Path("run")});
   EXPECT_EQ(verify->Wait(), 0) << verify->out() << verify->err();
+}
+
+// Of an earlier part of the run, which whoever goes on with it may not have come to removing.
+TEST(StandbyTest, AnOldReportDoesNotEndIt) {
+  const Workspace workspace(/*prepare_data=*/false);
+  const auto up =
+      workspace.Start({"up", workspace.Write("job.yaml", CounterJob(100000)), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() > 0 || up->ended(); })) << up->err();
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  ASSERT_EQ(record.Report()["completed"], false);
+  const int lock = ::open(workspace.Path("run/lock").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_EQ(::flock(lock, LOCK_EX | LOCK_NB), 0);
+  const auto standby = StartStandby(
+      workspace, std::string(absl::StripAsciiWhitespace(ReadAll(workspace.Path("run/coordinator.address")))));
+  ::close(lock);
+  EXPECT_TRUE(
+      Await([&] { return absl::StrContains(standby->err(), "coordinator of term 2 listens") || standby->ended(); }));
+  standby->Signal(SIGTERM);
+  EXPECT_EQ(standby->Wait(), 1) << standby->err();
+  EXPECT_THAT(standby->err(), HasSubstr("coordinator of term 2 listens"));
 }
 
 TEST(StandbyTest, EndsWithTheJob) {
