@@ -62,6 +62,7 @@ LocalRun::LocalRun(Options options, JobSource source, PortReservation port, cons
       run_dir_(options_.run_dir),
       source_(std::move(source)),
       job_(source_.job),
+      program_(OwnPath()),
       port_(std::move(port)),
       stop_(stop),
       supervisor_(
@@ -79,7 +80,7 @@ std::vector<std::string> LocalRun::CoordinatorCommand(int starts) const {
   // What comes over a link of packets does not come by the loopback device.
   const std::string listen =
       options_.network == Network::kRelay ? port_.address() : absl::StrCat("0.0.0.0:", PortOf(port_.address()));
-  std::vector<std::string> command = {OwnPath(), "coordinator", "--run-dir", run_dir_, "--listen", listen};
+  std::vector<std::string> command = {program_, "coordinator", "--run-dir", run_dir_, "--listen", listen};
   // What the run began with stands in its directory, whatever became of the job file; unless it died before that.
   const bool begun = options_.resume || (starts > 0 && std::filesystem::exists(run_dir_ + "/config.resolved.yaml"));
   if (begun) {
@@ -104,7 +105,7 @@ std::optional<std::vector<std::string>> LocalRun::StandbyCommand() const {
 
 absl::Status LocalRun::StartMember(const std::string& name, ProcessKind kind, const std::vector<std::string>& arguments,
                                    int network) {
-  std::vector<std::string> command = {OwnPath()};
+  std::vector<std::string> command = {program_};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return supervisor_.Start(
       name, kind, [command](int) { return command; }, clock_.Now(), network);
@@ -339,10 +340,19 @@ LocalRun::Result LocalRun::Run() {
   supervisor_.Stop(status.ok() ? 0 : SIGTERM);
   absl::StatusOr<Json> report = ReadReport();
   Result result;
-  if (report.ok() && CompleteReport(status, &*report).ok()) result.report = *report;
+  absl::Status reported;
+  if (report.ok()) {
+    reported = CompleteReport(status, &*report);
+    result.report = *report;
+  }
   const std::optional<Supervisor::Ending>& ending = supervisor_.coordinator_ending();
   if (status.ok()) {
     result.exit_code = EndOfCoordinator(ending.value_or(Supervisor::Ending{kExitFailed, ""}), report);
+    if (!reported.ok()) {
+      std::fprintf(stderr, "wukong: error: the report lacks what only this process knows: %s\n",
+                   std::string(reported.message()).c_str());
+      if (result.exit_code == kExitOk) result.exit_code = ExitCodeOf(reported);
+    }
     return result;
   }
   // A signal that came when all was committed stopped nothing, and nobody is missed then.

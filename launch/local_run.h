@@ -99,6 +99,7 @@ class LocalRun {
   const std::string run_dir_;
   const JobSource source_;
   const Job& job_;
+  const std::string program_;   // As it was started: its name may be another file's by now.
   const PortReservation port_;  // The coordinator's, through all of its lives.
   const StopSignal* const stop_;
   std::vector<JoinedNetwork> networks_;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 
 #include "runtime/base/file.h"
 
@@ -41,6 +42,11 @@ absl::StatusOr<Subprocess> Subprocess::Start(const std::vector<std::string>& arg
     ::dup2(file, STDOUT_FILENO);
     ::dup2(file, STDERR_FILENO);
     ::execv(argv[0], argv.data());
+    // Only what may be called after a fork.
+    for (const char* text :
+         {"cannot execute ", static_cast<const char*>(argv[0]), ": ", ::strerrordesc_np(errno), "\n"}) {
+      if (text != nullptr && ::write(STDERR_FILENO, text, ::strlen(text)) < 0) break;
+    }
     ::_exit(127);
   }
   ::close(file);
