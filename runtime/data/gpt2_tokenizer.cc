@@ -139,11 +139,12 @@ class Pattern {
   Pattern() {
     int error = 0;
     PCRE2_SIZE offset = 0;
-    code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(kPieces), PCRE2_ZERO_TERMINATED, PCRE2_UTF, &error, &offset,
-                          nullptr);
+    // Anchored here and not at each match: for that the compiled code has no option, and the interpreter would run.
+    code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(kPieces), PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED,
+                          &error, &offset, nullptr);
     CHECK(code_ != nullptr) << "pattern: error " << error << " at " << offset;
     // Where there is no just-in-time compiler the interpreter does the same, slower.
-    pcre2_jit_compile(code_, PCRE2_JIT_COMPLETE);
+    compiled_ = pcre2_jit_compile(code_, PCRE2_JIT_COMPLETE) == 0;
     match_ = pcre2_match_data_create(1, nullptr);
     CHECK(match_ != nullptr);
   }
@@ -156,16 +157,21 @@ class Pattern {
 
   // Length of the piece at the start of `text`, which is valid UTF-8 and not empty.
   size_t Match(absl::string_view text) {
-    const int result = pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0,
-                                   PCRE2_NO_UTF_CHECK | PCRE2_ANCHORED, match_, nullptr);
+    // Not pcre2_match() for both, which takes the interpreter without a word when it does not like an option.
+    const auto match = compiled_ ? pcre2_jit_match : pcre2_match;
+    const int result =
+        match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, PCRE2_NO_UTF_CHECK, match_, nullptr);
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match_);
     CHECK(result > 0 && ends[1] > 0) << "pattern: result " << result << " on " << absl::CHexEscape(text.substr(0, 40));
     return ends[1];
   }
 
+  bool compiled() const { return compiled_; }
+
  private:
   pcre2_code* code_;
   pcre2_match_data* match_;
+  bool compiled_ = false;
 };
 
 class Gpt2Tokenizer final : public Tokenizer {
@@ -378,6 +384,8 @@ absl::Status ParseMerges(const std::string& path, const std::string& vocabulary_
 }
 
 }  // namespace
+
+bool FindsPiecesByMachineCode() { return Pattern().compiled(); }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> ReadGpt2Tokenizer(const std::string& directory) {
   const std::string merges_path = absl::StrCat(directory, "/", kMergesFile);

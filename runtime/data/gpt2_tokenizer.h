@@ -18,6 +18,9 @@ namespace wukong {
 // `<|endoftext|>` in the text is text; the token of that name only comes from end_of_text().
 absl::StatusOr<std::unique_ptr<Tokenizer>> ReadGpt2Tokenizer(const std::string& directory);
 
+// Whether PCRE2's just-in-time compiler finds the pieces, which it does wherever it can; for tests.
+bool FindsPiecesByMachineCode();
+
 }  // namespace wukong
 
 #endif  // WUKONG_RUNTIME_DATA_GPT2_TOKENIZER_H_

@@ -1,5 +1,8 @@
 #include "runtime/data/tokenizer.h"
 
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -11,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/random.h"
+#include "runtime/data/gpt2_tokenizer.h"
 #include "runtime/data/test_directory.h"
 
 namespace wukong {
@@ -204,6 +208,16 @@ TEST_F(Gpt2TokenizerTest, PiecewiseEncodingGivesTheTokensOfTheWhole) {
     ASSERT_EQ(tokenizer->EncodePrefix(rest, /*last=*/true, &tokens), rest.size());
     ASSERT_TRUE(tokens == expected) << "trial " << trial;
   }
+}
+
+TEST(FindsPiecesByMachineCodeTest, WhereThisMachineCan) {
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>("a"), 1, 0, &error, &offset, nullptr);
+  ASSERT_NE(code, nullptr);
+  const bool can = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0;
+  pcre2_code_free(code);
+  EXPECT_EQ(FindsPiecesByMachineCode(), can);
 }
 
 TEST_F(Gpt2TokenizerTest, AcceptsLineEndsOfOtherSystems) {
