@@ -357,6 +357,12 @@ class JobChecker {
       return;
     }
     const std::shared_ptr<const TokenFile> file = std::move(*opened);
+    if (job_.data().directory().empty()) {
+      if (const absl::Status status = file->CheckContents(); !status.ok()) {
+        Add(key, status.message());
+        return;  // What its tokens are means nothing.
+      }
+    }
     if (const absl::Status status = file->CheckVocabulary(job_.model().vocabulary()); !status.ok()) {
       Add(key, status.message());
     }

@@ -281,6 +281,12 @@ TEST_F(JobCheckTest, BadTokenFilesAreNamed) {
   Write("train.bin", "");
   EXPECT_THAT(Errors(kWithFiles)[0], AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("DIR/train.bin")));
 
+  std::string text;
+  while (text.size() < 5000) text += "not yet tokens\n";
+  Write("train.bin", text);
+  EXPECT_THAT(Errors(kWithFiles),
+              testing::ElementsAre(AllOf(StartsWith("FILE:9: data.train: "), HasSubstr("looks like text"))));
+
   Write("train.bin", Tokens(1000, 256));
   std::filesystem::remove(folder_ + "/validation.bin");
   EXPECT_THAT(Errors(kWithFiles)[0], AllOf(StartsWith("FILE:10: data.validation: "), HasSubstr("DIR/validation.bin"),

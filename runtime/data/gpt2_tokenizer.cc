@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <queue>
 #include <tuple>
 #include <utility>
@@ -19,6 +18,7 @@
 #include "glog/logging.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
+#include "runtime/data/utf8.h"
 
 namespace wukong {
 namespace {
@@ -44,43 +44,6 @@ constexpr size_t kCacheEntriesMax = 1 << 20;
 constexpr char kPieces[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{L}\p{N})" WUKONG_SPACE
                            R"(]+|[)" WUKONG_SPACE R"(]+(?![^)" WUKONG_SPACE R"(])|[)" WUKONG_SPACE R"(]+)";
 #undef WUKONG_SPACE
-
-// Length in bytes of the UTF-8 sequence at the start of `text`; 0 when it is cut, overlong, a surrogate or otherwise
-// not valid (The Unicode Standard, table 3-7).
-size_t Utf8SequenceLength(absl::string_view text) {
-  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
-  const auto continues = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
-  const uint8_t lead = byte(0);
-  if (text.empty()) return 0;
-  if (lead < 0x80) return 1;
-  if (lead < 0xc2 || lead > 0xf4) return 0;
-  if (lead < 0xe0) return continues(1) ? 2 : 0;
-  if (lead < 0xf0) {
-    const bool first_fits = (lead != 0xe0 || byte(1) >= 0xa0) && (lead != 0xed || byte(1) < 0xa0);
-    return first_fits && continues(1) && continues(2) ? 3 : 0;
-  }
-  const bool first_fits = (lead != 0xf0 || byte(1) >= 0x90) && (lead != 0xf4 || byte(1) < 0x90);
-  return first_fits && continues(1) && continues(2) && continues(3) ? 4 : 0;
-}
-
-// The valid UTF-8 from `begin` on, as far as `enough`: the end of what was checked, at the end of a sequence.
-size_t SkipValidUtf8(absl::string_view text, size_t begin, size_t enough) {
-  size_t end = begin;
-  while (end < enough) {
-    uint64_t eight;
-    if (end + sizeof(eight) <= text.size()) {
-      std::memcpy(&eight, text.data() + end, sizeof(eight));
-      if ((eight & 0x8080808080808080ULL) == 0) {
-        end += sizeof(eight);
-        continue;
-      }
-    }
-    const size_t length = Utf8SequenceLength(text.substr(end));
-    if (length == 0) break;
-    end += length;
-  }
-  return end;
-}
 
 // GPT-2 writes every byte as a printable character: itself where it is printable in Latin-1, else U+0100 and on.
 std::array<uint16_t, 256> ByteToCharacter() {

@@ -9,37 +9,13 @@
 #include <limits>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
+#include "runtime/data/packing.h"
 
 namespace wukong {
-namespace {
-
-struct Packed {
-  absl::string_view magic;
-  const char* name;
-  const char* unpack;  // Writes what is in it to standard output.
-};
-
-constexpr size_t kMagicBytesMax = 10;
-
-// What would be read as if its packed bytes were text; null: none of these.
-const Packed* PackedAs(absl::string_view head) {
-  // The 9 of bzip2 is the size of its blocks, its default.
-  static constexpr Packed kPacked[] = {{absl::string_view("\xfd\x37zXZ\0", 6), "xz", "xz -dc"},
-                                       {"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"},
-                                       {"BZh9\x31\x41\x59\x26\x53\x59", "bzip2", "bzip2 -dc"},
-                                       {"PK\x03\x04", "zip", "unzip -p"}};
-  for (const Packed& packed : kPacked) {
-    if (absl::StartsWith(head, packed.magic)) return &packed;
-  }
-  return nullptr;
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<InputFile>> InputFile::Open(const std::string& path) {
   struct stat info;
@@ -52,14 +28,15 @@ absl::StatusOr<std::unique_ptr<InputFile>> InputFile::Open(const std::string& pa
   }
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) return ErrnoToStatus(errno, "cannot open input " + path);
-  char head[kMagicBytesMax];
+  char head[kPackingMagicMax];
   const ssize_t there = ::pread(descriptor, head, sizeof head, 0);
-  const Packed* const packed = there > 0 ? PackedAs({head, static_cast<size_t>(there)}) : nullptr;
-  if (packed != nullptr) {
+  const Packing* const packing = there > 0 ? FindPacking({head, static_cast<size_t>(there)}) : nullptr;
+  // What is not gzip would be read as if its packed bytes were text.
+  if (packing != nullptr && absl::string_view(packing->name) != "gzip") {
     ::close(descriptor);
     return absl::InvalidArgumentError(absl::StrCat(
-        "input ", path, " is packed by ", packed->name,
-        " (expected a text file, plain or gzip); unpack it: ", packed->unpack, " ", ShellWord(path), " > FILE"));
+        "input ", path, " is packed by ", packing->name,
+        " (expected a text file, plain or gzip); unpack it: ", packing->unpack, " ", ShellWord(path), " > FILE"));
   }
   gzFile file = gzdopen(descriptor, "rb");
   if (file == nullptr) {

@@ -185,6 +185,7 @@ absl::StatusOr<Inspection> InspectData(const std::string& path) {
   Json json;
   const std::unique_ptr<TokenFile> file = Describe("token file", path, &findings, &json);
   if (file == nullptr) return findings.Finish(std::move(json)).verdict;
+  if (const absl::Status contents = file->CheckContents(); !contents.ok()) findings.Problem(contents);
   const int64_t vocabulary_min = int64_t{json["largest_token"].get<uint16_t>()} + 1;
   const double entropy = UnigramLoss(file->tokens(), file->tokens(), vocabulary_min);
   json["unigram_loss"] = entropy;

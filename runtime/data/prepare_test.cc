@@ -111,6 +111,14 @@ TEST_F(PrepareTest, WritesTheTextAsTrainingAndValidationTokens) {
   EXPECT_FALSE(Exists("validation.bin.partial"));
 }
 
+TEST_F(PrepareTest, TheBytesOfTextInUtf16AreTokensLikeOthers) {
+  std::string text;
+  for (const char c : text_) text += {c, '\0'};
+  options_.inputs = {directory_.Write("input.txt", text)};
+  Prepare();
+  EXPECT_TRUE(InspectData(options_.output)->verdict.ok());
+}
+
 TEST_F(PrepareTest, SplitsWhereAskedWhenThereAreNoLines) {
   options_.inputs = {directory_.Write("one.txt", std::string(10000, 'x'))};
   options_.validation_fraction = 0.25;
@@ -332,6 +340,7 @@ TEST_F(PrepareTest, InspectDescribesATokenFile) {
   EXPECT_EQ(inspection->json["tokens"], 3);
   EXPECT_EQ(InspectData(directory_.path() + "/nowhere").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(InspectData(directory_.Write("b.bin", "abc")).status().message()), HasSubstr("odd"));
+  EXPECT_THAT(std::string(InspectData(directory_.Write("c.bin", text_))->verdict.message()), HasSubstr("like text"));
   EXPECT_EQ(InspectData(directory_.path()).status().code(), absl::StatusCode::kNotFound);  // No manifest.
 }
 

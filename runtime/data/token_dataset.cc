@@ -11,12 +11,17 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/data/manifest.h"
+#include "runtime/data/packing.h"
+#include "runtime/data/utf8.h"
 
 namespace wukong {
 namespace {
@@ -28,6 +33,38 @@ constexpr size_t kHeaderBytes = 256 * sizeof(int32_t);
 constexpr int32_t kMagic = 20240520;
 constexpr int32_t kMagic32Bit = 20240801;
 constexpr int32_t kHeaderVersion = 1;
+
+// A guess at what a file holds is made from this much of it, and only where it has enough.
+constexpr size_t kGuessedBytesMax = size_t{64} << 10;
+constexpr size_t kGuessedBytesMin = size_t{4} << 10;
+
+// UTF-8 without control characters other than white space. Bytes as tokens have a 0 behind each of them, and other
+// tokens look like this for a few bytes only.
+bool LooksLikeText(absl::string_view head) {
+  constexpr size_t kCutMax = 3;  // The end may be within a character.
+  if (SkipValidUtf8(head, 0, head.size()) + kCutMax < head.size()) return false;
+  return std::all_of(head.begin(), head.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte >= 0x80 || absl::ascii_isprint(byte) || absl::ascii_isspace(byte);
+  });
+}
+
+// 32 or 64 when `words` look like the parts of such tokens; else 0. With vocabularies of up to 131,072 the second part
+// is 0 or 1.
+int LooksLikeBits(absl::Span<const uint16_t> words) {
+  for (const size_t parts : {size_t{4}, size_t{2}}) {
+    const size_t tokens = words.size() / parts;
+    size_t fitting = 0, beyond_one = 0;
+    for (size_t i = 0; i < tokens; ++i) {
+      const absl::Span<const uint16_t> token = words.subspan(i * parts, parts);
+      const bool rest_is_zero = std::all_of(token.begin() + 2, token.end(), [](uint16_t word) { return word == 0; });
+      fitting += token[1] <= 1 && rest_is_zero ? 1 : 0;
+      beyond_one += token[0] > 1 ? 1 : 0;
+    }
+    if (fitting == tokens && beyond_one > tokens / 2) return static_cast<int>(16 * parts);
+  }
+  return 0;
+}
 
 // Finds the layout and where the tokens begin.
 absl::Status ParseLayout(const std::string& path, absl::Span<const char> bytes, TokenFile::Layout* layout,
@@ -50,6 +87,18 @@ absl::Status ParseLayout(const std::string& path, absl::Span<const char> bytes, 
                    "llm.c's layout for 32-bit tokens (magic 20240801); only 16-bit tokens (magic 20240520) are read");
   }
   if (header[0] != kMagic) {
+    const absl::string_view head(bytes.data(), bytes.size());
+    if (absl::StartsWith(head, "\x93NUMPY")) {
+      return BadFile(path,
+                     absl::StrCat("this is a NumPy array (.npy); expected bare unsigned 16-bit tokens. Convert it: "
+                                  "numpy.load(\"",
+                                  path, "\").astype(numpy.uint16).tofile(\"tokens.bin\")"));
+    }
+    if (const Packing* const packing = FindPacking(head); packing != nullptr) {
+      return BadFile(path, absl::StrCat("is packed by ", packing->name,
+                                        "; expected unsigned 16-bit tokens. Unpack it: ", packing->unpack, " ",
+                                        ShellWord(path), " > FILE"));
+    }
     if (bytes.size() % 2 == 0) return absl::OkStatus();
     return BadFile(path, absl::StrCat("the size is odd, ", bytes.size(),
                                       " bytes; expected 2 bytes per token. The file was cut, or "
@@ -115,6 +164,21 @@ absl::StatusOr<std::unique_ptr<TokenFile>> TokenFile::Open(const std::string& pa
 
 TokenFile::~TokenFile() {
   if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
+}
+
+absl::Status TokenFile::CheckContents() const {
+  if (layout_ != Layout::kNanoGpt || mapping_bytes_ < kGuessedBytesMin) return absl::OkStatus();
+  const absl::string_view head(static_cast<const char*>(mapping_), std::min(mapping_bytes_, kGuessedBytesMax));
+  if (LooksLikeText(head)) {
+    return BadFile(
+        path_, "looks like text; expected unsigned 16-bit tokens. Make a token file of it with `wukong data prepare`");
+  }
+  const int bits = LooksLikeBits(tokens_.first(head.size() / sizeof(uint16_t)));
+  if (bits == 0) return absl::OkStatus();
+  return BadFile(path_, absl::StrCat("looks like tokens of ", bits,
+                                     " bits; expected unsigned 16-bit tokens. Convert it: "
+                                     "numpy.fromfile(\"",
+                                     path_, "\", numpy.uint", bits, ").astype(numpy.uint16).tofile(\"tokens.bin\")"));
 }
 
 absl::Status TokenFile::CheckVocabulary(int64_t vocabulary) const {

@@ -19,7 +19,7 @@ class TokenFile {
   enum class Layout { kNanoGpt, kLlmC };
 
   // The layout is found by llm.c's magic number. Errors name the file, what was expected and what was found: missing,
-  // empty, odd-sized, header and size disagree, unknown version.
+  // empty, odd-sized, header and size disagree, unknown version, the magic number of something else.
   static absl::StatusOr<std::unique_ptr<TokenFile>> Open(const std::string& path);
   ~TokenFile();
   TokenFile(const TokenFile&) = delete;
@@ -28,6 +28,11 @@ class TokenFile {
   Layout layout() const { return layout_; }
   absl::Span<const uint16_t> tokens() const { return tokens_; }
   const std::string& path() const { return path_; }
+
+  // INVALID_ARGUMENT when what has no header looks like text, or like tokens of 32 or 64 bits. A guess by the first
+  // 64 KiB, and never of a short file; not for what a manifest names, where the byte tokens of UTF-16 text are no
+  // mistake.
+  absl::Status CheckContents() const;
 
   // Reads the whole file. INVALID_ARGUMENT names the first token that is not below `vocabulary`, and where it stands.
   absl::Status CheckVocabulary(int64_t vocabulary) const;

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
+#include "runtime/base/random.h"
 #include "runtime/data/manifest.h"
 #include "runtime/data/test_directory.h"
 
@@ -99,6 +100,13 @@ TEST_F(TokenFileTest, NamesTheFileAndTheDamage) {
       {"version", LlmC({1, 2}, 20240520, 2), "version 2; this program reads version 1"},
       {"32 bits", LlmC({1, 2}, 20240801, 7), "only 16-bit tokens"},
       {"megatron", std::string("MMIDIDX\0\0\1", 10), "Megatron"},
+      {"numpy", std::string("\x93NUMPY\1\0v\0", 10), "numpy\").astype(numpy.uint16).tofile("},
+      {"gzip", std::string("\x1f\x8b\x08\0", 4),
+       "is packed by gzip; expected unsigned 16-bit tokens. Unpack it: gzip -dc "},
+      {"xz", std::string("\xfd\x37zXZ\0\0\4", 8), "xz -dc "},
+      {"zstd", "\x28\xb5\x2f\xfd\x24\x06", "zstd -dc "},
+      {"bzip2", "BZh91AY&SY", "bzip2 -dc "},
+      {"zip, odd", "PK\x03\x04\x14", "unzip -p "},
   };
   for (const auto& damage : cases) {
     const std::string path = directory_.Write(damage.name, damage.contents);
@@ -110,6 +118,64 @@ TEST_F(TokenFileTest, NamesTheFileAndTheDamage) {
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr("nowhere.bin"));
   EXPECT_THAT(std::string(TokenFile::Open(directory_.path()).status().message()), HasSubstr("is a directory"));
+}
+
+// `count` tokens of `bytes` each, as GPT-2's are distributed: small ones come often.
+std::string Gpt2Tokens(size_t count, size_t bytes, uint64_t below = 50257) {
+  Random random(3);
+  std::string result;
+  for (size_t i = 0; i < count; ++i) {
+    uint64_t token = random.Below(1 + random.Below(below));
+    for (size_t k = 0; k < bytes; ++k, token >>= 8) result.push_back(static_cast<char>(token & 255));
+  }
+  return result;
+}
+
+// Each byte as a token.
+std::string ByteTokens(absl::string_view text) {
+  std::string bytes;
+  for (const char c : text) bytes += {c, '\0'};
+  return bytes;
+}
+
+TEST_F(TokenFileTest, TextAndWiderTokensAreNotTakenForTokens) {
+  std::string text, chinese;
+  while (text.size() < 100000) text += "Call me Ishmael.\tSome years ago,\r\nnever mind how long, ";
+  while (chinese.size() < 100000) chinese += "\xe4\xbd\xa0\xe5\xa5\xbd, ";
+  const struct {
+    const char* name;
+    std::string contents;
+    const char* expected;  // Empty: it may be tokens.
+  } cases[] = {
+      {"text", text.substr(0, 100000), "looks like text"},
+      {"short text", text.substr(0, 4096), "wukong data prepare"},
+      {"text that is cut within a character", chinese.substr(0, 5002), "looks like text"},
+      {"32 bits", Gpt2Tokens(3000, 4), "looks like tokens of 32 bits"},
+      {"32 bits, a larger vocabulary", Gpt2Tokens(30000, 4, 128256), "numpy.uint32).astype(numpy.uint16).tofile("},
+      {"32 bits, bytes", Gpt2Tokens(3000, 4, 256), "32 bits"},
+      {"64 bits", Gpt2Tokens(3000, 8), "numpy.uint64)"},
+      {"GPT-2", Gpt2Tokens(50000, 2), ""},
+      {"GPT-2, short", Gpt2Tokens(2048, 2), ""},
+      {"small vocabulary", Gpt2Tokens(50000, 2, 65), ""},
+      {"two tokens", Gpt2Tokens(50000, 2, 2), ""},
+      {"bytes", ByteTokens(text), ""},
+      {"bytes of UTF-8", ByteTokens(chinese), ""},
+      {"all the same", Bytes(std::vector<uint16_t>(5000, 7)), ""},
+      {"all zero", Bytes(std::vector<uint16_t>(5000)), ""},
+      {"with a header", LlmC(std::vector<uint16_t>(5000, 0x2020)), ""},
+      {"too short to judge", text.substr(0, 4094), ""},
+      {"32 bits, too short to judge", Gpt2Tokens(1023, 4), ""},
+  };
+  for (const auto& one : cases) {
+    SCOPED_TRACE(one.name);
+    const std::string path = directory_.Write("a.bin", one.contents);
+    const auto file = TokenFile::Open(path);
+    ASSERT_TRUE(file.ok()) << file.status();
+    const absl::Status status = (*file)->CheckContents();
+    EXPECT_EQ(status.ok(), *one.expected == '\0') << status;
+    if (status.ok()) continue;
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path), HasSubstr(one.expected)));
+  }
 }
 
 TEST_F(TokenFileTest, NamesTheFirstTokenBeyondTheVocabulary) {

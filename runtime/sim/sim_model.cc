@@ -18,6 +18,9 @@ bool IsSynthetic(const Job& job) { return job.model().synthetic() != SYNTHETIC_K
 absl::StatusOr<std::unique_ptr<SampleReader>> OpenSamples(const std::string& path, const Job& job) {
   absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(path);
   if (!file.ok()) return file.status();
+  if (job.data().directory().empty()) {
+    if (absl::Status status = (*file)->CheckContents(); !status.ok()) return status;
+  }
   if (absl::Status status = (*file)->CheckVocabulary(job.model().vocabulary()); !status.ok()) return status;
   absl::StatusOr<SampleReader> reader =
       SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(file)), job.model().context(), job.seed());
