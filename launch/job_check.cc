@@ -96,7 +96,7 @@ class JobChecker {
     CheckDataKeys();
     if (options.check_data) {
       CheckModelFile(options.check_beginning);
-      CheckDataFiles();
+      CheckDataFiles(options.check_beginning);
     }
     if (!errors_.empty()) {
       return errors_.ToStatus();
@@ -326,7 +326,8 @@ class JobChecker {
     }
   }
 
-  void CheckDataFiles() {
+  // A run that began with the same tokens for both, which was once accepted, may go on.
+  void CheckDataFiles(bool beginning) {
     const Data& data = job_.data();
     if (!data_keys_ok_) {
       return;
@@ -346,21 +347,31 @@ class JobChecker {
       Add(directory ? "data.directory" : "data.train", files.status().message());
       return;
     }
-    CheckTokenFile(directory ? "data.directory" : "data.train", files->train);
-    CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation);
+    const std::shared_ptr<const TokenFile> train =
+        CheckTokenFile(directory ? "data.directory" : "data.train", files->train);
+    const std::shared_ptr<const TokenFile> validation =
+        CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation);
+    if (directory || !beginning || train == nullptr || validation == nullptr) return;
+    if (train->Fingerprint() == validation->Fingerprint()) {
+      Add("data.validation",
+          absl::StrCat("the same tokens as data.train, so that the validation loss would only tell what "
+                       "was learned by heart (expected other text than ",
+                       files->train, " has, got ", files->validation, "); `wukong data prepare` splits a text in two"));
+    }
   }
 
-  void CheckTokenFile(absl::string_view key, const std::string& path) {
+  // Null when it cannot be used.
+  std::shared_ptr<const TokenFile> CheckTokenFile(absl::string_view key, const std::string& path) {
     absl::StatusOr<std::unique_ptr<TokenFile>> opened = TokenFile::Open(path);
     if (!opened.ok()) {
       Add(key, opened.status().message());
-      return;
+      return nullptr;
     }
     const std::shared_ptr<const TokenFile> file = std::move(*opened);
     if (job_.data().directory().empty()) {
       if (const absl::Status status = file->CheckContents(); !status.ok()) {
         Add(key, status.message());
-        return;  // What its tokens are means nothing.
+        return nullptr;  // What its tokens are means nothing.
       }
     }
     if (const absl::Status status = file->CheckVocabulary(job_.model().vocabulary()); !status.ok()) {
@@ -370,6 +381,7 @@ class JobChecker {
     if (!reader.ok()) {
       Add(key, reader.status().message());
     }
+    return file;
   }
 
   absl::Status CheckDevices() {

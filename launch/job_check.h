@@ -13,7 +13,7 @@ namespace wukong {
 
 struct CheckOptions {
   bool check_data = true;       // Opens and reads the token files and looks for the TorchScript file.
-  bool check_beginning = true;  // Looks for model.parameters, which nothing needs once the run has begun.
+  bool check_beginning = true;  // What nothing needs once the run has begun: model.parameters, data not trained on.
   bool check_model = true;      // model, and what must hold one contribution of it.
   bool check_device = false;    // Asks this machine for the CUDA devices that the regions name.
 };

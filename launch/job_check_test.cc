@@ -293,6 +293,19 @@ TEST_F(JobCheckTest, BadTokenFilesAreNamed) {
                                            HasSubstr("No such file")));
 }
 
+TEST_F(JobCheckTest, TheTokensThatAreTrainedOnDoNotValidate) {
+  const auto refused = testing::ElementsAre(AllOf(StartsWith("FILE:10: data.validation: the same tokens as data.train"),
+                                                  HasSubstr("other text than DIR/train.bin has, got DIR/")));
+  EXPECT_THAT(Errors(Changed("validation: validation.bin", "validation: train.bin")), refused);
+  Write("validation.bin", Tokens(1000, 256));  // A copy.
+  EXPECT_THAT(Errors(kWithFiles), refused);
+  CheckOptions options;
+  options.check_beginning = false;
+  EXPECT_EQ(Check(kWithFiles, {}, options).message(), "");
+  Write("validation.bin", Tokens(1001, 256));
+  EXPECT_EQ(Check(kWithFiles).message(), "");
+}
+
 TEST_F(JobCheckTest, DataIsNotReadWhenNotAskedFor) {
   std::filesystem::remove(folder_ + "/train.bin");
   CheckOptions options;
