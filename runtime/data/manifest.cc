@@ -64,7 +64,7 @@ absl::Status CheckSize(const std::string& directory, const DataManifest::TokenFi
 
 }  // namespace
 
-std::string ManifestPath(const std::string& directory) { return absl::StrCat(directory, "/manifest.json"); }
+std::string ManifestPath(const std::string& directory) { return absl::StrCat(directory, "/", DataManifest::kFile); }
 
 Json ManifestToJson(const DataManifest& manifest) {
   Json json = {{"format", kFormat},
@@ -127,6 +127,13 @@ absl::StatusOr<DataManifest> ReadManifest(const std::string& directory) {
     }
   }
   return manifest;
+}
+
+bool IsManifest(const std::string& contents) {
+  const Json json = Json::parse(contents, nullptr, /*allow_exceptions=*/false);
+  if (json.is_object()) return json.value("format", Json()) == kFormat;
+  // Damaged; as WriteManifest begins it.
+  return absl::StartsWith(contents, absl::StrCat("{\n  \"format\": \"", kFormat, "\""));
 }
 
 absl::Status WriteManifest(const std::string& directory, const DataManifest& manifest) {

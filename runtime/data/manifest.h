@@ -13,6 +13,7 @@
 namespace wukong {
 
 struct DataManifest {
+  static constexpr char kFile[] = "manifest.json";
   // Raised when older readers must not read it.
   static constexpr int64_t kVersion = 1;
 
@@ -47,6 +48,9 @@ nlohmann::ordered_json ManifestToJson(const DataManifest& manifest);
 
 // NOT_FOUND when there is no manifest, INVALID_ARGUMENT when it cannot be read; both name the file and say what to do.
 absl::StatusOr<DataManifest> ReadManifest(const std::string& directory);
+
+// Whether `contents` are of a manifest that `wukong data prepare` wrote, of whatever version, whole or damaged.
+bool IsManifest(const std::string& contents);
 
 // Written last and atomically: where there is a manifest, the files beside it are whole.
 absl::Status WriteManifest(const std::string& directory, const DataManifest& manifest);

@@ -2,12 +2,14 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -24,10 +26,19 @@ namespace {
 
 constexpr char kTrain[] = "train.bin";
 constexpr char kValidation[] = "validation.bin";
+constexpr char kPartial[] = ".partial";  // Behind the name of a token file that is being written.
+// Stands in the output while it is being written, and after an interruption: what has no manifest then is ours.
+constexpr char kMarker[] = ".wukong-preparing";
 constexpr size_t kChunkBytes = size_t{4} << 20;
 // How far the split may move to the end of a line: this many tokens, and this share of the smaller part.
 constexpr size_t kSplitShiftMax = 1 << 16;
 constexpr size_t kSplitShiftShare = 20;
+
+// Also for a symbolic link to nowhere.
+bool Exists(const std::string& path) {
+  struct stat info;
+  return ::lstat(path.c_str(), &info) == 0;
+}
 
 // A file under a temporary name until Commit(); gone when that never comes.
 class NewFile {
@@ -47,7 +58,7 @@ class NewFile {
   NewFile& operator=(const NewFile&) = delete;
 
   // Fixed, so that what a killed process left is written over; the lock on the directory keeps others away.
-  std::string temporary() const { return path_ + ".partial"; }
+  std::string temporary() const { return path_ + kPartial; }
   size_t tokens() const { return tokens_; }  // Written so far.
 
   absl::Status Write(absl::Span<const uint16_t> tokens) {
@@ -112,6 +123,32 @@ class DirectoryLock {
   int descriptor_ = -1;
 };
 
+// The file kMarker. It is removed at the end, unless the directory was left half made, now or before.
+class Marker {
+ public:
+  explicit Marker(const std::string& directory)
+      : path_(absl::StrCat(directory, "/", kMarker)), left_(Exists(path_)), keep_(left_) {}
+  ~Marker() {
+    if (!keep_) ::unlink(path_.c_str());
+  }
+  Marker(const Marker&) = delete;
+  Marker& operator=(const Marker&) = delete;
+
+  // By an interrupted process.
+  bool left() const { return left_; }
+  void set_keep(bool keep) { keep_ = keep; }
+
+  absl::Status Write() const {
+    return WriteFileAtomic(path_,
+                           "`wukong data prepare` is writing to this directory, or was interrupted: run it again.\n");
+  }
+
+ private:
+  const std::string path_;
+  const bool left_;
+  bool keep_;
+};
+
 absl::Status CheckOptions(const PrepareOptions& options) {
   if (options.inputs.empty()) return absl::InvalidArgumentError("no input; name at least one file with --input");
   if (options.output.empty()) return absl::InvalidArgumentError("no output; name a directory with --output");
@@ -138,6 +175,65 @@ absl::Status CheckSha256(const PrepareOptions& options, const DataManifest::Inpu
       absl::StrCat("input ", input.path, ": SHA-256 of the unpacked text is ", input.sha256, " (", input.bytes,
                    " bytes); expected ", absl::AsciiStrToLower(options.sha256),
                    ". It is another version of the file, or damaged; fetch it again or correct --sha256"));
+}
+
+// Names in the output that are written to; those of token files first under another name.
+std::vector<std::string> OutputNames(const std::vector<Tokenizer::File>& tokenizer_files) {
+  std::vector<std::string> names = {kTrain, kValidation, absl::StrCat(kTrain, kPartial),
+                                    absl::StrCat(kValidation, kPartial)};
+  for (const Tokenizer::File& file : tokenizer_files) names.push_back(file.name);
+  return names;
+}
+
+// INVALID_ARGUMENT when an input is a file that would be replaced, under whatever name.
+absl::Status CheckInputsStay(const PrepareOptions& options, std::vector<std::string> names) {
+  names.insert(names.end(), {DataManifest::kFile, kMarker});
+  for (const std::string& name : names) {
+    const std::string path = absl::StrCat(options.output, "/", name);
+    struct stat there;
+    if (::stat(path.c_str(), &there) != 0) continue;
+    for (const std::string& input : options.inputs) {
+      struct stat info;
+      if (::stat(input.c_str(), &info) != 0 || info.st_dev != there.st_dev || info.st_ino != there.st_ino) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("input ", input, " would be overwritten by the output: it is ", path,
+                       ". Choose another --output, or move the input out of this directory"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// FAILED_PRECONDITION when one of `names`, or the manifest, is in `directory` and was not made here. Ours is what the
+// manifest names, and all of it when that is damaged.
+absl::Status CheckOwner(const std::string& directory, const std::vector<std::string>& names,
+                        const std::vector<Tokenizer::File>& tokenizer_files) {
+  const auto foreign = [&](absl::string_view name) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, "/", name, " was not made by `wukong data prepare`",
+                     name == DataManifest::kFile ? "" : " (no manifest names it)",
+                     ", which would overwrite it. Choose another --output, or move the file away"));
+  };
+  std::set<std::string> ours;
+  if (Exists(ManifestPath(directory))) {
+    const absl::StatusOr<std::string> contents = ReadFile(ManifestPath(directory));
+    if (!contents.ok()) return contents.status();
+    if (!IsManifest(*contents)) return foreign(DataManifest::kFile);
+    const absl::StatusOr<DataManifest> manifest = ReadManifest(directory);
+    if (!manifest.ok()) return absl::OkStatus();
+    for (const std::string& file : {manifest->train.file, manifest->validation.file}) {
+      ours.insert({file, file + kPartial});
+    }
+    for (const DataManifest::TokenizerFile& file : manifest->tokenizer_files) ours.insert(file.file);
+  }
+  // Writing the same again does no harm: GPT-2's files may be read from where their copies go.
+  for (const Tokenizer::File& file : tokenizer_files) {
+    const absl::StatusOr<std::string> contents = ReadFile(absl::StrCat(directory, "/", file.name));
+    if (contents.ok() && *contents == file.contents) ours.insert(file.name);
+  }
+  for (const std::string& name : names) {
+    if (ours.count(name) == 0 && Exists(absl::StrCat(directory, "/", name))) return foreign(name);
+  }
+  return absl::OkStatus();
 }
 
 // OK when `directory` already holds what `wanted` (without token files) would become; otherwise why not, with NOT_FOUND
@@ -235,8 +331,9 @@ size_t FindSplit(absl::Span<const uint16_t> tokens, double validation_fraction, 
   return split;
 }
 
-absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, DataManifest* manifest) {
+absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, Marker* marker, DataManifest* manifest) {
   const std::string directory = options.output + "/";
+  if (absl::Status status = marker->Write(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<NewFile>> train = NewFile::Create(directory + kTrain);
   if (!train.ok()) return train.status();
   // All tokens go to the training file at first: where to split is known when they are counted.
@@ -278,12 +375,14 @@ absl::Status WriteOutput(const PrepareOptions& options, Tokenizer* tokenizer, Da
   if (::unlink(ManifestPath(options.output).c_str()) != 0 && errno != ENOENT) {
     return ErrnoToStatus(errno, "cannot replace " + ManifestPath(options.output));
   }
+  marker->set_keep(true);
   status = (*train)->Commit();
   if (status.ok()) status = (*validation)->Commit();
   for (const Tokenizer::File& file : tokenizer->files()) {
     if (status.ok()) status = WriteFileAtomic(directory + file.name, file.contents);
   }
   if (status.ok()) status = WriteManifest(options.output, *manifest);
+  if (status.ok()) marker->set_keep(false);
   return status;
 }
 
@@ -315,9 +414,18 @@ absl::StatusOr<PrepareResult> PrepareData(const PrepareOptions& options) {
   if (!status.ok()) return status;
   const absl::StatusOr<std::unique_ptr<DirectoryLock>> lock = DirectoryLock::Take(options.output);
   if (!lock.ok()) return lock.status();
+  const std::vector<std::string> names = OutputNames((*tokenizer)->files());
+  status = CheckInputsStay(options, names);
+  if (!status.ok()) return status;
+  Marker marker(options.output);
+  if (!marker.left()) {
+    status = CheckOwner(options.output, names, (*tokenizer)->files());
+    if (!status.ok()) return status;
+  }
   DataManifest found;
   status = CheckUpToDate(options.output, manifest, &found);
   if (status.ok()) {
+    marker.set_keep(false);
     status = CheckSha256(options, found.inputs[0]);
     if (!status.ok()) return status;
     result.manifest = std::move(found);
@@ -325,7 +433,7 @@ absl::StatusOr<PrepareResult> PrepareData(const PrepareOptions& options) {
     return result;
   }
   if (!absl::IsNotFound(status)) result.reason = std::string(status.message());
-  status = WriteOutput(options, tokenizer->get(), &manifest);
+  status = WriteOutput(options, tokenizer->get(), &marker, &manifest);
   if (!status.ok()) return status;
   return result;
 }

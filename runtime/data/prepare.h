@@ -34,8 +34,12 @@ struct PrepareResult {
 // undamaged, does nothing. Between two inputs stands the tokenizer's end-of-text token, if it has one. The split is at
 // the end of a line where there is one near. Memory does not grow with the inputs.
 //
-// INVALID_ARGUMENT or NOT_FOUND for options and inputs, FAILED_PRECONDITION when another process writes to the output,
-// RESOURCE_EXHAUSTED for a full disk.
+// Replaces only what it made: what the output's manifest names, or what an interrupted call left, which a file tells
+// that stands there as long as a call lasts.
+//
+// INVALID_ARGUMENT or NOT_FOUND for options and inputs, of which none may be a file of the output. FAILED_PRECONDITION
+// when another process writes to the output, or a file of somebody else is in the way. RESOURCE_EXHAUSTED for a full
+// disk.
 absl::StatusOr<PrepareResult> PrepareData(const PrepareOptions& options);
 
 }  // namespace wukong

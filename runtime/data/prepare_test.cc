@@ -160,8 +160,83 @@ TEST_F(PrepareTest, MakesDamagedFilesAgain) {
   }
   std::filesystem::remove(Output("validation.bin"));
   EXPECT_EQ(Prepare().reason, "validation.bin is missing or damaged");
-  ASSERT_TRUE(WriteFileAtomic(Output("manifest.json"), "{").ok());
+  const std::string manifest = *ReadFile(Output("manifest.json"));
+  ASSERT_TRUE(WriteFileAtomic(Output("manifest.json"), manifest.substr(0, manifest.size() / 2)).ok());
   EXPECT_THAT(Prepare().reason, HasSubstr("manifest.json"));
+  EXPECT_TRUE(Prepare().up_to_date);
+}
+
+TEST_F(PrepareTest, WhatItDidNotMakeIsNotOverwritten) {
+  for (const char* name :
+       {"train.bin", "validation.bin", "train.bin.partial", "validation.bin.partial", "manifest.json"}) {
+    options_.output = directory_.path() + "/others " + name;
+    std::filesystem::create_directory(options_.output);
+    const std::string contents = "{\"format\": \"theirs\", \"made by\": \"wukong-data\"}";
+    ASSERT_TRUE(WriteFileAtomic(Output(name), contents).ok());
+    for (int i = 0; i < 2; ++i) {  // Being refused does not make it ours.
+      EXPECT_THAT(Error(absl::StatusCode::kFailedPrecondition),
+                  AllOf(HasSubstr(Output(name) + " was not made by `wukong data prepare`"),
+                        HasSubstr("Choose another --output, or move the file away")));
+    }
+    EXPECT_EQ(*ReadFile(Output(name)), contents);
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(options_.output), {}), 1) << name;
+    std::filesystem::remove(Output(name));
+    Prepare();
+  }
+}
+
+TEST_F(PrepareTest, AnInputIsNotOverwritten) {
+  Prepare();
+  for (const char* name : {"train.bin", "validation.bin", "train.bin.partial", "manifest.json"}) {
+    ASSERT_TRUE(WriteFileAtomic(Output(name), text_).ok());
+    // By its name, by another way to it, and by a link.
+    const std::string link = directory_.path() + "/link to " + name;
+    std::filesystem::create_hard_link(Output(name), link);
+    for (const std::string& input : {Output(name), options_.output + "/../data/" + name, link}) {
+      options_.inputs = {directory_.path() + "/input.txt", input};
+      EXPECT_THAT(Error(absl::StatusCode::kInvalidArgument),
+                  HasSubstr("input " + input + " would be overwritten by the output: it is " + Output(name)));
+      EXPECT_TRUE(*ReadFile(Output(name)) == text_);
+    }
+    std::filesystem::remove(Output(name));
+  }
+}
+
+TEST_F(PrepareTest, WhatAnInterruptionLeftIsMadeAgain) {
+  // As a process leaves it that is killed between the old manifest and the new one.
+  const DataManifest whole = Prepare().manifest;
+  std::filesystem::remove(Output("manifest.json"));
+  Error(absl::StatusCode::kFailedPrecondition);
+  const std::string marker = Output(".wukong-preparing");
+  ASSERT_TRUE(WriteFileAtomic(marker, "").ok());
+  ASSERT_TRUE(WriteFileAtomic(Output("train.bin.partial"), "half").ok());
+  // A second one that comes to nothing changes nothing.
+  options_.sha256 = Sha256Hex("something else");
+  Error(absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(std::filesystem::exists(marker));
+  options_.sha256.clear();
+  EXPECT_FALSE(Prepare().up_to_date);
+  EXPECT_EQ(*Sha256File(Output("train.bin")), whole.train.sha256);
+  EXPECT_FALSE(std::filesystem::exists(marker));
+  // Killed when all was done.
+  ASSERT_TRUE(WriteFileAtomic(marker, "").ok());
+  EXPECT_TRUE(Prepare().up_to_date);
+  EXPECT_FALSE(std::filesystem::exists(marker));
+}
+
+TEST_F(PrepareTest, AKilledProcessLeavesWhatTheNextOneMakesAgain) {
+  // Killed before anything was replaced, and with half of the files replaced: the second name is taken by a directory.
+  options_.progress = [](int64_t, int64_t) { ::kill(::getpid(), SIGKILL); };
+  EXPECT_EXIT(PrepareData(options_).IgnoreError(), ::testing::KilledBySignal(SIGKILL), "");
+  EXPECT_TRUE(Exists("train.bin.partial"));
+  options_.progress = nullptr;
+  Prepare();
+  std::filesystem::remove(Output("validation.bin"));
+  std::filesystem::create_directories(Output("validation.bin/in the way"));
+  EXPECT_FALSE(PrepareData(options_).ok());
+  EXPECT_FALSE(Exists("manifest.json"));
+  std::filesystem::remove_all(Output("validation.bin"));
+  Prepare();
   EXPECT_TRUE(Prepare().up_to_date);
 }
 
