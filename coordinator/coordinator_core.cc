@@ -117,8 +117,11 @@ absl::Status CoordinatorCore::Heartbeat(const HeartbeatRequest& request, absl::T
       }
       while (recent_losses_.size() > 64) recent_losses_.pop_front();
       while (recent_staleness_.size() > 64) recent_staleness_.pop_front();
-      effects_.push_back(
-          RecordSteps{RegionOf(member), member.name, {request.steps().begin(), request.steps().end()}, root_version_});
+      effects_.push_back(RecordSteps{RegionOf(member),
+                                     member.name,
+                                     member.key.incarnation,
+                                     {request.steps().begin(), request.steps().end()},
+                                     root_version_});
     }
     if (request.want_samples() > 0) {
       if (!member.wants) {

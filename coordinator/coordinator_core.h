@@ -47,6 +47,7 @@ class CoordinatorCore {
   struct RecordSteps {  // Into metrics.jsonl.
     std::string region;
     std::string worker;
+    Incarnation incarnation;  // Its life, of which the times and numbers of steps count.
     std::vector<StepRecord> steps;
     Version root_version;  // When they came.
   };

@@ -136,18 +136,23 @@ void CoordinatorService::TellRoot(const CoordinatorCore::Effect& effect) {
   }
 }
 
+std::string CoordinatorService::WallTime() const {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", clock_->WallNow(), absl::UTCTimeZone());
+}
+
 void CoordinatorService::WriteDown(const CoordinatorCore::Effect& effect) {
   if (const auto* record = std::get_if<CoordinatorCore::Record>(&effect)) {
-    nlohmann::ordered_json line = {
-        {"time", absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", clock_->WallNow(), absl::UTCTimeZone())},
-        {"seconds", std::round(Seconds() * 1e3) / 1e3}};
+    nlohmann::ordered_json line = {{"time", WallTime()}, {"seconds", std::round(Seconds() * 1e3) / 1e3}};
     line.update(record->event);
     Keep(events_->Write(line));
   } else if (const auto* steps = std::get_if<CoordinatorCore::RecordSteps>(&effect)) {
+    const std::string heard = WallTime();
     for (const StepRecord& step : steps->steps) {
       Keep(metrics_->Write({{"time", step.time_seconds()},
+                            {"heard", heard},
                             {"region", steps->region},
                             {"worker", steps->worker},
+                            {"incarnation", steps->incarnation.value()},
                             {"step", step.step()},
                             {"tokens", step.tokens()},
                             {"loss", step.loss()},

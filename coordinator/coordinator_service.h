@@ -83,6 +83,7 @@ class CoordinatorService final : public Coordinator::Service {
   void Keep(const absl::Status& status);
   // What concerns the root, which only queues it, and what concerns the files.
   void TellRoot(const CoordinatorCore::Effect& effect) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WallTime() const;
   void WriteDown(const CoordinatorCore::Effect& effect);
   void Journal(LogRecord record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

@@ -118,6 +118,8 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
     for (const char* key : {"time", "step", "loss", "compute_seconds", "wait_seconds", "staleness"}) {
       ASSERT_TRUE(step.contains(key) && step[key].is_number()) << key << " in " << step;
     }
+    EXPECT_EQ(step["incarnation"], 1) << "nobody died";
+    EXPECT_EQ(step["heard"].get<std::string>().size(), std::string("2000-01-01T00:00:00.000Z").size());
   }
   int workers = 0;
   for (const Json& process : report["processes"]) {
