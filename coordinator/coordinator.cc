@@ -32,7 +32,6 @@
 #include "runtime/base/mutex.h"
 #include "runtime/base/process_info.h"
 #include "runtime/base/random.h"
-#include "runtime/base/shell_word.h"
 #include "runtime/fault/active_faults.h"
 #include "runtime/model/trainer.h"
 #include "runtime/storage/checkpoint.h"
@@ -506,9 +505,7 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
       if (core.phase() == CoordinatorCore::Phase::kDone) {
         // All of it is committed: a signal comes too late to stop anything.
       } else if (stopped) {
-        outcome =
-            absl::CancelledError(absl::StrCat("stopped by a signal; wukong up --resume ", ShellWord(options_.run_dir),
-                                              ", or this command with --resume, goes on"));
+        outcome = absl::CancelledError(kStoppedBySignal);
         core.Stop("the coordinator was stopped by a signal", now);
       } else if (!broken.ok()) {
         outcome = broken;

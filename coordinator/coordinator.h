@@ -10,6 +10,9 @@
 
 namespace wukong {
 
+// The `failure` in the report of a run that a signal has ended. What goes on with it depends on what it was begun with.
+inline constexpr char kStoppedBySignal[] = "stopped by a signal";
+
 struct CoordinatorOptions {
   Job job;                    // Resolved and checked.
   std::string resolved_yaml;  // Of the job, for the run directory.

@@ -14,6 +14,7 @@
 #include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/model/compute_process.h"
 #include "runtime/storage/file_system.h"
@@ -42,6 +43,15 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
   return LoadRunJob(flags.options.run_dir);
 }
 
+// What goes on with the run of a coordinator that was stopped; the run has its job, so --job and --set are left out.
+std::string CommandThatGoesOn(const CoordinatorFlags& flags) {
+  const CoordinatorOptions& options = flags.options;
+  return absl::StrCat(
+      "wukong coordinator --run-dir ", ShellWord(options.run_dir), " --listen ", ShellWord(options.listen),
+      options.threads == CoordinatorOptions().threads ? "" : absl::StrCat(" --threads ", options.threads),
+      flags.no_fsync ? " --no-fsync" : "", " --resume");
+}
+
 int RunCoordinatorCommand(CoordinatorFlags flags) {
   MakeBrokenOutputsErrors();
   if (flags.begin_or_resume && HoldsRun(FileSystem::Real(), flags.options.run_dir)) flags.options.resume = true;
@@ -67,7 +77,12 @@ int RunCoordinatorCommand(CoordinatorFlags flags) {
   options.resolved_yaml = ResolvedYaml(source->job);
   options.fsync = !flags.no_fsync;
   const StopSignal stop;
-  return ReportStatus(RunCoordinator(options, stop));
+  const absl::Status status = RunCoordinator(options, stop);
+  if (absl::IsCancelled(status) && LoadRunJob(options.run_dir).ok()) {
+    return ReportStatus(
+        absl::CancelledError(absl::StrCat(status.message(), "; it goes on with: ", CommandThatGoesOn(flags))));
+  }
+  return ReportStatus(status);
 }
 
 struct WorkerFlags {

@@ -69,9 +69,13 @@ Look OfReply(const StatusFlags& flags, const StatusReply& reply) {
 
 Look OfEnd(const StatusFlags& flags, const std::string& run_dir, const Json& report) {
   if (!flags.json) {
-    return {absl::StrCat("the run is over and its coordinator is gone; ", run_dir, "/report.json says\n",
-                         ReportSummary(report)),
-            absl::OkStatus(), true};
+    std::string text = absl::StrCat("the run is over and its coordinator is gone; ", run_dir, "/report.json says\n",
+                                    ReportSummary(report));
+    if (WasStopped(report)) {
+      absl::StrAppend(&text, "it goes on as it was begun: wukong up --resume ", ShellWord(run_dir),
+                      ", or wukong coordinator --run-dir ", ShellWord(run_dir), " --resume\n");
+    }
+    return {std::move(text), absl::OkStatus(), true};
   }
   const Json end = {
       {"run", ReportRun(report)}, {"phase", ReportCompleted(report) ? "done" : "failed"}, {"report", report}};

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "coordinator/coordinator.h"
 
 namespace wukong {
 namespace {
@@ -223,6 +224,8 @@ bool ReportCompleted(const Json& report) {
   const Json& completed = At(report, "completed");
   return completed.is_boolean() && completed.get<bool>();
 }
+
+bool WasStopped(const Json& report) { return Words(report, "failure") == kStoppedBySignal; }
 
 std::string ReportRun(const Json& report) { return Words(report, "run"); }
 

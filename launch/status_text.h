@@ -25,6 +25,8 @@ std::string WaitingText(const std::map<std::string, double>& shares);
 
 // A run's report.json, in whole or what there is of it: nothing in it can be wrong enough for a crash.
 bool ReportCompleted(const nlohmann::ordered_json& report);
+// A signal has ended it.
+bool WasStopped(const nlohmann::ordered_json& report);
 std::string ReportRun(const nlohmann::ordered_json& report);
 // With its last line end.
 std::string ReportSummary(const nlohmann::ordered_json& report);

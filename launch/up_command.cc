@@ -152,6 +152,10 @@ int RunUp(UpFlags flags) {
       std::printf("%sreport: %s/report.json\n", ReportSummary(result.report).c_str(), options.run_dir.c_str());
     }
   }
+  const bool stopped = stop.received() != 0 || WasStopped(result.report);
+  if (stopped && result.exit_code == kExitFailed && LoadRunJob(options.run_dir).ok()) {
+    std::fprintf(stderr, "wukong: the run goes on with: wukong up --resume %s\n", ShellWord(options.run_dir).c_str());
+  }
   return result.exit_code;
 }
 

@@ -229,6 +229,9 @@ TEST(FaultsTest, CtrlCEndsEveryProcess) {
   EXPECT_EQ(up->Wait(), 1) << up->err();
   EXPECT_LT(absl::Now() - begin, absl::Seconds(20));
   EXPECT_TRUE(absl::StrContains(up->err(), "stopped by a signal")) << up->err();
+  EXPECT_TRUE(absl::StrContains(up->err(), absl::StrCat("goes on with: wukong up --resume ", workspace.Path("run"))))
+      << up->err();
+  EXPECT_FALSE(absl::StrContains(up->err() + up->out(), "wukong coordinator")) << "that is not how it was begun";
   ExpectAllGone(processes);
   const Json report = record.Report();
   ASSERT_TRUE(report.is_object());
@@ -275,6 +278,11 @@ TEST(FaultsTest, MembersOfACoordinatorThatIsStoppedMayComeBackToTheNext) {
   ASSERT_TRUE(Await([&] { return cluster.record().Merged() >= 1 || cluster.coordinator().ended(); }));
   cluster.coordinator().Signal(SIGTERM);
   EXPECT_EQ(cluster.coordinator().Wait(), 1) << cluster.coordinator().err();
+  const std::string err = cluster.coordinator().err();
+  EXPECT_TRUE(absl::StrContains(err, absl::StrCat("it goes on with: wukong coordinator --run-dir ",
+                                                  cluster.record().directory(), " --listen 127.0.0.1:")))
+      << err;
+  EXPECT_FALSE(absl::StrContains(err, "wukong up")) << "nobody wants the whole job on this machine: " << err;
   for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 75) << member->err();
 }
 

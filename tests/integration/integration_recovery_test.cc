@@ -508,7 +508,8 @@ TEST(StatusTest, ShowsARunThatTrainsAndOneThatIsOver) {
   const auto over = workspace.Start({"status", workspace.Path("run")});
   EXPECT_EQ(over->Wait(), 0) << over->err();
   EXPECT_THAT(over->out(), HasSubstr("the run is over"));
-  EXPECT_THAT(over->out(), HasSubstr("stopped by a signal"));
+  EXPECT_THAT(over->out(), HasSubstr("stopped by a signal\n"));
+  EXPECT_THAT(over->out(), HasSubstr(absl::StrCat("wukong up --resume ", workspace.Path("run"))));
   const auto nobody = workspace.Start({"status", address});
   EXPECT_EQ(nobody->Wait(), 4) << nobody->err();
   EXPECT_THAT(nobody->err(), HasSubstr(address));
