@@ -1,5 +1,6 @@
 // `wukong chaos inject`: one fault at members of a running job.
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/time/time.h"
 #include "launch/chaos_command.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_units.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
@@ -135,7 +137,8 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
   verb->add_option("--on", flags->on,
                    "Of the root, once, when it gets there: after_append_before_ack, after_ack or after_publish");
   verb->add_option("--version", flags->version,
-                   "With --on: of the root's parameters, from which version on (default: 1)");
+                   "With --on: of the root's parameters, from which version on (default: 1)")
+      ->check(WholeNumber(1, std::numeric_limits<int64_t>::max()));
   verb->add_flag("--json", flags->json, "Print the answer as JSON");
   verb->callback([flags, action] { *action = [flags] { return Inject(*flags); }; });
 }

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "coordinator/root_log.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "launch/run_directory.h"
@@ -214,7 +216,7 @@ void AddCheckpointCommand(CLI::App& app, std::function<int()>* action) {
                              "The run directory", Export);
     verb->add_option("--output,-o", flags->output, "The file to write")->required();
     verb->add_option("--version", flags->version, "One of `list`; by default all that is in the log")
-        ->check(CLI::PositiveNumber);
+        ->check(WholeNumber(1, std::numeric_limits<int64_t>::max()));
   }
   {
     auto [verb, flags] = add("import", "Make a run directory that begins with the parameters of a safetensors file",

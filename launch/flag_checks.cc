@@ -50,6 +50,19 @@ CLI::Validator Seconds() {
       "DURATION");
 }
 
+CLI::Validator WholeNumber(int64_t min, int64_t max) {
+  return CLI::Validator(
+      [min, max](std::string& text) -> std::string {
+        int64_t number = 0;
+        const bool is_one = absl::SimpleAtoi(text, &number);
+        if (is_one && number >= min && number <= max) return "";
+        const bool is_large = is_one ? number > max : number == std::numeric_limits<int64_t>::max();
+        return absl::StrCat("expected a whole number of at ",
+                            is_large ? absl::StrCat("most ", max) : absl::StrCat("least ", min), ", got ", text);
+      },
+      "NUMBER");
+}
+
 CLI::Validator MemberName() {
   return CLI::Validator(
       [](std::string& text) -> std::string {

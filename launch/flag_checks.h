@@ -2,6 +2,8 @@
 #ifndef WUKONG_LAUNCH_FLAG_CHECKS_H_
 #define WUKONG_LAUNCH_FLAG_CHECKS_H_
 
+#include <cstdint>
+#include <limits>
 #include <string>
 
 #include "CLI/CLI.hpp"
@@ -13,6 +15,9 @@ CLI::Validator HostPort(bool may_be_any = false);
 
 // A duration with its unit, as in job files ("30s"); a number alone is of seconds. Becomes a number of seconds.
 CLI::Validator Seconds();
+
+// A whole number from `min` to `max`, both included; by default at most what an int holds.
+CLI::Validator WholeNumber(int64_t min, int64_t max = std::numeric_limits<int>::max());
 
 // A name that logs and REGION/NAME can hold.
 CLI::Validator MemberName();

@@ -3,7 +3,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
 #include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "launch/chaos_command.h"
+#include "launch/checkpoint_command.h"
+#include "launch/log_command.h"
+#include "launch/role_commands.h"
+#include "launch/up_command.h"
 
 namespace wukong {
 namespace {
@@ -32,6 +44,45 @@ TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
   for (const char* bad : {"", "0", "-1s", "soon", "1 s", "inf"}) {
     EXPECT_THAT(Seconds()(std::string(bad)), HasSubstr("expected a time above 0, such as 30s, got")) << bad;
   }
+}
+
+TEST(FlagChecksTest, AWholeNumberHasBoundsThatAreNamed) {
+  for (const char* good : {"0", "7", "2147483647"}) EXPECT_EQ(WholeNumber(0)(std::string(good)), "") << good;
+  EXPECT_EQ(WholeNumber(0, std::numeric_limits<int64_t>::max())(std::string("9223372036854775807")), "");
+  for (const char* bad : {"-1", "1.5", "many", "", "1e3"}) {
+    EXPECT_EQ(WholeNumber(0)(std::string(bad)), absl::StrCat("expected a whole number of at least 0, got ", bad));
+  }
+  EXPECT_EQ(WholeNumber(1)(std::string("0")), "expected a whole number of at least 1, got 0");
+  for (const char* bad : {"2147483648", "99999999999999999999"}) {
+    EXPECT_EQ(WholeNumber(0)(std::string(bad)),
+              absl::StrCat("expected a whole number of at most 2147483647, got ", bad));
+  }
+}
+
+// CLI11's own checks answer with the largest double, of 309 digits.
+TEST(FlagChecksTest, CommandsSayWhichNumbersTheyExpect) {
+  const auto answer = [](const std::function<void(CLI::App&, std::function<int()>*)>& add,
+                         std::vector<std::string> words) -> std::string {
+    CLI::App app("", "wukong");
+    std::function<int()> action;
+    add(app, &action);
+    std::reverse(words.begin(), words.end());  // CLI11 wants it so.
+    try {
+      app.parse(words);
+    } catch (const CLI::ParseError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string least0 = ": expected a whole number of at least 0, got -1";
+  const std::string least1 = ": expected a whole number of at least 1, got 0";
+  EXPECT_EQ(answer(AddUpCommand, {"up", "job.yaml", "--restarts", "-1"}), "--restarts" + least0);
+  EXPECT_EQ(answer(AddLogCommand, {"log", "dump", "run", "--from", "-1"}), "--from" + least0);
+  EXPECT_EQ(answer(AddCheckpointCommand, {"checkpoint", "export", "run", "-o", "x", "--version", "0"}),
+            "--version" + least1);
+  EXPECT_EQ(answer(AddRoleCommands, {"worker", "--join", "a:1", "--region", "b", "--rank", "-1"}), "--rank" + least0);
+  EXPECT_EQ(answer(AddRoleCommands, {"coordinator", "--run-dir", "run", "--threads", "0"}), "--threads" + least1);
+  EXPECT_EQ(answer(AddChaosCommand, {"chaos", "inject", "kill", "root", "--version", "0"}), "--version" + least1);
 }
 
 TEST(FlagChecksTest, AMemberHasANameThatOthersCanWrite) {

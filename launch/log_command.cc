@@ -1,6 +1,7 @@
 #include "launch/log_command.h"
 
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -8,6 +9,7 @@
 #include "coordinator/root_log.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_file.h"
 #include "launch/run_directory.h"
 #include "nlohmann/json.hpp"
@@ -102,7 +104,7 @@ void AddLogCommand(CLI::App& app, std::function<int()>* action) {
     CLI::App* verb = log->add_subcommand("dump", "Print the records as JSON lines");
     verb->add_option("RUN_DIR", flags->run_dir, "The run directory")->required();
     verb->add_option("--from", flags->from, "First record (default: the oldest that is there)")
-        ->check(CLI::NonNegativeNumber);
+        ->check(WholeNumber(0, std::numeric_limits<int64_t>::max()));
     flags->from = 0;
     verb->callback([flags, action] { *action = [flags] { return Dump(*flags); }; });
   }

@@ -145,7 +145,9 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--listen", flags->options.listen, "host:port for aggregators and workers")
         ->default_str("0.0.0.0:7700")
         ->check(HostPort(/*may_be_any=*/true));
-    verb->add_option("--threads", flags->options.threads, "Threads for validation")->capture_default_str();
+    verb->add_option("--threads", flags->options.threads, "Threads for validation")
+        ->check(WholeNumber(1))
+        ->capture_default_str();
     flags->options.listen = "0.0.0.0:7700";
     verb->callback([flags, action] { *action = [flags] { return RunCoordinatorCommand(*flags); }; });
   }
@@ -186,7 +188,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--name", flags->options.name, "Unique in the region; by default the coordinator gives one")
         ->check(MemberName());
     verb->add_option("--rank", flags->options.rank, "Place among the region's workers; by default the next free one")
-        ->check(CLI::NonNegativeNumber);
+        ->check(WholeNumber(0));
     verb->add_option("--data", flags->data, "Data directory on this machine, if not the job's path");
     verb->add_option("--job", flags->job,
                      "Job file on this machine whose model.torchscript is used in place of the coordinator's");

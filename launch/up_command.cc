@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "launch/local_run.h"
@@ -173,7 +174,7 @@ void AddUpCommand(CLI::App& app, std::function<int()>* action) {
   verb->add_option("--resume", flags->resume, "Go on with the run that is recorded in this directory; takes no job");
   verb->add_option("--restarts", flags->restarts,
                    "How many processes that die are started again in the whole run; 0: none")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber(0))
       ->capture_default_str();
   verb->add_flag("--standby,!--no-standby", flags->standby,
                  "Beside the coordinator a process waits to go on in its place at once, if it dies (default)");
