@@ -1,9 +1,11 @@
 // `wukong chaos inject`: one fault at members of a running job.
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -13,10 +15,12 @@
 #include "launch/chaos_command.h"
 #include "launch/exit_code.h"
 #include "launch/flag_checks.h"
+#include "launch/job_file.h"
 #include "launch/job_units.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
+#include "runtime/base/shell_word.h"
 #include "runtime/transport/grpc_options.h"
 
 namespace wukong {
@@ -76,30 +80,41 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
   return order;
 }
 
+// Of the run's coordinator. UNAVAILABLE: there is none any more, or not yet.
+absl::StatusOr<std::string> AddressOf(const InjectFlags& flags) {
+  const bool has_address = !flags.coordinator.empty();
+  if (has_address == !flags.run_dir.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chaos inject: ", has_address ? "the run is named twice" : "say which run is meant",
+                     " (expected either --run-dir DIR or --coordinator HOST:PORT)"));
+  }
+  if (has_address) return flags.coordinator;
+  if (absl::Status status = CheckRunDirectory(flags.run_dir); !status.ok()) return status;
+  // Whoever goes on with the run removes it. Another run's coordinator may listen where this one's was.
+  std::error_code error;
+  if (std::filesystem::exists(flags.run_dir + "/report.json", error)) {
+    return absl::UnavailableError(absl::StrCat("chaos inject: the run in ", flags.run_dir, " is over: wukong status ",
+                                               ShellWord(flags.run_dir), " shows how it ended"));
+  }
+  absl::StatusOr<std::string> address = ReadFile(flags.run_dir + "/coordinator.address");
+  if (address.ok()) return address;
+  return absl::UnavailableError(
+      absl::StrCat("chaos inject: ", flags.run_dir, ": no coordinator has listened there yet"));
+}
+
 int Inject(const InjectFlags& flags) {
   const absl::StatusOr<FaultOrder> order = OrderOf(flags);
   if (!order.ok()) return ReportStatus(order.status());
-  std::string address = flags.coordinator;
-  if (address.empty() == flags.run_dir.empty()) {
-    return ReportStatus(absl::InvalidArgumentError(
-        "chaos inject: say which run is meant (expected --run-dir DIR, or --coordinator HOST:PORT)"));
-  }
-  if (address.empty()) {
-    const absl::StatusOr<std::string> written = ReadFile(flags.run_dir + "/coordinator.address");
-    if (!written.ok()) {
-      return ReportStatus(absl::InvalidArgumentError(
-          absl::StrCat(flags.run_dir, " is no directory of a run: ", written.status().message())));
-    }
-    address = *written;
-  }
+  const absl::StatusOr<std::string> address = AddressOf(flags);
+  if (!address.ok()) return ReportStatus(address.status());
   InjectFaultRequest request;
   *request.mutable_order() = *order;
   request.set_target(flags.target);
   grpc::ClientContext context;
   SetDeadline(&context, absl::Seconds(5));
   InjectFaultReply reply;
-  absl::Status status = FromGrpc(Coordinator::NewStub(MakeChannel(address))->InjectFault(&context, request, &reply),
-                                 absl::StrCat("coordinator at ", address));
+  absl::Status status = FromGrpc(Coordinator::NewStub(MakeChannel(*address))->InjectFault(&context, request, &reply),
+                                 absl::StrCat("coordinator at ", *address));
   // What is wrong is the command, and not this machine.
   if (status.code() == absl::StatusCode::kFailedPrecondition) status = absl::InvalidArgumentError(status.message());
   if (status.code() == absl::StatusCode::kDeadlineExceeded) status = absl::UnavailableError(status.message());
@@ -130,7 +145,7 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
                    "* (each)")
       ->required();
   verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
-  verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator");
+  verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator")->check(HostPort());
   verb->add_option("--for", flags->time,
                    "How long, as 15s or 5min; without it for good (freeze and faults of the disk need it)");
   verb->add_option("--factor", flags->factor, "slow: times slower; scale: times larger");

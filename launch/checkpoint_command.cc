@@ -17,6 +17,7 @@
 #include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
+#include "launch/job_units.h"
 #include "launch/run_directory.h"
 #include "launch/status_text.h"
 #include "nlohmann/json.hpp"
@@ -42,14 +43,19 @@ struct CheckpointFlags {
   bool json = false;
 };
 
+absl::StatusOr<std::vector<CheckpointFile>> FilesIn(const std::string& run_dir) {
+  if (absl::Status status = CheckRunHas(run_dir, "checkpoints"); !status.ok()) return status;
+  absl::StatusOr<std::vector<CheckpointFile>> files = ListCheckpoints(FileSystem::Real(), CheckpointDirectory(run_dir));
+  if (files.ok() && files->empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("there is no checkpoint in ", CheckpointDirectory(run_dir)));
+  }
+  return files;
+}
+
 absl::StatusOr<std::vector<CheckpointFile>> FilesOf(const std::string& path) {
   std::error_code error;  // Where nothing may be looked at, the listing says so.
   if (std::filesystem::is_regular_file(path, error)) return std::vector<CheckpointFile>{{path, 0}};
-  absl::StatusOr<std::vector<CheckpointFile>> files = ListCheckpoints(FileSystem::Real(), CheckpointDirectory(path));
-  if (files.ok() && files->empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("there is no checkpoint in ", CheckpointDirectory(path)));
-  }
-  return files;
+  return FilesIn(path);
 }
 
 // What there is to say of one file; `digest` is "right" or "none", "damaged", "unsupported" (whole, with values that
@@ -137,10 +143,24 @@ absl::Status CheckOutput(const std::string& path) {
       absl::StrCat("--output ", path, " is there and is no safetensors file; name another, or remove it"));
 }
 
+absl::Status CheckVersion(const CheckpointFlags& flags) {
+  const absl::StatusOr<std::vector<CheckpointFile>> files = FilesIn(flags.path);
+  if (!files.ok()) return files.status();
+  std::vector<std::string> versions;
+  for (const CheckpointFile& file : *files) {
+    if (file.version == flags.version) return absl::OkStatus();
+    versions.push_back(absl::StrCat(file.version));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("there is no checkpoint of version ", flags.version, " in ",
+                                                 CheckpointDirectory(flags.path), " (expected ", Alternatives(versions),
+                                                 ")"));
+}
+
 int Export(const CheckpointFlags& flags) {
   FileSystem* const files = FileSystem::Real();
   if (absl::Status status = CheckOutput(flags.output); !status.ok()) return ReportStatus(status);
   if (flags.version > 0) {
+    if (absl::Status status = CheckVersion(flags); !status.ok()) return ReportStatus(status);
     const absl::StatusOr<Checkpoint> read =
         ReadCheckpoint(files, CheckpointPath(CheckpointDirectory(flags.path), flags.version));
     if (!read.ok()) return ReportStatus(read.status());

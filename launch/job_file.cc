@@ -540,17 +540,20 @@ bool IsScenarioFile(const std::string& path) {
          root.Find(kOfScenarios) != nullptr;
 }
 
-absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir) {
+absl::Status CheckRunDirectory(const std::string& run_dir) {
   std::error_code error;
   if (!std::filesystem::exists(run_dir, error)) {
     return absl::InvalidArgumentError(absl::StrCat("there is no run directory ", run_dir));
   }
-  const std::string config = run_dir + "/config.resolved.yaml";
-  if (!std::filesystem::exists(config, error)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        run_dir, " is no run directory: it has no config.resolved.yaml, so there is nothing to go on with"));
+  if (!std::filesystem::exists(run_dir + "/config.resolved.yaml", error)) {
+    return absl::InvalidArgumentError(absl::StrCat(run_dir, " is no run directory: it has no config.resolved.yaml"));
   }
-  return LoadJobFile(config, {});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir) {
+  if (absl::Status status = CheckRunDirectory(run_dir); !status.ok()) return status;
+  return LoadJobFile(run_dir + "/config.resolved.yaml", {});
 }
 
 }  // namespace wukong

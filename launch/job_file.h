@@ -61,6 +61,9 @@ absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const s
 // The file is one of a scenario and not of a job: it has a workload. False also where it cannot be read.
 bool IsScenarioFile(const std::string& path);
 
+// INVALID_ARGUMENT: it is not there, or is no run directory.
+absl::Status CheckRunDirectory(const std::string& run_dir);
+
 // The job of a run that was begun, from its config.resolved.yaml. INVALID_ARGUMENT: that is no run directory.
 absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 

@@ -55,6 +55,7 @@ int Verify(const LogFlags& flags) {
 }
 
 int Dump(const LogFlags& flags) {
+  if (absl::Status status = CheckRunHas(flags.run_dir, "log"); !status.ok()) return ReportStatus(status);
   const absl::StatusOr<LogSummary> log =
       ReadLog(FileSystem::Real(), LogDirectory(flags.run_dir), flags.from,
               [](int64_t index, absl::string_view bytes) -> absl::Status {

@@ -23,6 +23,15 @@ absl::StatusOr<std::string> MakeRunDirectory(absl::string_view name) {
   }
 }
 
+absl::Status CheckRunHas(const std::string& run_dir, absl::string_view part) {
+  // What was copied without the rest can be read as well.
+  std::error_code error;
+  if (std::filesystem::exists(absl::StrCat(run_dir, "/", part), error)) return absl::OkStatus();
+  if (absl::Status status = CheckRunDirectory(run_dir); !status.ok()) return status;
+  return absl::InvalidArgumentError(
+      absl::StrCat("run directory ", run_dir, " has no ", part, ": its coordinator has not begun the run"));
+}
+
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir) {
   absl::StatusOr<JobSource> source = LoadRunJob(run_dir);
   if (!source.ok()) return source.status();

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "proto/job.pb.h"
@@ -19,6 +20,9 @@ struct OpenedRun {
 
 // Makes runs/NAME-TIME, or runs/NAME-TIME-2 and so on where somebody began a run of that name in the same second.
 absl::StatusOr<std::string> MakeRunDirectory(absl::string_view name);
+
+// OK where `run_dir` has the folder `part`, "log" or "checkpoints"; INVALID_ARGUMENT says what is wrong with it.
+absl::Status CheckRunHas(const std::string& run_dir, absl::string_view part);
 
 // INVALID_ARGUMENT: no run directory; the message says what is missing.
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir);

@@ -361,6 +361,7 @@ TEST(ChaosInjectTest, AFaultReachesARunningJobThatAllowsIt) {
 
   const auto late = workspace.Start({"chaos", "inject", "kill", "beijing/worker-0", "--run-dir", "run"});
   EXPECT_EQ(late->Wait(), 4) << "nobody is there any more: " << late->err();
+  EXPECT_THAT(late->err(), HasSubstr("the run in run is over: wukong status run shows"));
 }
 
 TEST(ChaosInjectTest, AnyRankOfAGroupIsSlowedDown) {
