@@ -1,5 +1,8 @@
 #include "launch/flag_checks.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -29,6 +32,22 @@ CLI::Validator HostPort(bool may_be_any) {
         }
         return absl::StrCat("expected HOST:PORT with a port of ", may_be_any ? "0" : "1", " to 65535, got \"", text,
                             "\"");
+      },
+      "HOST:PORT");
+}
+
+CLI::Validator ReachableHostPort() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        if (std::string wrong = HostPort()(text); !wrong.empty()) return wrong;
+        std::string host = text.substr(0, text.rfind(':'));
+        if (host.front() == '[') host = host.substr(1, host.size() - 2);
+        in6_addr address = {};  // Of either kind: the wildcard is all zeros.
+        const bool is_ip =
+            ::inet_pton(AF_INET, host.c_str(), &address) == 1 || ::inet_pton(AF_INET6, host.c_str(), &address) == 1;
+        if (!is_ip || !IN6_IS_ADDR_UNSPECIFIED(&address)) return "";
+        return absl::StrCat("expected a HOST:PORT that others can connect to, such as gpu7.example:7701, got \"", text,
+                            "\", which is no address of one machine");
       },
       "HOST:PORT");
 }

@@ -13,6 +13,9 @@ namespace wukong {
 // HOST:PORT, as in 10.0.0.1:7700 or [::]:7700; port 0 (a free one) only where `may_be_any`.
 CLI::Validator HostPort(bool may_be_any = false);
 
+// HOST:PORT that others can connect to: not 0.0.0.0 or [::], which each machine takes for itself.
+CLI::Validator ReachableHostPort();
+
 // A duration with its unit, as in job files ("30s"); a number alone is of seconds. Becomes a number of seconds.
 CLI::Validator Seconds();
 

@@ -33,6 +33,17 @@ TEST(FlagChecksTest, AnAddressHasAHostAndAPort) {
   EXPECT_EQ(HostPort(/*may_be_any=*/true)(std::string("localhost:0")), "");
 }
 
+TEST(FlagChecksTest, AnAddressForOthersIsNoWildcard) {
+  for (const char* good : {"10.0.0.1:7700", "localhost:1", "[fe80::1]:7700", "[::1]:7700", "0.example:7700"}) {
+    EXPECT_EQ(ReachableHostPort()(std::string(good)), "") << good;
+  }
+  for (const char* bad : {"0.0.0.0:7703", "[::]:7703", "[0:0:0:0:0:0:0:0]:7703"}) {
+    EXPECT_THAT(ReachableHostPort()(std::string(bad)), HasSubstr("expected a HOST:PORT that others can connect to"))
+        << bad;
+  }
+  EXPECT_THAT(ReachableHostPort()(std::string("0.0.0.0")), HasSubstr("expected HOST:PORT with a port"));
+}
+
 TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
   const std::vector<std::pair<std::string, std::string>> good = {
       {"30", "30"}, {"30s", "30"}, {"500ms", "0.5"}, {"1.5m", "90"}, {"0.25", "0.25"}, {"1.08e+06", "1.08e+06"}};

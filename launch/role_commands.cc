@@ -164,7 +164,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
         ->capture_default_str()
         ->check(HostPort(/*may_be_any=*/true));
     verb->add_option("--advertise", flags->options.advertise, "host:port that the workers connect to, if not that")
-        ->check(HostPort());
+        ->check(ReachableHostPort());
     verb->add_option("--connect-timeout", flags->connect_timeout, "How long to try to reach the coordinator")
         ->default_str("30s")
         ->transform(Seconds());
