@@ -13,8 +13,10 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "coordinator/coordinator_core.h"
 #include "coordinator/coordinator_service.h"
 #include "coordinator/root_faults.h"
@@ -541,10 +543,11 @@ void CoordinatorLife::Farewell() {
 }
 
 absl::Status CoordinatorLife::Finish(absl::Status outcome) {
+  const std::string preset = Preset_Name(job_.strategy().preset());
   Json report = {{"job", job_.name()},
                  {"run", run_},
                  {"seed", job_.seed()},
-                 {"preset", Preset_Name(job_.strategy().preset())},
+                 {"preset", absl::AsciiStrToLower(absl::StripPrefix(preset, "PRESET_"))},  // As in the job file.
                  {"completed", false},
                  {"failure", ""},
                  {"parameters", trainer_->layout().size()}};

@@ -103,6 +103,7 @@ TEST_P(UpTest, CommitsItsBudgetAndReportsIt) {
   ExpectBudgetCommittedOnce(report, Budget(job));
   ExpectWholeReport(report, job, /*computed_is_committed=*/true);
   EXPECT_EQ(Json::parse(up->out()), report) << "--json prints the report";
+  EXPECT_EQ(report["preset"], job.preset) << "as the job file has it";
   const double initial = report["validation_loss_initial"], final = report["validation_loss_final"];
   EXPECT_NEAR(initial, std::log(256.0), 0.3) << "nothing is known at the beginning";
   EXPECT_LT(final, initial - 1);
