@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
 #include "launch/job_units.h"
@@ -80,10 +81,21 @@ std::string FindElsewhere(const Descriptor& type, const std::string& path, absl:
   return "";
 }
 
+// The key that is abbreviated so, "learning_rate" for "lr"; empty when there is none.
+std::string FindAbbreviated(const std::vector<std::string>& keys, absl::string_view key) {
+  for (const std::string& candidate : keys) {
+    std::string initials;
+    for (const absl::string_view word : absl::StrSplit(candidate, '_')) absl::StrAppend(&initials, word.substr(0, 1));
+    if (key.size() > 1 && initials == key) return candidate;
+  }
+  return "";
+}
+
 // What to say of a key that `type` does not have.
 std::string UnknownKey(const Descriptor& type, absl::string_view key) {
   const std::vector<std::string> keys = KeysOf(type);
-  const std::string nearest = Nearest(key, keys);
+  const std::string abbreviated = FindAbbreviated(keys, key);
+  const std::string nearest = abbreviated.empty() ? Nearest(key, keys) : abbreviated;
   const std::string elsewhere = nearest.empty() ? FindElsewhere(*Job::descriptor(), "", key) : "";
   std::string hint;
   if (!nearest.empty()) {
@@ -274,8 +286,8 @@ class MessageReader {
     const Descriptor& type = *message->GetDescriptor();
     if (node != nullptr && node->kind != YamlNode::Kind::kMap && node->kind != YamlNode::Kind::kNull) {
       Fail(*node, path,
-           absl::StrCat("wrong type (expected a map with keys such as ", absl::StrJoin(FirstKeys(type), ", "), ", got ",
-                        KindWords(*node), ")"));
+           absl::StrCat("wrong type", KeyOfValue(type, *node, path), " (expected a map with keys such as ",
+                        absl::StrJoin(FirstKeys(type), ", "), ", got ", KindWords(*node), ")"));
       return;
     }
     std::vector<const YamlNode*> values(type.field_count(), nullptr);
@@ -313,6 +325,18 @@ class MessageReader {
     } else {
       errors_->Add(absl::StrCat(source_->path, ":", node.line, ": ", path, path.empty() ? "" : ": "), what, node.line);
     }
+  }
+
+  // "; did you mean strategy.preset?" where a value stands for the map that has it under one of its keys.
+  static std::string KeyOfValue(const Descriptor& type, const YamlNode& node, const std::string& path) {
+    for (int i = 0; node.kind == YamlNode::Kind::kScalar && i < type.field_count(); ++i) {
+      const FieldDescriptor& field = *type.field(i);
+      if (field.cpp_type() != FieldDescriptor::CPPTYPE_ENUM) continue;
+      const std::vector<std::string> names = EnumNames(*field.enum_type());
+      if (std::find(names.begin(), names.end(), node.scalar) == names.end()) continue;
+      return absl::StrCat("; did you mean ", Join(path, KeyOf(field)), "?");
+    }
+    return "";
   }
 
   static std::vector<std::string> FirstKeys(const Descriptor& type) {

@@ -368,6 +368,9 @@ TEST_F(JobFileTest, EveryWrongOverrideNamesItself) {
       {"regions.0.workers=0", "regions[0].workers: too small (expected at least 1, at most 100000, got \"0\")"},
       {"regions=[]", "regions: is empty (expected a list of maps"},
       {"wan.links.0.rtt=1ms", "wan.links.0.rtt: links has no element 0 (it is empty)"},
+      {"strategy=diloco", "strategy: wrong type; did you mean strategy.preset? (expected a map with keys such as"},
+      {"optimizer.lr=1", "optimizer.lr: unknown key; did you mean learning_rate? (expected one of"},
+      {"optimizer.wd=1", "optimizer.wd: unknown key; did you mean weight_decay? (expected one of"},
       {"strategy.preset=dpp", "strategy.preset: unknown value; did you mean ddp? (expected async, diloco, ddp,"},
   };
   for (const auto& [text, error] : table) {
