@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "glog/logging.h"
@@ -38,7 +39,7 @@ int main(int argc, char** argv) {
 
   CLI::App app("Wukong trains one model across data centers that are far apart.", "wukong");
   app.require_subcommand(1);
-  app.set_version_flag("--version", std::string("wukong 0.1.0"));
+  app.set_version_flag("-v,--version", std::string("wukong 0.1.0"));
   app.footer(
       "Start with: wukong up launch/examples/three-regions.yaml\nExit codes: 0 done, 1 training failed, 2 usage or "
       "job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged, 7 log or checkpoint "
@@ -54,12 +55,18 @@ int main(int argc, char** argv) {
   wukong::AddSimCommand(app, &action);
   wukong::AddChaosCommand(app, &action);
   wukong::AddRoleCommands(app, &action);
-  if (const std::string unknown = wukong::UnknownCommand(app, argc, argv); !unknown.empty()) {
+  // `wukong help log` is `wukong log --help`.
+  std::vector<const char*> words(argv, argv + argc);
+  if (argc > 1 && std::strcmp(argv[1], "help") == 0) {
+    words.erase(words.begin() + 1);
+    words.push_back("--help");
+  }
+  if (const std::string unknown = wukong::UnknownCommand(app, argc, words.data()); !unknown.empty()) {
     std::fprintf(stderr, "wukong: error: %s\nRun with --help for more.\n", unknown.c_str());
     return wukong::kExitUsage;
   }
   try {
-    app.parse(argc, argv);
+    app.parse(argc, words.data());
   } catch (const CLI::ParseError& error) {
     const int code = error.get_exit_code();
     if (code == 0) return app.exit(error);  // --help, --version

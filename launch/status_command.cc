@@ -165,7 +165,7 @@ int RunStatus(const StatusFlags& flags) {
 void AddStatusCommand(CLI::App& app, std::function<int()>* action) {
   auto flags = std::make_shared<StatusFlags>();
   CLI::App* verb = app.add_subcommand("status", "Show how a run stands, or how it ended");
-  verb->add_option("run", flags->target, "host:port of the coordinator, or a run directory")->required();
+  verb->add_option("RUN", flags->target, "A run directory, or HOST:PORT of the coordinator")->required();
   verb->add_flag("--json", flags->json, "Print it as JSON; with --watch one line each time");
   CLI::Option* const watch = verb->add_flag("--watch", flags->watch, "Show it again and again, until the run is over");
   verb->add_option("--every", flags->every, "With --watch: how far apart")

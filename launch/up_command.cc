@@ -165,7 +165,7 @@ int RunUp(UpFlags flags) {
 void AddUpCommand(CLI::App& app, std::function<int()>* action) {
   auto flags = std::make_shared<UpFlags>();
   CLI::App* verb = app.add_subcommand("up", "Run a whole job on this machine, the links between regions emulated");
-  verb->add_option("job", flags->job, "The job file");
+  verb->add_option("JOB", flags->job, "The job file");
   verb->add_option("--set", flags->set,
                    "Set one key of the job, as key.path=value; may be repeated. With --resume: of what "
                    "the run does not depend on, such as stop.wall")

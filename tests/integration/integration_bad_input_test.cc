@@ -75,8 +75,8 @@ int64_t LineOf(const std::string& text, const std::string& marker) {
 
 TEST(UsageTest, HelpIsNoError) {
   const Workspace workspace(/*prepare_data=*/false);
-  for (const std::vector<std::string>& arguments :
-       std::vector<std::vector<std::string>>{{"--help"}, {"up", "--help"}, {"worker", "--help"}, {"--version"}}) {
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"--help"}, {"up", "--help"}, {"worker", "--help"}, {"--version"}, {"-v"}, {"help"}, {"help", "up"}}) {
     const auto process = workspace.Start(arguments);
     EXPECT_EQ(process->Wait(), 0) << process->err();
     EXPECT_THAT(process->out(), HasSubstr("wukong"));
@@ -101,7 +101,8 @@ TEST(UsageTest, AWrongCommandLineIsAUsageError) {
       {{"coordinator", "--job", "job.yaml"}, "--run-dir"},
       {{"coordinator", "--run-dir", "runs/first"}, "--job"},
       {{"coordinator", "--run-dir", "runs/first", "--resume", "--set", "seed=2"}, "--job"},
-      {{"status"}, "run"},
+      {{"status"}, "RUN"},
+      {{"help", "upp"}, "did you mean up?"},
       {{"status", "nonsense"}, "nonsense"},
       {{"up", "no-such-job.yaml"}, "no-such-job.yaml"},
   };
