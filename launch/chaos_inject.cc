@@ -71,7 +71,7 @@ absl::StatusOr<FaultOrder> OrderOf(const InjectFlags& flags) {
   order.set_version(flags.version.value_or(1));
   if (!flags.time.empty()) {
     Fault fault;  // As a scenario has it.
-    if (absl::Status status = SetScalar(*Fault::descriptor()->FindFieldByName("for_ns"), flags.time, &fault);
+    if (absl::Status status = SetScalar(*Fault::descriptor()->FindFieldByName("for_ns"), WithUnit(flags.time), &fault);
         !status.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("chaos inject: --for: ", status.message()));
     }

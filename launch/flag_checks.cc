@@ -4,9 +4,11 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -52,6 +54,11 @@ CLI::Validator ReachableHostPort() {
       "HOST:PORT");
 }
 
+std::string WithUnit(const std::string& text) {
+  double seconds = 0;
+  return absl::SimpleAtod(text, &seconds) && std::isfinite(seconds) ? absl::StrCat(text, "s") : text;
+}
+
 CLI::Validator Seconds() {
   return CLI::Validator(
       [](std::string& text) -> std::string {
@@ -59,7 +66,9 @@ CLI::Validator Seconds() {
         double seconds = 0;
         const bool is_number = absl::SimpleAtod(text, &seconds);
         if (is_number) time = absl::Seconds(seconds);
-        const bool is_one = is_number || absl::ParseDuration(text, &time);
+        // Job files say "min" where the library says "m".
+        const std::string in_library = absl::EndsWith(text, "min") ? text.substr(0, text.size() - 2) : text;
+        const bool is_one = is_number || absl::ParseDuration(in_library, &time);
         if (!is_one || time <= absl::ZeroDuration() || time == absl::InfiniteDuration()) {
           return absl::StrCat("expected a time above 0, such as 30s, got \"", text, "\"");
         }

@@ -16,6 +16,9 @@ CLI::Validator HostPort(bool may_be_any = false);
 // HOST:PORT that others can connect to: not 0.0.0.0 or [::], which each machine takes for itself.
 CLI::Validator ReachableHostPort();
 
+// A number alone is of seconds: "30" becomes "30s", and all else stays. For the parser of the job file.
+std::string WithUnit(const std::string& text);
+
 // A duration with its unit, as in job files ("30s"); a number alone is of seconds. Becomes a number of seconds.
 CLI::Validator Seconds();
 

@@ -46,7 +46,8 @@ TEST(FlagChecksTest, AnAddressForOthersIsNoWildcard) {
 
 TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
   const std::vector<std::pair<std::string, std::string>> good = {
-      {"30", "30"}, {"30s", "30"}, {"500ms", "0.5"}, {"1.5m", "90"}, {"0.25", "0.25"}, {"1.08e+06", "1.08e+06"}};
+      {"30", "30"},     {"30s", "30"},    {"500ms", "0.5"},        {"1.5m", "90"},
+      {"1.5min", "90"}, {"0.25", "0.25"}, {"1.08e+06", "1.08e+06"}};
   for (const auto& [text, seconds] : good) {
     std::string value = text;
     EXPECT_EQ(Seconds()(value), "") << text;
@@ -55,6 +56,12 @@ TEST(FlagChecksTest, ATimeHasAUnitOrIsOfSeconds) {
   for (const char* bad : {"", "0", "-1s", "soon", "1 s", "inf"}) {
     EXPECT_THAT(Seconds()(std::string(bad)), HasSubstr("expected a time above 0, such as 30s, got")) << bad;
   }
+}
+
+TEST(FlagChecksTest, ANumberAloneIsOfSecondsForTheJobFilesParserAsWell) {
+  EXPECT_EQ(WithUnit("5"), "5s");
+  EXPECT_EQ(WithUnit("0.25"), "0.25s");
+  for (const char* other : {"5s", "5min", "soon", "", "inf"}) EXPECT_EQ(WithUnit(other), other);
 }
 
 TEST(FlagChecksTest, AWholeNumberHasBoundsThatAreNamed) {

@@ -16,6 +16,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
 #include "launch/job_units.h"
@@ -69,9 +70,9 @@ absl::StatusOr<int64_t> ParseParameters(const std::string& text) {
   return static_cast<int64_t>(value);
 }
 
-absl::StatusOr<double> ParseStepTime(absl::string_view text) {
+absl::StatusOr<double> ParseStepTime(const std::string& text) {
   Model model;
-  const absl::Status status = SetScalar(*Model::descriptor()->FindFieldByName("step_ns"), text, &model);
+  const absl::Status status = SetScalar(*Model::descriptor()->FindFieldByName("step_ns"), WithUnit(text), &model);
   if (!status.ok()) return Wrong("--step-time", status.message());
   if (model.step_ns() == 0) {
     return Wrong("--step-time", absl::StrCat("a step takes time (expected more than 0, got \"", text, "\")"));

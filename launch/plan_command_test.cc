@@ -77,6 +77,7 @@ TEST(PlanCommandTest, MeasuresASmallModelWhereNobodySaysHowFastItIs) {
   EXPECT_EQ(json["step_seconds"], 0.125);
   EXPECT_EQ(json["step_seconds_from"], "measured on this machine");
   EXPECT_EQ(RunPlan({ThreeRegions(), "--step-time", "1s"}).measured, 0);
+  EXPECT_EQ(RunPlan({ThreeRegions(), "--step-time", "1"}).out, RunPlan({ThreeRegions(), "--step-time", "1s"}).out);
 }
 
 TEST(PlanCommandTest, PlansForAModelThatCannotBeBuilt) {
@@ -107,7 +108,7 @@ TEST(PlanCommandTest, SaysWhatIsWrongAndWhatToDo) {
   const std::pair<std::vector<std::string>, const char*> table[] = {
       {{"/nonexistent.yaml"}, "/nonexistent.yaml"},
       {{ThreeRegions(), "--set", "model.width=129"}, "--set model.width=129: model.width: not divisible"},
-      {{ThreeRegions(), "--step-time", "5"}, "plan: --step-time: a unit is missing (expected a duration"},
+      {{ThreeRegions(), "--step-time", "soon"}, "plan: --step-time: not a duration (expected a duration"},
       {{ThreeRegions(), "--step-time", "0s"},
        "plan: --step-time: a step takes time (expected more than 0, got \"0s\")"},
       {{ThreeRegions(), "--step-time", "1s", "--step-time", "2s"}, "given twice for all regions"},
