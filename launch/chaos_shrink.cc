@@ -18,6 +18,7 @@
 #include "glog/logging.h"
 #include "launch/chaos_command.h"
 #include "launch/exit_code.h"
+#include "launch/flag_checks.h"
 #include "launch/job_file.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
@@ -204,8 +205,7 @@ void AddChaosShrinkCommand(CLI::App& chaos, std::function<int()>* action) {
       ->allow_extra_args(false);
   command->add_option("--seed", flags->seed, "The seed with which it fails (default: the scenario's)");
   command->add_option("--verdict", flags->verdict, "What must go on failing (default: the most telling of what fails)");
-  command->add_option("--tries", flags->tries, "At most so many simulations (default 1000)")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--tries", flags->tries, "At most so many simulations (default 1000)")->check(WholeNumber(1));
   command->add_option("--output", flags->output, "Write the scenario that is left to this file as well");
   command->callback([flags, action] {
     *action = [flags] {

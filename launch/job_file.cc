@@ -566,13 +566,12 @@ bool IsScenarioFile(const std::string& path) {
 
 absl::Status CheckRunDirectory(const std::string& run_dir) {
   std::error_code error;
-  if (!std::filesystem::exists(run_dir, error)) {
-    return absl::InvalidArgumentError(absl::StrCat("there is no run directory ", run_dir));
-  }
-  if (!std::filesystem::exists(run_dir + "/config.resolved.yaml", error)) {
-    return absl::InvalidArgumentError(absl::StrCat(run_dir, " is no run directory: it has no config.resolved.yaml"));
-  }
-  return absl::OkStatus();
+  const bool is_there = std::filesystem::exists(run_dir, error);
+  if (!error && !is_there) return absl::InvalidArgumentError(absl::StrCat("there is no run directory ", run_dir));
+  const bool has_config = !error && std::filesystem::exists(run_dir + "/config.resolved.yaml", error);
+  if (error) return ErrnoToStatus(error.value(), "cannot look into run directory " + run_dir);
+  if (has_config) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(run_dir, " is no run directory: it has no config.resolved.yaml"));
 }
 
 absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir) {

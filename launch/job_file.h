@@ -61,7 +61,7 @@ absl::StatusOr<ScenarioSource> LoadScenarioFile(const std::string& path, const s
 // The file is one of a scenario and not of a job: it has a workload. False also where it cannot be read.
 bool IsScenarioFile(const std::string& path);
 
-// INVALID_ARGUMENT: it is not there, or is no run directory.
+// INVALID_ARGUMENT: it is not there, or is no run directory. PERMISSION_DENIED: nobody here may know.
 absl::Status CheckRunDirectory(const std::string& run_dir);
 
 // The job of a run that was begun, from its config.resolved.yaml. INVALID_ARGUMENT: that is no run directory.

@@ -23,6 +23,7 @@
 #include "glog/logging.h"
 #include "launch/exit_code.h"
 #include "launch/experiment_report.h"
+#include "launch/flag_checks.h"
 #include "launch/job_file.h"
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
@@ -354,7 +355,8 @@ void AddSimCommand(CLI::App& app, std::function<int()>* action) {
       ->allow_extra_args(false);
   command->add_option("--seed", flags->seed, "Seed in place of the scenario's");
   command->add_option("--seeds", flags->seeds, "FIRST..LAST: run all of them, and name those that fail");
-  command->add_option("--jobs", flags->jobs, "With --seeds: processes at a time (default: one per core)");
+  command->add_option("--jobs", flags->jobs, "With --seeds: processes at a time (default: one per core)")
+      ->check(WholeNumber(1));
   command->add_option("--tape", flags->tape, "Write what happens to this file, as JSON lines");
   command->add_option("--report", flags->report,
                       "Write a folder with the scenario, the verdicts, faults, progress, a plot and the tape");
