@@ -55,6 +55,11 @@ constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr int kTicksOfQuarantine = 10;
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
 
+std::filesystem::file_time_type LastWrite(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::last_write_time(path, error);  // The earliest of all where there is no file.
+}
+
 // Null: there is nothing left to do for this standby.
 absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, const CoordinatorOptions& options,
                                                            const StopSignal& stop) {
@@ -68,16 +73,17 @@ absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, co
         absl::StrCat("another coordinator works in run directory ", run_dir, ": ", lock.status().message()));
   }
   const std::string report = run_dir + "/report.json";
-  std::string earlier;  // Whoever has the lock may not have come to removing what an earlier part of the run had left.
+  std::filesystem::file_time_type signed_at = std::filesystem::file_time_type::min();
   absl::StatusOr<std::unique_ptr<FileLock>> lock = files->Lock(path, owner);
   if (absl::IsFailedPrecondition(lock.status())) {
-    earlier = ReadFile(report).value_or("");
+    signed_at = LastWrite(path);
     LOG(INFO) << "ready as the standby of the coordinator in " << run_dir;
     lock = files->WaitForLock(path, owner, stop);
   }
   if (absl::IsCancelled(lock.status())) return nullptr;
-  // This one says how it ended.
-  if (lock.ok() && files->Size(report).ok() && ReadFile(report).value_or("") != earlier) {
+  // Whoever had the lock may not have come to removing what an earlier part of the run had left. A report of its own
+  // says how the run ended.
+  if (lock.ok() && files->Size(report).ok() && LastWrite(report) >= signed_at) {
     LOG(INFO) << "the run in " << run_dir << " is over, as its report.json says; without --standby, --resume goes on";
     return nullptr;
   }

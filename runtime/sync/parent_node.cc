@@ -450,7 +450,8 @@ void ParentNode::MaybeMerge(absl::Time now, std::vector<Action>* actions) {
     for (size_t i = 0; i < count; ++i) {
       const Part& part = parts[part_of(ready_[i].manifest)];
       // A merge of few: against what is usual, or a small contribution would count as much as a large one.
-      const double normalizer = level.quorum() == 0 ? part.sum : usual * part.count;
+      const bool of_all = level.quorum() == 0 && static_cast<int>(part.senders.size()) >= members;
+      const double normalizer = of_all ? part.sum : usual * part.count;
       // A round in which every member contributes once moves theta by learning_rate * mean, however it is cut into
       // merges.
       const double share = static_cast<double>(part.senders.size()) / std::max<double>(1, members);

@@ -127,6 +127,27 @@ TEST(ParentNodeQuorum, ContributionsAreSetAgainstThoseThatCarryTheSameFragments)
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(apply.merge.parts[i].sender, apply.manifests[i].sender.member);
 }
 
+// Two that are at other parts for good, as after one was started again, still weigh what they were trained on.
+TEST(ParentNodeQuorum, WhoIsAloneWithItsFragmentsCountsByItsTokensAllTheSame) {
+  ParentNode::Options options = ParentOptions(true, 0);
+  options.parts = 4;
+  options.level.set_weight(WEIGHT_TOKENS);
+  Node n(options, /*children=*/2);
+  const auto contribute = [&](int64_t child, int64_t sequence, int64_t incarnation, int64_t tokens) {
+    Manifest manifest = n.Make(child, sequence, incarnation);
+    manifest.tokens = tokens;
+    return n.OfferAndAccept(manifest);
+  };
+  contribute(1, 1, 1, 800);
+  contribute(2, 1, 1, 100);
+  n.Attach(2, /*incarnation=*/2);
+  EXPECT_THAT(All<ParentNode::Apply>(contribute(2, 1, 2, 100)), IsEmpty());
+  const auto apply = Only<ParentNode::Apply>(contribute(1, 2, 1, 800));
+  ASSERT_EQ(apply.merge.parts.size(), 2u);
+  EXPECT_NEAR(apply.merge.parts[0].weight, 0.5 * 100 / 450, 1e-12);
+  EXPECT_NEAR(apply.merge.parts[1].weight, 0.5 * 800 / 450, 1e-12);
+}
+
 // Grace: once the quorum is there, the others get a little time.
 TEST(ParentNodeQuorum, AfterTheQuorumThereIsAGracePeriodUnlessEverybodyIsThere) {
   ParentNode::Options options = ParentOptions(true, 2);

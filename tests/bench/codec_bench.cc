@@ -86,7 +86,7 @@ void Apply(benchmark::State& state, CodecKind kind, double momentum) {
   OuterOptimizer optimizer(absl::MakeSpan(theta), CutFragments(kValues, kFragmentValues * sizeof(float)),
                            PROGRESS_PARAMETERS, momentum > 0);
   Merge merge;
-  merge.parts.push_back({Handle(1), 1.0});
+  merge.parts.push_back({Handle(1), 1.0, MemberId(1)});
   merge.learning_rate = 0.7;
   merge.momentum = momentum;
   merge.momentum_step = momentum > 0;

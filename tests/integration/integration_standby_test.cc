@@ -105,6 +105,7 @@ TEST(StandbyTest, AnOldReportDoesNotEndIt) {
   ASSERT_EQ(record.Report()["completed"], false);
   const int lock = ::open(workspace.Path("run/lock").c_str(), O_RDWR | O_CLOEXEC);
   ASSERT_EQ(::flock(lock, LOCK_EX | LOCK_NB), 0);
+  ASSERT_EQ(::write(lock, "me\n", 3), 3);  // As whoever takes it does.
   const auto standby = StartStandby(
       workspace, std::string(absl::StripAsciiWhitespace(ReadAll(workspace.Path("run/coordinator.address")))));
   ::close(lock);
