@@ -326,7 +326,7 @@ class JobChecker {
     }
   }
 
-  // A run that began with the same tokens for both, which was once accepted, may go on.
+  // A run that began with what was once accepted goes on with it.
   void CheckDataFiles(bool beginning) {
     const Data& data = job_.data();
     if (!data_keys_ok_) {
@@ -348,9 +348,9 @@ class JobChecker {
       return;
     }
     const std::shared_ptr<const TokenFile> train =
-        CheckTokenFile(directory ? "data.directory" : "data.train", files->train);
+        CheckTokenFile(directory ? "data.directory" : "data.train", files->train, beginning);
     const std::shared_ptr<const TokenFile> validation =
-        CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation);
+        CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation, beginning);
     if (directory || !beginning || train == nullptr || validation == nullptr) return;
     if (train->Fingerprint() == validation->Fingerprint()) {
       Add("data.validation",
@@ -361,14 +361,14 @@ class JobChecker {
   }
 
   // Null when it cannot be used.
-  std::shared_ptr<const TokenFile> CheckTokenFile(absl::string_view key, const std::string& path) {
+  std::shared_ptr<const TokenFile> CheckTokenFile(absl::string_view key, const std::string& path, bool beginning) {
     absl::StatusOr<std::unique_ptr<TokenFile>> opened = TokenFile::Open(path);
     if (!opened.ok()) {
       Add(key, opened.status().message());
       return nullptr;
     }
     const std::shared_ptr<const TokenFile> file = std::move(*opened);
-    if (job_.data().directory().empty()) {
+    if (beginning && job_.data().directory().empty()) {
       if (const absl::Status status = file->CheckContents(); !status.ok()) {
         Add(key, status.message());
         return nullptr;  // What its tokens are means nothing.

@@ -133,7 +133,7 @@ bool IsManifest(const std::string& contents) {
   const Json json = Json::parse(contents, nullptr, /*allow_exceptions=*/false);
   if (json.is_object()) return json.value("format", Json()) == kFormat;
   // Damaged; as WriteManifest begins it.
-  return absl::StartsWith(contents, absl::StrCat("{\n  \"format\": \"", kFormat, "\""));
+  return contents.empty() || absl::StartsWith(contents, absl::StrCat("{\n  \"format\": \"", kFormat, "\""));
 }
 
 absl::Status WriteManifest(const std::string& directory, const DataManifest& manifest) {

@@ -231,6 +231,7 @@ absl::Status CheckOwner(const std::string& directory, const std::vector<std::str
     if (contents.ok() && *contents == file.contents) ours.insert(file.name);
   }
   for (const std::string& name : names) {
+    if (absl::EndsWith(name, kPartial)) continue;  // Nobody else calls a file so.
     if (ours.count(name) == 0 && Exists(absl::StrCat(directory, "/", name))) return foreign(name);
   }
   return absl::OkStatus();

@@ -101,7 +101,7 @@ TEST_F(TokenFileTest, NamesTheFileAndTheDamage) {
       {"32 bits", LlmC({1, 2}, 20240801, 7), "only 16-bit tokens"},
       {"megatron", std::string("MMIDIDX\0\0\1", 10), "Megatron"},
       {"numpy", std::string("\x93NUMPY\1\0v\0", 10), "numpy\").astype(numpy.uint16).tofile("},
-      {"gzip", std::string("\x1f\x8b\x08\0", 4),
+      {"gzip", std::string("\x1f\x8b\x08\0\0\0\0\0\0\3", 10),
        "is packed by gzip; expected unsigned 16-bit tokens. Unpack it: gzip -dc "},
       {"xz", std::string("\xfd\x37zXZ\0\0\4", 8), "xz -dc "},
       {"zstd", "\x28\xb5\x2f\xfd\x24\x06", "zstd -dc "},
