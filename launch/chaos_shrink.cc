@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,7 +23,6 @@
 #include "launch/job_file.h"
 #include "launch/tape_file.h"
 #include "nlohmann/json.hpp"
-#include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/sim/shrink.h"
 
@@ -123,6 +123,23 @@ std::string MostTelling(const std::map<std::string, std::string>& failed) {
   return best;
 }
 
+// INVALID_ARGUMENT: the file could not be written.
+absl::Status CheckShrunkOutput(const std::string& output) {
+  if (output.empty()) return absl::OkStatus();
+  std::error_code error;
+  if (std::filesystem::is_directory(output, error)) {
+    return absl::InvalidArgumentError(absl::StrCat("--output ", output, ": is a directory (expected a file)"));
+  }
+  std::string written = output;
+  if (!std::filesystem::exists(output, error)) {
+    const std::string folder = std::filesystem::path(output).parent_path();
+    written = folder.empty() ? "." : folder;
+  }
+  if (::access(written.c_str(), W_OK) == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--output ", output, ": nothing can be written to ", written, ": ", std::strerror(errno)));
+}
+
 absl::Status Shrink(const ShrinkFlags& flags) {
   absl::StatusOr<Scenario> scenario = LoadCheckedScenario(flags.scenario, flags.overrides);
   if (!scenario.ok()) return scenario.status();
@@ -132,11 +149,7 @@ absl::Status Shrink(const ShrinkFlags& flags) {
   }
   scenario->set_seed(seed);
   // That it cannot be written is to be known before minutes of work.
-  if (const std::string folder = std::filesystem::path(flags.output).parent_path();
-      ::access(folder.empty() ? "." : folder.c_str(), W_OK) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--output ", flags.output, ": nothing can be written to ", folder, ": ", std::strerror(errno)));
-  }
+  if (absl::Status status = CheckShrunkOutput(flags.output); !status.ok()) return status;
   const absl::StatusOr<Outcome> whole = RunApart(*scenario, seed);
   if (!whole.ok()) return whole.status();
   if (whole->failed.empty()) {
@@ -189,7 +202,11 @@ absl::Status Shrink(const ShrinkFlags& flags) {
   std::printf("%s# %s\n#   wukong sim %s --seed %llu\n", yaml.c_str(),
               flags.output.empty() ? "Once this is in a file, again with" : "Again with",
               flags.output.empty() ? "FILE" : ShellWord(flags.output).c_str(), static_cast<unsigned long long>(seed));
-  return flags.output.empty() ? absl::OkStatus() : WriteFileAtomic(flags.output, yaml);
+  if (flags.output.empty()) return absl::OkStatus();
+  std::ofstream file(flags.output);
+  file << yaml;
+  if (file.flush()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cannot write ", flags.output, ": ", std::strerror(errno)));
 }
 
 }  // namespace

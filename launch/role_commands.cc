@@ -14,6 +14,7 @@
 #include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
+#include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/base/stop_signal.h"
 #include "runtime/model/compute_process.h"
@@ -46,8 +47,10 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
 // What goes on with the run of a coordinator that was stopped; the run has its job, so --job and --set are left out.
 std::string CommandThatGoesOn(const CoordinatorFlags& flags) {
   const CoordinatorOptions& options = flags.options;
+  // Where members look for it, also if the port was any.
+  const std::string listen = ReadFile(options.run_dir + "/coordinator.address").value_or(options.listen);
   return absl::StrCat(
-      "wukong coordinator --run-dir ", ShellWord(options.run_dir), " --listen ", ShellWord(options.listen),
+      "wukong coordinator --run-dir ", ShellWord(options.run_dir), " --listen ", ShellWord(listen),
       options.threads == CoordinatorOptions().threads ? "" : absl::StrCat(" --threads ", options.threads),
       flags.no_fsync ? " --no-fsync" : "", " --resume");
 }

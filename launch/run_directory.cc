@@ -28,8 +28,10 @@ absl::Status CheckRunHas(const std::string& run_dir, absl::string_view part) {
   std::error_code error;
   if (std::filesystem::exists(absl::StrCat(run_dir, "/", part), error)) return absl::OkStatus();
   if (absl::Status status = CheckRunDirectory(run_dir); !status.ok()) return status;
+  const bool begun = std::filesystem::exists(run_dir + "/events.jsonl", error);
   return absl::InvalidArgumentError(
-      absl::StrCat("run directory ", run_dir, " has no ", part, ": its coordinator has not begun the run"));
+      absl::StrCat("run directory ", run_dir, " has no ", part,
+                   begun ? "; is it on a disk that is not mounted?" : ": its coordinator has not begun the run"));
 }
 
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir) {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -15,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "launch/exit_code.h"
 #include "launch/flag_checks.h"
+#include "launch/job_file.h"
 #include "launch/status_text.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
@@ -72,8 +74,10 @@ Look OfEnd(const StatusFlags& flags, const std::string& run_dir, const Json& rep
     std::string text = absl::StrCat("the run is over and its coordinator is gone; ", run_dir, "/report.json says\n",
                                     ReportSummary(report));
     if (WasStopped(report)) {
+      const absl::StatusOr<std::string> address = ReadFile(run_dir + "/coordinator.address");
       absl::StrAppend(&text, "it goes on as it was begun: wukong up --resume ", ShellWord(run_dir),
-                      ", or wukong coordinator --run-dir ", ShellWord(run_dir), " --resume\n");
+                      ", or wukong coordinator --run-dir ", ShellWord(run_dir),
+                      address.ok() ? absl::StrCat(" --listen ", *address) : "", " --resume\n");
     }
     return {std::move(text), absl::OkStatus(), true};
   }
@@ -87,10 +91,10 @@ Look Failed(absl::Status failure) { return {"", std::move(failure), false}; }
 Look OfRunDirectory(const StatusFlags& flags) {
   std::string run_dir = flags.target;
   while (run_dir.size() > 1 && run_dir.back() == '/') run_dir.pop_back();
-  std::error_code error;
-  if (!std::filesystem::exists(run_dir + "/config.resolved.yaml", error)) {
-    return Failed(absl::InvalidArgumentError(
-        absl::StrCat(run_dir, " is no run directory: it has no config.resolved.yaml; name another, or HOST:PORT")));
+  if (const absl::Status status = CheckRunDirectory(run_dir); absl::IsInvalidArgument(status)) {
+    return Failed(absl::InvalidArgumentError(absl::StrCat(status.message(), "; name another, or HOST:PORT")));
+  } else if (!status.ok()) {
+    return Failed(status);
   }
   Json report;
   if (const absl::StatusOr<std::string> text = ReadFile(run_dir + "/report.json"); text.ok()) {
@@ -119,6 +123,9 @@ Look OfRunDirectory(const StatusFlags& flags) {
 Look LookAt(const StatusFlags& flags) {
   std::error_code error;
   if (std::filesystem::is_directory(flags.target, error)) return OfRunDirectory(flags);
+  if (error == std::errc::permission_denied) {
+    return Failed(ErrnoToStatus(error.value(), "cannot look into " + flags.target));
+  }
   if (!absl::StrContains(flags.target, ':')) {
     return Failed(absl::InvalidArgumentError(
         absl::StrCat(flags.target, " is neither a run directory nor the HOST:PORT of a coordinator")));

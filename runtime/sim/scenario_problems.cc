@@ -75,7 +75,7 @@ struct LinkProblem {
   const char* reason = nullptr;  // Null: it does something.
 };
 
-LinkProblem FindLinkProblem(const Scenario& scenario, const Fault& fault) {
+LinkProblem FindLinkProblem(const Scenario& scenario, Backend backend, const Fault& fault) {
   const FaultKind kind = fault.fault();
   if (kind == FAULT_KIND_BANDWIDTH && fault.has_factor() && fault.factor() >= 1) {
     return {"factor", "is the share of the bandwidth that is left (expected below 1)"};
@@ -103,7 +103,7 @@ LinkProblem FindLinkProblem(const Scenario& scenario, const Fault& fault) {
       any |= kind == FAULT_KIND_BANDWIDTH ? meant([](const LinkShape& link) { return link.bandwidth_bits_per_s > 0; })
              : kind == FAULT_KIND_LATENCY
                  ? meant([](const LinkShape& link) { return link.delay > absl::ZeroDuration(); })
-                 : up.delay + down.delay > absl::ZeroDuration();
+                 : backend == BACKEND_PROCESS || up.delay + down.delay > absl::ZeroDuration();  // Packets may be lost.
     }
   }
   if (any || fault.target_size() == 0) return {};
@@ -250,7 +250,7 @@ std::vector<ScenarioProblem> FindScenarioProblems(const Scenario& scenario, Back
     if (needs_probability != fault.has_probability()) {
       add(key + ".probability", needs_probability ? "is missing: how often?" : "means nothing for this fault");
     }
-    if (const LinkProblem problem = FindLinkProblem(scenario, fault); problem.reason != nullptr) {
+    if (const LinkProblem problem = FindLinkProblem(scenario, backend, fault); problem.reason != nullptr) {
       add(absl::StrCat(key, ".", problem.key), problem.reason);
     }
     if (kind == FAULT_KIND_SLOW && fault.has_factor() && fault.factor() < 1) {
