@@ -244,7 +244,7 @@ absl::StatusOr<int64_t> ProcessFaults::Order(LocalRun* run, const FaultSchedule:
   InjectFaultReply reply;
   const grpc::Status status = run->coordinator()->InjectFault(&context, request, &reply);
   if (status.ok()) return reply.number();
-  const absl::Status refused = FromGrpc(status, "");
+  const absl::Status refused = FromGrpc(status, "the coordinator takes no such order");
   if (absl::IsInvalidArgument(refused) || absl::IsFailedPrecondition(refused)) {
     run->Say(absl::StrCat("warning: timeline[", act.number, "] does not happen: ", refused.message()));
   }

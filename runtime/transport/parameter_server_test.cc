@@ -29,6 +29,9 @@ class ParameterServerTest : public ::testing::Test {
   void Start(const Level& level, int64_t in_flight_bytes, int children = 1) {
     options_ = TestNodeOptions(kValues, kFragmentBytes, level);
     options_.in_flight_bytes = in_flight_bytes;
+    StartAsOptionsSay(children);
+  }
+  void StartAsOptionsSay(int children = 1) {
     node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
     node_->Serve();
     stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
@@ -416,11 +419,7 @@ TEST_F(ParameterServerTest, WhoFollowsAnewIsBroughtToTheVersionThatItWasBroughtT
 TEST_F(ParameterServerTest, TokensAreThoseOfTheSamples) {
   options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
   options_.tokens_per_sample = 5;
-  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
-  node_->Serve();
-  stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
-  children_.push_back(std::make_unique<TestChild>(node_->address(), 1, options_.fragments));
-  ASSERT_TRUE(children_.back()->AwaitVersion(Version(1)));
+  StartAsOptionsSay();
   ContributeMessages messages = Good(1);
   SampleRange* range = messages.front().mutable_header()->add_ranges();
   range->set_begin(7);
@@ -437,11 +436,7 @@ TEST_F(ParameterServerTest, TokensAreThoseOfTheSamples) {
 TEST_F(ParameterServerTest, SamplesAreNamedOnceAndAreMadeInAsManyStepsAsTheyTake) {
   options_ = TestNodeOptions(kValues, kFragmentBytes, TestLevel(1));
   options_.samples_per_step = 2;
-  node_ = std::make_unique<TestNode>(options_, std::vector<float>(kValues, 1.0f));
-  node_->Serve();
-  stub_ = ParameterNode::NewStub(MakeChannel(node_->address()));
-  children_.push_back(std::make_unique<TestChild>(node_->address(), 1, options_.fragments));
-  ASSERT_TRUE(children_.back()->AwaitVersion(Version(1)));
+  StartAsOptionsSay();
   ContributeMessages messages = Good(1);
   ContributionHeader* header = messages.front().mutable_header();
   const auto send = [&](const std::vector<std::pair<int64_t, int64_t>>& ranges, int64_t steps) {
