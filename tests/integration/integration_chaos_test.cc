@@ -383,12 +383,13 @@ TEST(ChaosInjectTest, AFaultReachesARunningJobThatAllowsIt) {
 
 TEST(ChaosInjectTest, AnyRankOfAGroupIsSlowedDown) {
   const Workspace workspace;
-  const TinyJob job = TwoWorkers(100000);
+  const TinyJob job = TwoWorkers(60000);
   const auto up = StartAllowingFaults(workspace, job, {"--set", "regions.beijing.collective=gloo"});
   const RunRecord record(workspace.Path("run"));
   ASSERT_GT(record.Merged(), 0) << up->err();
+  // Until the end: how many steps a time has depends on the machine.
   const auto inject = workspace.Start(
-      {"chaos", "inject", "slow", "beijing/worker-1", "--factor", "20", "--for", "3s", "--run-dir", "run"});
+      {"chaos", "inject", "slow", "beijing/worker-1", "--factor", "10", "--for", "1h", "--run-dir", "run"});
   ASSERT_EQ(inject->Wait(), 0) << inject->err();
   EXPECT_EQ(up->Wait(), 0) << up->err();
   ExpectBudgetCommittedOnce(record.Report(), Budget(job));
@@ -400,9 +401,9 @@ TEST(ChaosInjectTest, AnyRankOfAGroupIsSlowedDown) {
   }
   for (const Json& step : record.Metrics()) {
     if (step["worker"] != "worker-1" || first.count(step["step"]) == 0) continue;
-    if (step["compute_seconds"].get<double>() > 8 * first[step["step"]]) ++slowed;
+    if (step["compute_seconds"].get<double>() > 5 * first[step["step"]]) ++slowed;
   }
-  EXPECT_GE(slowed, 5) << "of " << first.size() << " steps";
+  EXPECT_GE(slowed, 100) << "of " << first.size() << " steps";
 }
 
 TEST(ChaosInjectTest, TheDiskOfARunningJobFillsUpAndItsPowerFails) {
