@@ -389,6 +389,7 @@ class TorchTrainer final : public Trainer {
   TorchTrainer(const Job& job, const TrainerOptions& options, torch::Device device, std::unique_ptr<LossModule> model,
                std::vector<NamedTensor> tensors)
       : config_(Resolved(job.optimizer())),
+        seed_(job.seed()),
         context_(job.model().context()),
         vocabulary_(job.model().vocabulary()),
         options_(options),
@@ -427,6 +428,7 @@ class TorchTrainer final : public Trainer {
       Start();
       const absl::Time begin = Now();
       model_->SetTraining(true);
+      SeedPass(batch);
       torch::Tensor loss;
       {
         // The backward pass runs in the types that the forward pass left.
@@ -526,6 +528,15 @@ class TorchTrainer final : public Trainer {
     if (at::get_num_threads() != options_.threads) at::set_num_threads(options_.threads);
   }
 
+  // What a scripted module draws (dropout's masks) it takes from libtorch's one generator, which begins alike in every
+  // process and is shared by all trainers of one. Keyed by its place and its data, a pass draws the same whoever else
+  // draws, and no two workers or epochs have the same masks.
+  void SeedPass(const Batch& batch) {
+    uint64_t seed = DeriveSeed(seed_, "forward pass", passes_++);
+    for (const int64_t token : batch.tokens) seed = Mix64(seed ^ static_cast<uint64_t>(token));
+    torch::manual_seed(seed);
+  }
+
   absl::Time Now() const { return options_.clock == nullptr ? absl::Time() : options_.clock->Now(); }
   void Count(absl::Time begin, absl::Duration TrainerTimes::*part) const {
     if (options_.clock != nullptr && options_.times != nullptr) options_.times->*part += Now() - begin;
@@ -559,6 +570,7 @@ class TorchTrainer final : public Trainer {
   }
 
   const Optimizer config_;
+  const uint64_t seed_;
   const int64_t context_;
   const int64_t vocabulary_;
   const TrainerOptions options_;
@@ -568,6 +580,7 @@ class TorchTrainer final : public Trainer {
   // Flat float32 [layout_.size()]. On a CPU both names of a pair are one tensor.
   torch::Tensor host_parameters_, host_gradient_;
   torch::Tensor parameters_, gradient_;
+  uint64_t passes_ = 0;  // Calls of AccumulateGradient.
   std::unique_ptr<InnerOptimizer> optimizer_;
 };
 

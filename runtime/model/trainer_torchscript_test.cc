@@ -130,6 +130,34 @@ TEST_F(TorchScriptTest, FrozenParametersAreNotTrained) {
   EXPECT_TRUE((*made)->AccumulateGradient(batch_, 1.0).ok());
 }
 
+TEST_F(TorchScriptTest, DropoutIsKeyedByTheSeedThePassAndTheBatch) {
+  // The loss says which positions were kept, whatever the tokens are.
+  torch::jit::Module module("Dropout");
+  module.register_parameter("scale", torch::ones({1}).set_requires_grad(true), false);
+  module.register_attribute("training", c10::BoolType::get(), true);
+  module.define(R"(
+def forward(self, tokens, targets):
+    return torch.dropout(self.scale * torch.arange(tokens.numel()).float(), 0.5, self.training).sum()
+)");
+  module.save(path_);
+  const auto losses = [&](uint64_t seed, bool others_draw) {
+    job_.set_seed(seed);
+    const std::unique_ptr<Trainer> trainer = MakeTrainer(job_, {}).value();
+    std::vector<double> found;
+    for (int pass = 0; pass < 3; ++pass) {
+      if (others_draw) torch::rand({3});
+      found.push_back(trainer->AccumulateGradient(batch_, 1.0).value());
+    }
+    return found;
+  };
+  const std::vector<double> first = losses(1, false);
+  EXPECT_EQ(losses(1, true), first);
+  EXPECT_NE(losses(2, false), first);
+  EXPECT_NE(first[0], first[1]);
+  batch_.tokens[23] = (batch_.tokens[23] + 1) % 9;  // Another worker's.
+  EXPECT_NE(losses(1, false)[0], first[0]);
+}
+
 TEST_F(TorchScriptTest, MuonTurnsWhatIsNoEmbeddingHeadOrVector) {
   const auto parameter = [](torch::IntArrayRef shape) { return torch::randn(shape).set_requires_grad(true); };
   torch::jit::Module positions("__torch__.torch.nn.modules.sparse.Embedding");
