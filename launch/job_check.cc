@@ -352,11 +352,8 @@ class JobChecker {
     const std::shared_ptr<const TokenFile> validation =
         CheckTokenFile(directory ? "data.directory" : "data.validation", files->validation, beginning);
     if (directory || !beginning || train == nullptr || validation == nullptr) return;
-    if (train->Fingerprint() == validation->Fingerprint()) {
-      Add("data.validation",
-          absl::StrCat("the same tokens as data.train, so that the validation loss would only tell what "
-                       "was learned by heart (expected other text than ",
-                       files->train, " has, got ", files->validation, "); `wukong data prepare` splits a text in two"));
+    if (const absl::Status status = CheckApart(*train, *validation); !status.ok()) {
+      Add("data.validation", status.message());
     }
   }
 

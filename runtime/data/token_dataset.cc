@@ -205,6 +205,14 @@ std::string TokenFile::Fingerprint() const {
   return absl::StrCat(tokens_.size(), " tokens ", Sha256Hex(text).substr(0, 16));
 }
 
+absl::Status CheckApart(const TokenFile& training, const TokenFile& validation) {
+  if (training.Fingerprint() != validation.Fingerprint()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the same tokens as data.train, so that the validation loss would only tell what was learned by "
+                   "heart (expected other text than ",
+                   training.path(), " has, got ", validation.path(), "); `wukong data prepare` splits a text in two"));
+}
+
 absl::StatusOr<SampleReader> SampleReader::Make(std::shared_ptr<const TokenFile> file, int64_t context, uint64_t seed) {
   CHECK(file != nullptr);
   if (context < 1) return absl::InvalidArgumentError(absl::StrCat("a context of ", context, "; expected at least 1"));

@@ -50,6 +50,9 @@ class TokenFile {
   size_t mapping_bytes_ = 0;
 };
 
+// INVALID_ARGUMENT when both have the same tokens, in whatever layout.
+absl::Status CheckApart(const TokenFile& training, const TokenFile& validation);
+
 // Samples of `context` tokens with their targets, in a pseudo-random order that depends on the seed and the epoch only.
 // Sample `index` runs over all epochs: epoch = index / samples_per_epoch. Thread-safe.
 class SampleReader {

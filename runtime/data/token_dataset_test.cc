@@ -80,6 +80,16 @@ TEST_F(TokenFileTest, TheFingerprintTellsTokensApartAndNotLayouts) {
   EXPECT_THAT(fingerprint(Bytes({5})), ::testing::StartsWith("1 tokens "));
 }
 
+TEST_F(TokenFileTest, TheSameTokensDoNotTrainAndValidate) {
+  const std::vector<uint16_t> tokens = Iota(5000);
+  const auto train = TokenFile::Open(directory_.Write("train.bin", Bytes(tokens))).value();
+  const auto copy = TokenFile::Open(directory_.Write("copy.bin", LlmC(tokens))).value();
+  const auto other = TokenFile::Open(directory_.Write("other.bin", Bytes(Iota(5001)))).value();
+  EXPECT_THAT(std::string(CheckApart(*train, *copy).message()),
+              ::testing::AllOf(::testing::HasSubstr("/train.bin has, got "), ::testing::HasSubstr("/copy.bin")));
+  EXPECT_TRUE(CheckApart(*train, *other).ok());
+}
+
 TEST_F(TokenFileTest, NamesTheFileAndTheDamage) {
   const struct {
     const char* name;

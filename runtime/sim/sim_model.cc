@@ -15,15 +15,18 @@ constexpr int64_t kFinalTokens = 65536;
 
 bool IsSynthetic(const Job& job) { return job.model().synthetic() != SYNTHETIC_KIND_UNSPECIFIED; }
 
-absl::StatusOr<std::unique_ptr<SampleReader>> OpenSamples(const std::string& path, const Job& job) {
+absl::StatusOr<std::shared_ptr<const TokenFile>> OpenTokens(const std::string& path, const Job& job) {
   absl::StatusOr<std::unique_ptr<TokenFile>> file = TokenFile::Open(path);
   if (!file.ok()) return file.status();
   if (job.data().directory().empty()) {
     if (absl::Status status = (*file)->CheckContents(); !status.ok()) return status;
   }
   if (absl::Status status = (*file)->CheckVocabulary(job.model().vocabulary()); !status.ok()) return status;
-  absl::StatusOr<SampleReader> reader =
-      SampleReader::Make(std::shared_ptr<const TokenFile>(*std::move(file)), job.model().context(), job.seed());
+  return std::shared_ptr<const TokenFile>(*std::move(file));
+}
+
+absl::StatusOr<std::unique_ptr<SampleReader>> MakeReader(const std::shared_ptr<const TokenFile>& file, const Job& job) {
+  absl::StatusOr<SampleReader> reader = SampleReader::Make(file, job.model().context(), job.seed());
   if (!reader.ok()) return reader.status();
   return std::make_unique<SampleReader>(*std::move(reader));
 }
@@ -43,9 +46,16 @@ absl::StatusOr<std::unique_ptr<SimModel>> SimModel::Make(const Job& job) {
   model->trainer_ = *std::move(trainer);
   const absl::StatusOr<DataFiles> files = FindDataFiles(job.data());
   if (!files.ok()) return files.status();
-  absl::StatusOr<std::unique_ptr<SampleReader>> train = OpenSamples(files->train, job);
+  const absl::StatusOr<std::shared_ptr<const TokenFile>> train_file = OpenTokens(files->train, job);
+  if (!train_file.ok()) return train_file.status();
+  const absl::StatusOr<std::shared_ptr<const TokenFile>> validation_file = OpenTokens(files->validation, job);
+  if (!validation_file.ok()) return validation_file.status();
+  if (job.data().directory().empty()) {
+    if (absl::Status status = CheckApart(**train_file, **validation_file); !status.ok()) return status;
+  }
+  absl::StatusOr<std::unique_ptr<SampleReader>> train = MakeReader(*train_file, job);
   if (!train.ok()) return train.status();
-  absl::StatusOr<std::unique_ptr<SampleReader>> validation = OpenSamples(files->validation, job);
+  absl::StatusOr<std::unique_ptr<SampleReader>> validation = MakeReader(*validation_file, job);
   if (!validation.ok()) return validation.status();
   model->train_ = *std::move(train);
   model->validation_ = *std::move(validation);
