@@ -477,7 +477,7 @@ Remedy CodecRemedy(const PlanInput& given) {
   remedy.key = "strategy.root.codec_up and codec_down";
   remedy.share = ForecastOf(given).share;
   remedy.reason = "with no codec the root's log takes a contribution";
-  // The notes say what must be raised for the codec that is there.
+  // The refusal says what must be raised for the codec that is there.
   const int64_t held_max = std::max(given.job.limits().in_flight_bytes(),
                                     VectorBytes(given.job, given.parameters, given.job.strategy().root().codec_up()));
   int64_t most = -1;
@@ -515,15 +515,13 @@ void AddNotes(const PlanInput& input, Plan* plan) {
   const int64_t logged = VectorBytes(job, input.parameters, job.strategy().root().codec_up());
   const int64_t held = std::max(logged, VectorBytes(job, input.parameters, job.strategy().region().codec_up()));
   if (logged > kContributionBytesMax) {
-    note(
-        absl::StrFormat("`wukong up` would refuse this job: a contribution is one record of the root's log, and has %d "
-                        "bytes with strategy.root.codec_up (expected at most %d)",
-                        logged, kContributionBytesMax));
+    plan->refusal = absl::StrFormat(
+        "a contribution is one record of the root's log, and has %d bytes with strategy.root.codec_up (expected at "
+        "most %d)",
+        logged, kContributionBytesMax);
   } else if (held > job.limits().in_flight_bytes()) {
-    note(absl::StrFormat(
-        "`wukong up` would refuse this job: limits.in_flight_bytes (%d) does not hold one contribution of %d bytes: "
-        "raise it",
-        job.limits().in_flight_bytes(), held));
+    plan->refusal = absl::StrFormat("limits.in_flight_bytes (%d) does not hold one contribution of %d bytes: raise it",
+                                    job.limits().in_flight_bytes(), held);
   }
   for (const RegionPlan& region : plan->regions) {
     if (region.link_limits) {

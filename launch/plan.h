@@ -94,6 +94,7 @@ struct Plan {
   std::vector<RegionPlan> regions;
   std::vector<MemoryPlan> memory;
   std::vector<Remedy> remedies;
+  std::string refusal;  // Why `wukong up` would refuse the job; empty: it would not. All else is as if it did not.
   std::vector<std::string> notes;  // What will not work, or not as it is meant.
 };
 

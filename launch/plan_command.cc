@@ -237,6 +237,7 @@ Json PlanJson(const JobSource& source, const PlanInput& input, const std::string
     }
     json["remedies"].push_back(std::move(entry));
   }
+  json["refusal"] = plan.refusal;
   json["notes"] = plan.notes;
   return json;
 }
@@ -282,6 +283,7 @@ void PrintPlan(const JobSource& source, const PlanInput& input, const std::strin
     exceptions.push_back(absl::StrCat(region, " ", Seconds(seconds)));
   }
   std::cout << source.path << ": what its links, codecs and schedule allow\n"
+            << (plan.refusal.empty() ? "" : "  REFUSED        by `wukong up`: " + plan.refusal + "; else:\n")
             << absl::StrFormat("  model          %.4g parameters, %d tokens per worker and step\n",
                                static_cast<double>(plan.parameters), plan.tokens_per_step)
             << "  step           " << Seconds(input.step_seconds) << " (" << origin << ")"

@@ -95,6 +95,13 @@ TEST(PlanCommandTest, PlansForAModelThatCannotBeBuilt) {
   }
 }
 
+TEST(PlanCommandTest, SaysFirstThatTheJobWouldBeRefused) {
+  const PlanOutcome outcome = RunPlan({ThreeRegions(), "--parameters", "7B", "--step-time", "1s"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out,
+              HasSubstr("schedule allow\n  REFUSED        by `wukong up`: a contribution is one record of"));
+}
+
 TEST(PlanCommandTest, ASyntheticModelSaysItsOwnStep) {
   const PlanOutcome outcome = RunPlan({ThreeRegions(), "--json", "--set",
                                        "model={context: 1, vocabulary: 2, synthetic: counter, size: 100, step: 2s}",
