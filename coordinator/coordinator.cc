@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,7 +54,11 @@ using Json = nlohmann::ordered_json;
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 // The root learns of everything else as it happens: only quarantines end by the clock, and what a grace waits for.
 constexpr int kTicksOfQuarantine = 10;
+// Of CoordinatorOptions::on_progress.
+constexpr absl::Duration kFirstProgress = absl::Seconds(2);
+constexpr absl::Duration kProgressEvery = absl::Minutes(1);
 constexpr absl::Duration kPortOfTheDead = absl::Seconds(5);
+constexpr absl::Duration kRoomRetry = absl::Milliseconds(200);  // As often as the log tries.
 
 std::filesystem::file_time_type LastWrite(const std::string& path) {
   std::error_code error;
@@ -182,6 +187,9 @@ class CoordinatorLife {
   // From the log or anew: what this life begins with, up to the root. False: the run is complete.
   absl::StatusOr<bool> BeginTerm();
   absl::StatusOr<RecoveredRoot> NewOrRecovered();
+  // `attempt`, of a run that goes on again and again until there is room on the disk: it would not have ended for want
+  // of that either. CANCELLED: a signal came.
+  absl::Status WithRoom(const std::function<absl::Status()>& attempt);
   void MakeRoot(ParameterServer::Restored restored);
   ParameterServer::Hooks RootHooks();
   absl::Status Serve();
@@ -303,6 +311,15 @@ absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
   return BeginRun(files_, options_.run_dir, job_, clock_, trainer_.get());
 }
 
+absl::Status CoordinatorLife::WithRoom(const std::function<absl::Status()>& attempt) {
+  for (int attempts = 0;; ++attempts) {
+    absl::Status status = attempt();
+    if (!options_.resume || !absl::IsResourceExhausted(status)) return status;
+    LOG_IF(ERROR, attempts == 0) << "the run goes on when there is room: " << status;
+    if (stop_.WaitFor(kRoomRetry)) return absl::CancelledError(kStoppedBySignal);
+  }
+}
+
 absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   const std::string& run_dir = options_.run_dir;
   const std::string config = run_dir + "/config.resolved.yaml";
@@ -314,7 +331,8 @@ absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   }
   // Only now is it known that the directory is this job's.
   if (ReadFile(config).value_or("") != options_.resolved_yaml) {
-    if (absl::Status status = WriteFileAtomic(config, options_.resolved_yaml); !status.ok()) return status;
+    const absl::Status status = WithRoom([&] { return WriteFileAtomic(config, options_.resolved_yaml); });
+    if (!status.ok()) return status;
   }
   // Of a part of the run that is over; the whole will have its own.
   if (::unlink((run_dir + "/report.json").c_str()) != 0 && errno != ENOENT) {
@@ -333,17 +351,19 @@ absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   log_options.snapshot_bytes = job_.limits().snapshot_bytes();
   log_options.bytes_since_snapshot = begun->bytes_replayed;
   log_options.stop = &stop_;
-  absl::StatusOr<std::unique_ptr<RootLog>> log =
-      RootLog::Open(files_, run_dir, begun->identity, restored.state, begun->log, log_options);
-  if (!log.ok()) return log.status();
-  log_ = *std::move(log);
+  const absl::Status opened = WithRoom([&]() -> absl::Status {
+    auto log = RootLog::Open(files_, run_dir, begun->identity, restored.state, begun->log, log_options);
+    if (log.ok()) log_ = *std::move(log);
+    return log.status();
+  });
+  if (!opened.ok()) return opened;
   LogRecord term;
   term.mutable_term_begun()->set_term(restored.state.term() + 1);
   term.mutable_term_begun()->set_unix_ns(absl::ToUnixNanos(clock_.WallNow()));
   term.mutable_term_begun()->set_pid(::getpid());
   term.mutable_term_begun()->set_host(HostName());
   log_->Append(term);
-  if (absl::Status status = log_->MakeDurableOnce(); !status.ok()) return status;
+  if (absl::Status status = WithRoom([this] { return log_->MakeDurableOnce(); }); !status.ok()) return status;
 
   state_ = log_->Summary();
   const ParameterLayout& layout = trainer_->layout();
@@ -457,9 +477,9 @@ absl::Status CoordinatorLife::Serve() {
   }
   const std::string host(options_.listen.substr(0, options_.listen.rfind(':')));
   const std::string address = absl::StrCat(host, ":", port);
-  if (absl::Status status = WriteFileAtomic(options_.run_dir + "/coordinator.address", address); !status.ok()) {
-    return status;
-  }
+  const absl::Status written =
+      WithRoom([&] { return WriteFileAtomic(options_.run_dir + "/coordinator.address", address); });
+  if (!written.ok()) return written;
   LOG(INFO) << "run " << run_ << " of job " << job_.name() << ": coordinator of term " << state_.term()
             << " listens on " << address << " after " << clock_.Now() - began_;
   return absl::OkStatus();
@@ -506,6 +526,7 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
   absl::Status outcome;
   CoordinatorCore::Phase phase = CoordinatorCore::Phase::kStarting;
   const int root_ticks = job_.strategy().root().grace_ns() > 0 ? 1 : kTicksOfQuarantine;
+  absl::Time next_progress = clock_.Now() + kFirstProgress;
   for (int tick = 0; phase == CoordinatorCore::Phase::kStarting || phase == CoordinatorCore::Phase::kTraining; ++tick) {
     const bool stopped = stop_.WaitFor(kTick);
     const absl::Status broken = Fatal();
@@ -529,6 +550,10 @@ absl::Status CoordinatorLife::AwaitTheEnd() {
     if (tick % root_ticks == 0) root_->Tick();
     if (faults_ != nullptr) faults_->Tick();
     if (log_->ClaimSnapshot()) PostSnapshot();
+    if (options_.on_progress != nullptr && clock_.Now() >= next_progress) {
+      options_.on_progress(service_->Status());
+      next_progress = clock_.Now() + kProgressEvery;
+    }
   }
   if (!outcome.ok()) log_->Stop();  // A log that cannot be written keeps nobody waiting any more.
   return outcome;

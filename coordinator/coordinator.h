@@ -2,10 +2,12 @@
 #ifndef WUKONG_COORDINATOR_COORDINATOR_H_
 #define WUKONG_COORDINATOR_COORDINATOR_H_
 
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "proto/job.pb.h"
+#include "proto/wire.pb.h"
 #include "runtime/base/stop_signal.h"
 
 namespace wukong {
@@ -22,15 +24,18 @@ struct CoordinatorOptions {
   bool resume = false;        // Goes on with the run that run_dir holds; a new one if that never began.
   bool standby = false;       // With resume: waits for its turn, below.
   bool fsync = true;          // False only to measure what it costs.
-  std::string crash_at;       // POINT[:N]: dies there (runtime/base/fault_point.h). Empty: nowhere.
+  // Told how the run does two seconds after it listens, and then once a minute.
+  std::function<void(const StatusReply&)> on_progress;
+  std::string crash_at;  // POINT[:N]: dies there (runtime/base/fault_point.h). Empty: nowhere.
 };
 
 // Runs the job to its end. Writes RUN_DIR/coordinator.address (host:port) when it listens, events.jsonl and
 // metrics.jsonl as it goes, and report.json at the end, also of a run that failed or was stopped. What counts is in
 // RUN_DIR/log and RUN_DIR/checkpoints (docs/durability.md); RUN_DIR/lock keeps a second coordinator out. Errors:
 // INVALID_ARGUMENT (address, job, a run directory of another job or with another coordinator), ALREADY_EXISTS (the run
-// directory holds a run), DATA_LOSS (its log or snapshots are damaged), RESOURCE_EXHAUSTED (full disk at the start),
-// OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the message says why).
+// directory holds a run), DATA_LOSS (its log or snapshots are damaged), RESOURCE_EXHAUSTED (full disk at the beginning;
+// a run that goes on waits for room), OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the
+// message says why).
 //
 // A standby makes everything ready that needs no lock (data, trainer), sleeps until the run directory's coordinator is
 // gone, and then is the next one: takes the lock, replays, listens, in this order, so that nobody finds its port before

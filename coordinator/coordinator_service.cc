@@ -98,12 +98,18 @@ grpc::Status CoordinatorService::Heartbeat(grpc::ServerContext*, const Heartbeat
   return grpc::Status::OK;
 }
 
-grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) {
-  With([&](CoordinatorCore& core, absl::Time now) { core.FillStatus(reply, now); });
-  reply->set_durable_index(log_->durable_index());
-  reply->set_storage_trouble(log_->trouble());
+StatusReply CoordinatorService::Status() {
+  StatusReply status;
+  With([&](CoordinatorCore& core, absl::Time now) { core.FillStatus(&status, now); });
+  status.set_durable_index(log_->durable_index());
+  status.set_storage_trouble(log_->trouble());
   const RootState root = log_->Summary();
-  for (const auto& [sender, count] : root.refused_by_sender()) (*reply->mutable_refused())[sender] += count;
+  for (const auto& [sender, count] : root.refused_by_sender()) (*status.mutable_refused())[sender] += count;
+  return status;
+}
+
+grpc::Status CoordinatorService::GetStatus(grpc::ServerContext*, const StatusRequest*, StatusReply* reply) {
+  *reply = Status();
   return grpc::Status::OK;
 }
 

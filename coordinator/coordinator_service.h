@@ -72,6 +72,8 @@ class CoordinatorService final : public Coordinator::Service {
     for (const CoordinatorCore::Effect& effect : effects) WriteDown(effect);
   }
 
+  StatusReply Status();
+
   void RecordEvent(nlohmann::ordered_json event) { WriteDown(CoordinatorCore::Record{std::move(event)}); }
   // Lines of events and metrics that could not be written. They are for people; what counts is in the log.
   int64_t lines_dropped() const { return lines_dropped_; }

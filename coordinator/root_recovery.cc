@@ -137,15 +137,17 @@ ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layo
   return options;
 }
 
-std::string JobDigest(const Job& job) {
+Job CommonJob(const Job& job) {
   Job common = job;
   common.mutable_stop()->clear_wall_ns();
   common.clear_report();
   common.clear_limits();
   common.mutable_limits()->set_fragment_bytes(job.limits().fragment_bytes());  // How payloads are cut.
   common.clear_wan();
-  return Sha256Hex(common.SerializeAsString());
+  return common;
 }
+
+std::string JobDigest(const Job& job) { return Sha256Hex(CommonJob(job).SerializeAsString()); }
 
 RootReplay::RootReplay(const Job& job, Trainer* trainer, const RootState& state)
     : job_(job),

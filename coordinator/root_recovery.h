@@ -27,7 +27,9 @@ namespace wukong {
 
 // What the root of `job` is made of; also what a replay needs.
 ParameterServer::Options RootOptions(const Job& job, const ParameterLayout& layout);
-// SHA-256 of what a run's lives must have in common: everything but stop.wall, report, limits and wan.
+// What a run's lives must have in common: everything but stop.wall, report, wan, and limits but limits.fragment_bytes.
+Job CommonJob(const Job& job);
+// Its SHA-256.
 std::string JobDigest(const Job& job);
 
 // The root's vectors, moved by records as the root moved them: the same bits. The parameters are the trainer's, and so

@@ -245,8 +245,9 @@ class RealFileSystem final : public FileSystem {
  private:
   static absl::StatusOr<std::unique_ptr<FileLock>> Sign(const std::string& path, absl::string_view contents,
                                                         std::unique_ptr<RealFileLock> lock) {
-    int error = ::ftruncate(lock->descriptor(), 0) != 0 ? errno : 0;
-    if (error == 0) error = WriteAll(lock->descriptor(), contents);
+    // Over what is there: a full disk has room for that.
+    int error = WriteAll(lock->descriptor(), contents);
+    if (error == 0 && ::ftruncate(lock->descriptor(), static_cast<off_t>(contents.size())) != 0) error = errno;
     if (error != 0) return ErrnoToStatus(error, "cannot write the lock file " + path);
     return lock;
   }
