@@ -17,6 +17,7 @@
 #include "launch/flag_checks.h"
 #include "launch/job_file.h"
 #include "launch/job_units.h"
+#include "launch/tls_flag.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
@@ -155,7 +156,7 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
                    "With --on: of the root's parameters, from which version on (default: 1)")
       ->check(WholeNumber(1, std::numeric_limits<int64_t>::max()));
   verb->add_flag("--json", flags->json, "Print the answer as JSON");
-  verb->callback([flags, action] { *action = [flags] { return Inject(*flags); }; });
+  SetConnectingAction(verb, action, [flags] { return Inject(*flags); });
 }
 
 }  // namespace wukong

@@ -28,6 +28,7 @@
 #include "launch/run_directory.h"
 #include "launch/status_text.h"
 #include "launch/tape_file.h"
+#include "launch/tls_flag.h"
 #include "runtime/base/file.h"
 #include "runtime/fault/netem.h"
 #include "runtime/fault/network_namespace.h"
@@ -487,7 +488,7 @@ void AddChaosRunCommand(CLI::App& chaos, std::function<int()>* action) {
       ->check(CLI::IsMember(Networks()))
       ->capture_default_str();
   verb->add_flag("--json", flags->json, "Print the result as JSON");
-  verb->callback([flags, action] { *action = [flags] { return Run(*flags); }; });
+  SetConnectingAction(verb, action, [flags] { return Run(*flags); });
 }
 
 }  // namespace wukong

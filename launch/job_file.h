@@ -70,6 +70,14 @@ absl::StatusOr<JobSource> LoadRunJob(const std::string& run_dir);
 // The whole job as a job file, with units for people: LoadJobFile makes the same job of it.
 std::string ResolvedYaml(const Job& job);
 
+// Where two jobs differ, in the order of the job file: the key, and its values as ResolvedYaml has them ("not set"
+// where it does not have them). Of lists of unlike length, their lengths.
+struct JobDifference {
+  std::string key;
+  std::string before, after;
+};
+std::vector<JobDifference> JobDifferences(const Job& before, const Job& after);
+
 // A scenario as a scenario file: LoadScenarioFile makes the same scenario of it.
 std::string ScenarioYaml(const Scenario& scenario);
 

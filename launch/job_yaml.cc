@@ -44,6 +44,16 @@ bool IsSet(const Message& message, const FieldDescriptor& field) {
   return number && !field.has_presence() && !field_rule.default_().empty();
 }
 
+// A field without messages in it, as YAML.
+std::string ValueText(const Message& message, const FieldDescriptor& field) {
+  if (!field.is_repeated()) return IsSet(message, field) ? Quoted(FormatScalar(message, field)) : "not set";
+  std::vector<std::string> values;
+  for (int i = 0; i < message.GetReflection()->FieldSize(message, &field); ++i) {
+    values.push_back(Quoted(FormatScalar(message, field, i)));
+  }
+  return absl::StrCat("[", absl::StrJoin(values, ", "), "]");
+}
+
 void WriteMessage(const Message& message, int indent, bool in_list, std::string* out) {
   const auto* reflection = message.GetReflection();
   const Descriptor* type = message.GetDescriptor();
@@ -58,15 +68,7 @@ void WriteMessage(const Message& message, int indent, bool in_list, std::string*
                     KeyOf(field), ":");
     first = false;
     if (field.cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
-      if (!field.is_repeated()) {
-        absl::StrAppend(out, " ", Quoted(FormatScalar(message, field)), "\n");
-        continue;
-      }
-      std::vector<std::string> values;
-      for (int j = 0; j < size; ++j) {
-        values.push_back(Quoted(FormatScalar(message, field, j)));
-      }
-      absl::StrAppend(out, " [", absl::StrJoin(values, ", "), "]\n");
+      absl::StrAppend(out, " ", ValueText(message, field), "\n");
     } else if (field.is_repeated()) {
       *out += "\n";
       for (int j = 0; j < size; ++j) {
@@ -76,6 +78,27 @@ void WriteMessage(const Message& message, int indent, bool in_list, std::string*
       std::string inner;
       WriteMessage(reflection->GetMessage(message, &field), indent + 2, false, &inner);
       absl::StrAppend(out, inner.empty() ? " {}\n" : "\n", inner);
+    }
+  }
+}
+
+void Compare(const Message& before, const Message& after, const std::string& prefix, std::vector<JobDifference>* out) {
+  const auto* reflection = before.GetReflection();
+  for (int i = 0; i < before.GetDescriptor()->field_count(); ++i) {
+    const FieldDescriptor& field = *before.GetDescriptor()->field(i);
+    const std::string key = absl::StrCat(prefix, KeyOf(field));
+    if (field.cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
+      const std::string was = ValueText(before, field), is = ValueText(after, field);
+      if (was != is) out->push_back({key, was, is});
+    } else if (!field.is_repeated()) {
+      Compare(reflection->GetMessage(before, &field), reflection->GetMessage(after, &field), key + ".", out);
+    } else {
+      const int was = reflection->FieldSize(before, &field), is = reflection->FieldSize(after, &field);
+      if (was != is) out->push_back({key, absl::StrCat(was, " entries"), absl::StrCat(is, " entries")});
+      for (int j = 0; was == is && j < was; ++j) {
+        Compare(reflection->GetRepeatedMessage(before, &field, j), reflection->GetRepeatedMessage(after, &field, j),
+                absl::StrCat(key, "[", j, "]."), out);
+      }
     }
   }
 }
@@ -120,6 +143,12 @@ std::string ResolvedYaml(const Job& job) {
   std::string text;
   WriteMessage(job, 0, false, &text);
   return text;
+}
+
+std::vector<JobDifference> JobDifferences(const Job& before, const Job& after) {
+  std::vector<JobDifference> differences;
+  Compare(before, after, "", &differences);
+  return differences;
 }
 
 std::string ScenarioYaml(const Scenario& scenario) {

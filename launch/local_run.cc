@@ -17,6 +17,7 @@
 #include "glog/logging.h"
 #include "launch/exit_code.h"
 #include "launch/status_text.h"
+#include "launch/tls_flag.h"
 #include "runtime/base/file.h"
 #include "runtime/base/random.h"
 #include "runtime/base/shell_word.h"
@@ -65,10 +66,10 @@ LocalRun::LocalRun(Options options, JobSource source, PortReservation port, cons
       program_(OwnPath()),
       port_(std::move(port)),
       stop_(stop),
-      supervisor_(
-          Supervisor::Options{run_dir_ + "/logs", options_.restarts, [this](ProcessKind ended) { return Stage(ended); },
-                              [this](const std::string& line) { Say(line); }, options_.restart_after,
-                              [this] { return StandbyCommand(); }, absl::Nanoseconds(job_.limits().heartbeat_ns())}) {}
+      supervisor_(Supervisor::Options{
+          run_dir_ + "/logs", options_.restarts, [this](ProcessKind ended) { return Stage(ended); },
+          [this](const std::string& line) { Say(line); }, options_.restart_after, [this] { return StandbyCommand(); },
+          absl::Nanoseconds(job_.limits().heartbeat_ns()), [this] { return AskedToHurry(); }}) {}
 
 std::string LocalRun::AggregatorName(const std::string& region) { return absl::StrCat("aggregator of ", region); }
 
@@ -219,13 +220,13 @@ void LocalRun::ShowProgress() {
   const bool over = status.has_value() && (phase_ == "done" || phase_ == "failed");
   if (over && shown_over_) return;  // Its members are being told.
   shown_over_ = over;
-  int64_t bytes_up = 0, bytes_down = 0;
+  WanBytes wan;
   for (const auto& [region, relay] : links_) {
-    bytes_up += relay->stats(LinkDirection::kUp).bytes;
-    bytes_down += relay->stats(LinkDirection::kDown).bytes;
+    wan.up += relay->stats(LinkDirection::kUp).bytes;
+    wan.down += relay->stats(LinkDirection::kDown).bytes;
   }
-  const std::string line = status.has_value() ? ProgressLine(*status, bytes_up, bytes_down)
-                                              : std::string("  the coordinator is away, restarting");
+  const std::string line =
+      status.has_value() ? ProgressLine(*status, wan) : std::string("  the coordinator is away, restarting");
   if (::isatty(STDERR_FILENO) != 0) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_line_open_ = true;
@@ -234,6 +235,17 @@ void LocalRun::ShowProgress() {
     next_line_ = clock_.Now() + options_.lines_every;
   }
   std::fflush(stderr);
+}
+
+bool LocalRun::AskedToHurry() {
+  // One key may reach a process by several ways: from the terminal, and from whoever started it.
+  if (clock_.Now() - ending_since_ < absl::Seconds(1)) {
+    signals_heeded_ = stop_->count();
+    return false;
+  }
+  if (stop_->count() <= signals_heeded_) return false;
+  Say("killing what is left");
+  return true;
 }
 
 void LocalRun::EndProgressLine() {
@@ -315,13 +327,14 @@ int LocalRun::EndOfCoordinator(const Supervisor::Ending& ending, const absl::Sta
   if (ending.code == kExitOk) return kExitOk;
   // It was killed on its way out, with everything done.
   if (ending.reason.empty() && ending.code > 128 && report.ok() && ReportCompleted(*report)) return kExitOk;
-  std::fprintf(stderr, "wukong: error: the coordinator %s%s:\n%s", EndedHow(ending.code).c_str(),
-               ending.reason.empty()
-                   ? ""
-                   : absl::StrCat(" and is not started again (", ending.reason, "); what it had recorded is in ",
-                                  run_dir_, ", and goes on with wukong up --resume ", ShellWord(run_dir_))
-                         .c_str(),
-               LogTail(supervisor_.coordinator_log(), 3).c_str());
+  std::fprintf(
+      stderr, "wukong: error: the coordinator %s%s:\n%s", EndedHow(ending.code).c_str(),
+      ending.reason.empty()
+          ? ""
+          : absl::StrCat(" and is not started again (", ending.reason, "); what it had recorded is in ", run_dir_,
+                         ", and goes on with wukong up", TlsFlagText(), " --resume ", ShellWord(run_dir_))
+                .c_str(),
+      LogTail(supervisor_.coordinator_log(), 3).c_str());
   return ending.code < 128 && ending.code != kExitRestart ? ending.code : kExitFailed;
 }
 
@@ -337,6 +350,11 @@ LocalRun::Result LocalRun::Run() {
   absl::Status status = StartAll();
   if (status.ok()) status = WatchUntilOver();
   EndProgressLine();
+  ending_since_ = clock_.Now();
+  if (absl::IsCancelled(status)) {
+    Say("stopping: the coordinator writes down what it has; another Ctrl-C kills at once, and nothing committed is "
+        "lost");
+  }
   supervisor_.Stop(status.ok() ? 0 : SIGTERM);
   absl::StatusOr<Json> report = ReadReport();
   Result result;

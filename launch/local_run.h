@@ -88,6 +88,8 @@ class LocalRun {
   // The coordinator has not answered since it was started, or is to be started.
   bool CoordinatorIsAway() const;
   void ShowProgress();
+  // A signal came after the one that ends the run.
+  bool AskedToHurry();
   void EndProgressLine();
   // Of this run, and not one that an earlier part of it left behind. NOT_FOUND: there is none.
   absl::StatusOr<Json> ReadReport() const;
@@ -120,6 +122,8 @@ class LocalRun {
   bool expects_no_answer_ = false;
   bool progress_line_open_ = false;
   absl::Time next_line_ = absl::InfinitePast();
+  absl::Time ending_since_ = absl::InfinitePast();
+  int signals_heeded_ = 0;
   bool shown_over_ = false;
 };
 

@@ -1,10 +1,12 @@
 #include "launch/role_commands.h"
 
 #include <csignal>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/coordinator.h"
@@ -14,6 +16,10 @@
 #include "launch/flag_checks.h"
 #include "launch/job_check.h"
 #include "launch/job_file.h"
+#include "launch/run_directory.h"
+#include "launch/status_text.h"
+#include "launch/tls_flag.h"
+#include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/base/stop_signal.h"
@@ -34,7 +40,15 @@ struct CoordinatorFlags {
 };
 
 absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
-  if (!flags.job.empty()) return LoadJobFile(flags.job, flags.set);
+  if (!flags.job.empty()) {
+    absl::StatusOr<JobSource> source = LoadJobFile(flags.job, flags.set);
+    if (!source.ok() || !flags.options.resume) return source;
+    // One that died before it had written its job down has none.
+    const absl::StatusOr<JobSource> began = LoadRunJob(flags.options.run_dir);
+    if (!began.ok()) return source;
+    if (absl::Status status = CheckGoesOnWith(flags.options.run_dir, began->job, *source); !status.ok()) return status;
+    return source;
+  }
   if (!flags.options.resume) {
     return absl::InvalidArgumentError("coordinator: --job is missing (only with --resume it may be omitted)");
   }
@@ -52,7 +66,15 @@ std::string CommandThatGoesOn(const CoordinatorFlags& flags) {
   return absl::StrCat(
       "wukong coordinator --run-dir ", ShellWord(options.run_dir), " --listen ", ShellWord(listen),
       options.threads == CoordinatorOptions().threads ? "" : absl::StrCat(" --threads ", options.threads),
-      flags.no_fsync ? " --no-fsync" : "", " --resume");
+      flags.no_fsync ? " --no-fsync" : "", TlsFlagText(), " --resume");
+}
+
+// Of a standby that a signal has ended there is none.
+void ShowReport(const std::string& run_dir) {
+  const absl::StatusOr<std::string> text = ReadFile(run_dir + "/report.json");
+  if (!text.ok()) return;
+  const auto report = nlohmann::ordered_json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (ReportCompleted(report)) std::printf("%s", ReportSummary(report, run_dir).c_str());
 }
 
 int RunCoordinatorCommand(CoordinatorFlags flags) {
@@ -79,8 +101,10 @@ int RunCoordinatorCommand(CoordinatorFlags flags) {
   options.job = source->job;
   options.resolved_yaml = ResolvedYaml(source->job);
   options.fsync = !flags.no_fsync;
+  options.on_progress = [](const StatusReply& run) { LOG(INFO) << absl::StripAsciiWhitespace(ProgressLine(run)); };
   const StopSignal stop;
   const absl::Status status = RunCoordinator(options, stop);
+  if (status.ok()) ShowReport(options.run_dir);
   if (absl::IsCancelled(status) && LoadRunJob(options.run_dir).ok()) {
     return ReportStatus(
         absl::CancelledError(absl::StrCat(status.message(), "; it goes on with: ", CommandThatGoesOn(flags))));
@@ -152,7 +176,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
         ->check(WholeNumber(1))
         ->capture_default_str();
     flags->options.listen = "0.0.0.0:7700";
-    verb->callback([flags, action] { *action = [flags] { return RunCoordinatorCommand(*flags); }; });
+    SetConnectingAction(verb, action, [flags] { return RunCoordinatorCommand(*flags); });
   }
   {
     auto flags = std::make_shared<AggregatorFlags>();
@@ -171,14 +195,12 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--connect-timeout", flags->connect_timeout, "How long to try to reach the coordinator")
         ->default_str("30s")
         ->transform(Seconds());
-    verb->callback([flags, action] {
-      *action = [flags] {
-        MakeBrokenOutputsErrors();
-        AggregatorOptions options = flags->options;
-        options.connect_timeout = absl::Seconds(flags->connect_timeout);
-        const StopSignal stop;
-        return ReportStatus(RunAggregator(options, stop));
-      };
+    SetConnectingAction(verb, action, [flags] {
+      MakeBrokenOutputsErrors();
+      AggregatorOptions options = flags->options;
+      options.connect_timeout = absl::Seconds(flags->connect_timeout);
+      const StopSignal stop;
+      return ReportStatus(RunAggregator(options, stop));
     });
   }
   {
@@ -203,7 +225,7 @@ void AddRoleCommands(CLI::App& app, std::function<int()>* action) {
     verb->add_option("--fault", flags->options.fault,
                      "POINT[:N]: from the N-th time on do there what a broken machine would");
 #endif
-    verb->callback([flags, action] { *action = [flags] { return RunWorkerCommand(*flags); }; });
+    SetConnectingAction(verb, action, [flags] { return RunWorkerCommand(*flags); });
   }
 }
 

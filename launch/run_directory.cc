@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "launch/job_file.h"
+#include "coordinator/root_recovery.h"
 #include "runtime/base/file.h"
 
 namespace wukong {
@@ -32,6 +32,17 @@ absl::Status CheckRunHas(const std::string& run_dir, absl::string_view part) {
   return absl::InvalidArgumentError(
       absl::StrCat("run directory ", run_dir, " has no ", part,
                    begun ? "; is it on a disk that is not mounted?" : ": its coordinator has not begun the run"));
+}
+
+absl::Status CheckGoesOnWith(const std::string& run_dir, const Job& before, const JobSource& job) {
+  JobErrors errors;
+  for (const JobDifference& difference : JobDifferences(CommonJob(before), CommonJob(job.job))) {
+    errors.Add(job.Where(difference.key),
+               absl::StrCat("the run in ", run_dir, " goes on with what it began with (expected ", difference.before,
+                            ", got ", difference.after,
+                            "); only stop.wall, report, wan and limits (but for limits.fragment_bytes) may change"));
+  }
+  return errors.ToStatus();
 }
 
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir) {

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "launch/job_file.h"
 #include "proto/job.pb.h"
 #include "runtime/model/trainer.h"
 
@@ -23,6 +24,10 @@ absl::StatusOr<std::string> MakeRunDirectory(absl::string_view name);
 
 // OK where `run_dir` has the folder `part`, "log" or "checkpoints"; INVALID_ARGUMENT says what is wrong with it.
 absl::Status CheckRunHas(const std::string& run_dir, absl::string_view part);
+
+// INVALID_ARGUMENT: the run, which began with `before`, would be another one with `job`; the message says by which
+// keys.
+absl::Status CheckGoesOnWith(const std::string& run_dir, const Job& before, const JobSource& job);
 
 // INVALID_ARGUMENT: no run directory; the message says what is missing.
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_dir);

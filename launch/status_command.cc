@@ -18,10 +18,12 @@
 #include "launch/flag_checks.h"
 #include "launch/job_file.h"
 #include "launch/status_text.h"
+#include "launch/tls_flag.h"
 #include "proto/wire.grpc.pb.h"
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/transport/grpc_options.h"
+#include "runtime/transport/tls.h"
 
 namespace wukong {
 namespace {
@@ -54,8 +56,9 @@ absl::StatusOr<StatusReply> Ask(const std::string& address) {
   StatusReply reply;
   const grpc::Status status = coordinator->GetStatus(&context, StatusRequest(), &reply);
   if (!status.ok()) {
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                        absl::StrCat("no coordinator answers at ", address, ": ", status.error_message()));
+    return absl::Status(
+        static_cast<absl::StatusCode>(status.error_code()),
+        absl::StrCat("no coordinator answers at ", address, ": ", status.error_message(), "; ", TlsQuestion(), "?"));
   }
   return reply;
 }
@@ -179,7 +182,7 @@ void AddStatusCommand(CLI::App& app, std::function<int()>* action) {
       ->default_str("2s")
       ->transform(Seconds())
       ->needs(watch);
-  verb->callback([flags, action] { *action = [flags] { return RunStatus(*flags); }; });
+  SetConnectingAction(verb, action, [flags] { return RunStatus(*flags); });
 }
 
 }  // namespace wukong

@@ -109,7 +109,7 @@ std::string WaitingText(const std::map<std::string, double>& shares) {
   return text;
 }
 
-std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down) {
+std::string ProgressLine(const StatusReply& status, const std::optional<WanBytes>& wan) {
   if (status.phase() == "starting" && status.tokens_committed() == 0) {
     return absl::StrCat("  starting: waiting for ", status.detail().empty() ? "the first loss" : status.detail());
   }
@@ -120,10 +120,13 @@ std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t by
                       budget < 1e6 ? absl::StrFormat("%.1fk", budget / 1e3) : absl::StrFormat("%.2fM", budget / 1e6));
   if (!status.storage_trouble().empty()) return absl::StrCat(head, kTrouble, status.storage_trouble());
   return absl::StrCat(
-      head, absl::StrFormat("loss %5s  %6.0f tok/s  computing %5.1f%%  staleness %.1f  WAN up %.1f down %.1f MB",
-                            status.loss() > 0 ? absl::StrFormat("%.3f", status.loss()) : "-",
-                            status.tokens_per_second(), 100 * status.compute_share(), status.staleness_mean(),
-                            static_cast<double>(bytes_up) / 1e6, static_cast<double>(bytes_down) / 1e6));
+      head,
+      absl::StrFormat("loss %5s  %6.0f tok/s  computing %5.1f%%  staleness %.1f",
+                      status.loss() > 0 ? absl::StrFormat("%.3f", status.loss()) : "-", status.tokens_per_second(),
+                      100 * status.compute_share(), status.staleness_mean()),
+      wan.has_value() ? absl::StrFormat("  WAN up %.1f down %.1f MB", static_cast<double>(wan->up) / 1e6,
+                                        static_cast<double>(wan->down) / 1e6)
+                      : "");
 }
 
 std::string StatusText(const StatusReply& status) {
@@ -237,6 +240,11 @@ std::string ReportSummary(const Json& report) {
        absl::StrFormat("%d in %.1f s (%.0f tokens/s)", Count(report, "tokens_committed"),
                        Number(report, "wall_seconds"), Number(report, "tokens_per_second")),
        &text);
+  if (const int64_t lost = Count(At(At(report, "ledger"), "all"), "tokens_not_used");
+      lost > 0 && !ReportCompleted(report)) {
+    Line("not delivered", absl::StrFormat("%d tokens that workers had trained on; they are trained on again", lost),
+         &text);
+  }
   if (At(report, "validation_loss_final").is_number()) {
     const bool of_text = At(report, "validation_loss_unigram").is_number();
     Line("validation loss",
@@ -278,6 +286,10 @@ std::string ReportSummary(const Json& report) {
                                Number(link, "payload_bytes_up") / 1e6, Number(link, "payload_bytes_down") / 1e6));
   }
   return text;
+}
+
+std::string ReportSummary(const Json& report, const std::string& run_dir) {
+  return absl::StrCat(ReportSummary(report), "report: ", run_dir, "/report.json\n");
 }
 
 std::string JsonText(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace); }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "nlohmann/json.hpp"
@@ -11,9 +12,15 @@
 
 namespace wukong {
 
-// One line, without its end. Bytes over all wide-area links. While the root acknowledges nothing, that is what the line
-// says in place of how well the run does.
-std::string ProgressLine(const StatusReply& status, int64_t bytes_up, int64_t bytes_down);
+// Over all wide-area links.
+struct WanBytes {
+  int64_t up = 0;
+  int64_t down = 0;
+};
+
+// One line, without its end. While the root acknowledges nothing, that is what the line says in place of how well the
+// run does.
+std::string ProgressLine(const StatusReply& status, const std::optional<WanBytes>& wan = std::nullopt);
 
 // A table of the run and its members, with its last line end.
 std::string StatusText(const StatusReply& status);
@@ -30,6 +37,8 @@ bool WasStopped(const nlohmann::ordered_json& report);
 std::string ReportRun(const nlohmann::ordered_json& report);
 // With its last line end.
 std::string ReportSummary(const nlohmann::ordered_json& report);
+// And where all of it is.
+std::string ReportSummary(const nlohmann::ordered_json& report, const std::string& run_dir);
 // As people and programs read it, indented; bytes that are not UTF-8, as a path may hold them, are replaced.
 std::string JsonText(const nlohmann::ordered_json& json);
 

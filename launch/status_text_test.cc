@@ -51,30 +51,32 @@ StatusReply Training() {
 }
 
 TEST(ProgressLineTest, SaysHowWellTheRunDoes) {
-  EXPECT_EQ(ProgressLine(Training(), 23'800'000, 90'400'000),
+  EXPECT_EQ(ProgressLine(Training(), WanBytes{23'800'000, 90'400'000}),
             "  38.1s training  18.9% of 3.00M tokens  loss 2.412   15043 tok/s  computing  99.1%  staleness 0.6  WAN "
             "up 23.8 down 90.4 MB");
+  EXPECT_EQ(ProgressLine(Training()),
+            "  38.1s training  18.9% of 3.00M tokens  loss 2.412   15043 tok/s  computing  99.1%  staleness 0.6");
 }
 
 TEST(ProgressLineTest, SaysWhoIsMissingBeforeTheBeginning) {
   StatusReply status = Training();
   status.set_phase("starting");
   status.set_tokens_committed(0);
-  EXPECT_EQ(ProgressLine(status, 0, 0), "  starting: waiting for the first loss");
+  EXPECT_EQ(ProgressLine(status), "  starting: waiting for the first loss");
   status.set_detail("1 of 2 workers of beijing");
-  EXPECT_EQ(ProgressLine(status, 0, 0), "  starting: waiting for 1 of 2 workers of beijing");
+  EXPECT_EQ(ProgressLine(status), "  starting: waiting for 1 of 2 workers of beijing");
 }
 
 TEST(ProgressLineTest, ASmallBudgetIsNotZero) {
   StatusReply status = Training();
   status.set_tokens_budget(2500);
-  EXPECT_THAT(ProgressLine(status, 0, 0), testing::HasSubstr("% of 2.5k tokens"));
+  EXPECT_THAT(ProgressLine(status), testing::HasSubstr("% of 2.5k tokens"));
 }
 
 TEST(ProgressLineTest, SaysWhyNothingIsAcknowledged) {
   StatusReply status = Training();
   status.set_storage_trouble("writing the log: No space left on device");
-  EXPECT_EQ(ProgressLine(status, 0, 0),
+  EXPECT_EQ(ProgressLine(status),
             "  38.1s training  18.9% of 3.00M tokens  NOT ACKNOWLEDGING: writing the log: No space left on device");
 }
 
@@ -161,6 +163,17 @@ TEST(ReportSummaryTest, ShowsHowARunEnded) {
   started again        3 times (coordinator 2, worker-0 of beijing 1)
   link beijing         round trip p50 150 ms, p99 190 ms; payload up 1.0 MB, down 2.0 MB
 )");
+}
+
+TEST(ReportSummaryTest, ShowsWhatAPartOfARunLosesWithItsEnd) {
+  Json report = {{"job", "tiny"}, {"completed", false}, {"failure", "stopped by a signal"}};
+  report["ledger"]["all"]["tokens_not_used"] = 12288;
+  EXPECT_THAT(ReportSummary(report), HasSubstr("not delivered        12288 tokens that workers had trained on; they"));
+  report["completed"] = true;  // It is known in the end what was trained on twice.
+  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
+  report["completed"] = false;
+  report["ledger"]["all"]["tokens_not_used"] = Json();  // Nobody knows.
+  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
 }
 
 TEST(ReportSummaryTest, NoReportIsWrongEnoughForACrash) {

@@ -307,7 +307,9 @@ void Supervisor::Stop(int coordinator_signal) {
   if (coordinator_signal != 0) coordinator.Signal(coordinator_signal);
   const RealClock clock;
   absl::Time deadline = clock.Now() + kLeave + options_.heartbeat;
+  bool hurry = false;
   for (const int signal_number : {0, SIGTERM, SIGKILL}) {
+    if (hurry && signal_number != SIGKILL) continue;
     if (signal_number != 0) {
       for (Subprocess* child : children) {
         child->Signal(signal_number);
@@ -320,6 +322,10 @@ void Supervisor::Stop(int coordinator_signal) {
       const bool all =
           std::all_of(children.begin(), children.end(), [](Subprocess* child) { return child->Poll().has_value(); });
       if (all) break;
+      if (signal_number != SIGKILL && options_.hurry && options_.hurry()) {
+        hurry = true;
+        break;
+      }
       if (signal_number == 0 && !orphaned && coordinator.Poll().has_value()) {
         orphaned = true;
         deadline = std::min(deadline, clock.Now() + kOrphaned);

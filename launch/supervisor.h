@@ -98,6 +98,8 @@ class Supervisor {
     std::function<std::optional<std::vector<std::string>>()> standby = nullptr;
     // Members hear of the end by their heartbeats, which come so often.
     absl::Duration heartbeat = absl::ZeroDuration();
+    // Asked while everything is being ended: whether what is left is to be killed at once.
+    std::function<bool()> hurry = nullptr;
   };
   explicit Supervisor(Options options) : options_(std::move(options)), policy_(options_.restarts) {}
 

@@ -498,5 +498,22 @@ TEST_F(SupervisorTest, StopEndsEverythingAndKnowsHowTheCoordinatorEnded) {
   EXPECT_EQ(supervisor_->coordinator_ending()->code, 1);
 }
 
+TEST_F(SupervisorTest, WhoIsInAHurryWaitsForNobody) {
+  bool hurry = false;
+  Supervisor::Options options{directory_, 10, [this](ProcessKind) { return stage_; },
+                              [this](const std::string& line) { said_.push_back(line); }};
+  options.hurry = [&] { return std::exchange(hurry, true); };  // From the second time on.
+  supervisor_.emplace(options);
+  const std::string deaf = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+  StartShell("coordinator", kCoordinator, {deaf});
+  StartShell("worker-0 of beijing", kWorker, {deaf});
+  ASSERT_TRUE(PollUntil([&] { return Logged("coordinator", "ready") && Logged("worker-0-of-beijing", "ready"); }).ok());
+  const absl::Time begin = absl::Now();
+  supervisor_->Stop(SIGTERM);
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(14)) << "that is how long they would have had";
+  ASSERT_TRUE(supervisor_->coordinator_ending().has_value());
+  EXPECT_EQ(supervisor_->coordinator_ending()->code, kKilled);
+}
+
 }  // namespace
 }  // namespace wukong

@@ -10,7 +10,6 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "coordinator/root_recovery.h"
 #include "launch/exit_code.h"
 #include "launch/flag_checks.h"
@@ -21,6 +20,7 @@
 #include "launch/role_commands.h"
 #include "launch/run_directory.h"
 #include "launch/status_text.h"
+#include "launch/tls_flag.h"
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/base/stop_signal.h"
@@ -75,7 +75,7 @@ bool ShowIfComplete(const UpFlags& flags) {
   if (flags.json) {
     std::printf("%s\n", JsonText(report).c_str());
   } else {
-    std::printf("%sreport: %s/report.json\n", ReportSummary(report).c_str(), flags.resume.c_str());
+    std::printf("%s", ReportSummary(report, flags.resume).c_str());
   }
   return true;
 }
@@ -96,12 +96,7 @@ absl::StatusOr<JobSource> ChangeRunJob(const std::string& run_dir, const std::ve
   if (!before.ok() || set.empty()) return before;
   absl::StatusOr<JobSource> changed = LoadJobFile(path, set);
   if (!changed.ok()) return changed.status();
-  if (JobDigest(before->job) != JobDigest(changed->job)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("up: --resume ", run_dir, " and --set ", absl::StrJoin(set, ", "),
-                     ": a run goes on with the job that it began with; only stop.wall, report, wan and limits (but for "
-                     "limits.fragment_bytes) may be others"));
-  }
+  if (absl::Status status = CheckGoesOnWith(run_dir, before->job, *changed); !status.ok()) return status;
   return changed;
 }
 
@@ -150,12 +145,13 @@ int RunUp(UpFlags flags) {
     if (flags.json) {
       std::printf("%s\n", JsonText(result.report).c_str());
     } else {
-      std::printf("%sreport: %s/report.json\n", ReportSummary(result.report).c_str(), options.run_dir.c_str());
+      std::printf("%s", ReportSummary(result.report, options.run_dir).c_str());
     }
   }
   const bool stopped = stop.received() != 0 || WasStopped(result.report);
   if (stopped && result.exit_code == kExitFailed && LoadRunJob(options.run_dir).ok()) {
-    std::fprintf(stderr, "wukong: the run goes on with: wukong up --resume %s\n", ShellWord(options.run_dir).c_str());
+    std::fprintf(stderr, "wukong: the run goes on with: wukong up%s --resume %s\n", TlsFlagText().c_str(),
+                 ShellWord(options.run_dir).c_str());
   }
   return result.exit_code;
 }
@@ -184,7 +180,7 @@ void AddUpCommand(CLI::App& app, std::function<int()>* action) {
                    "POINT[:N]: the first coordinator dies when this point is passed for the N-th time");
 #endif
   verb->add_flag("--json", flags->json, "Print the report as JSON on standard output");
-  verb->callback([flags, action] { *action = [flags] { return RunUp(*flags); }; });
+  SetConnectingAction(verb, action, [flags] { return RunUp(*flags); });
 }
 
 }  // namespace wukong

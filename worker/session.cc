@@ -14,6 +14,7 @@
 #include "runtime/base/restart.h"
 #include "runtime/sync/retry.h"
 #include "runtime/transport/grpc_options.h"
+#include "runtime/transport/tls.h"
 
 namespace wukong {
 namespace {
@@ -65,9 +66,9 @@ absl::StatusOr<GetJobReply> Session::FetchJob(bool new_region, absl::Duration ti
     if (!IsTransient(status)) return status;
     if (absl::IsDeadlineExceeded(status)) ++timeouts;
     if (absl::Now() >= deadline) {
-      return absl::UnavailableError(
-          absl::StrFormat("no coordinator answers at %s (tried for %s); is it running, and is the address right? %s",
-                          address_, absl::FormatDuration(timeout), status.message()));
+      return absl::UnavailableError(absl::StrFormat(
+          "no coordinator answers at %s (tried for %s); is it running, is the address right, and %s? %s", address_,
+          absl::FormatDuration(timeout), TlsQuestion(), status.message()));
     }
     if (!told && absl::Now() - began > kWaitsUnseen) {
       told = true;

@@ -10,6 +10,7 @@
 #include "runtime/base/fault_point.h"
 #include "runtime/data/token_dataset.h"
 #include "runtime/model/trainer.h"
+#include "runtime/transport/tls.h"
 #include "worker/group_follower.h"
 #include "worker/leaf.h"
 #include "worker/session.h"
@@ -89,6 +90,10 @@ absl::Status RunWorker(const WorkerOptions& options, const StopSignal& stop) {
                         "takes the place of one "
                         "that is gone, as in worker-0",
                         group_size, options.region, joined->name(), joined->rank()));
+  }
+  if (group_size > 1 && TlsInUse()) {
+    LOG(WARNING) << "the gradients that the workers of " << options.region
+                 << " exchange at each step (collective: gloo) are not encrypted";
   }
   if (group_size > 1 && joined->rank() > 0) {
     return RunGroupFollower(job, *region, *joined, trainer->get(), &*reader, &session, stop);

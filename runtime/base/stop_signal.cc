@@ -15,11 +15,13 @@ namespace {
 
 // A signal handler can reach nothing else.
 std::atomic<int> g_received{0};
+std::atomic<int> g_count{0};
 std::atomic<int> g_pipe{-1};
 
 void OnSignal(int signal_number) {
   const int saved = errno;
   g_received = signal_number;
+  ++g_count;
   const char byte = 0;
   if (g_pipe >= 0 && ::write(g_pipe, &byte, 1) < 0) {
     // The pipe is full: whoever waits has been woken already.
@@ -33,6 +35,7 @@ StopSignal::StopSignal() {
   CHECK_EQ(g_pipe.load(), -1) << "one StopSignal at a time";
   CHECK_EQ(::pipe2(pipe_, O_NONBLOCK | O_CLOEXEC), 0);
   g_received = 0;
+  g_count = 0;
   g_pipe = pipe_[1];
   struct sigaction action = {};
   action.sa_handler = OnSignal;
@@ -57,6 +60,7 @@ StopSignal::~StopSignal() {
 }
 
 int StopSignal::received() const { return g_received; }
+int StopSignal::count() const { return g_count; }
 
 bool StopSignal::WaitFor(absl::Duration timeout) const {
   if (received() == 0) {

@@ -17,6 +17,8 @@ class StopSignal {
 
   // The signal that came, or 0.
   int received() const;
+  // How many have come.
+  int count() const;
   // Sleeps up to `timeout`, less when a signal comes or when it is woken. True when a signal has come.
   bool WaitFor(absl::Duration timeout) const;
   // Ends a WaitFor: the one that sleeps, or the next.

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "runtime/sync/types.h"
+#include "runtime/transport/tls.h"
 
 namespace wukong {
 
@@ -55,7 +56,8 @@ inline std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ab
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(absl::ToInt64Milliseconds(silence)));
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (TlsInUse()) arguments.SetSslTargetNameOverride(kTlsName);
+  return grpc::CreateCustomChannel(address, ChannelCredentialsInUse(), arguments);
 }
 
 inline void ConfigureServer(grpc::ServerBuilder* builder) {
@@ -77,7 +79,7 @@ inline std::unique_ptr<grpc::Server> Listen(const std::string& address, const st
                                             int* port) {
   grpc::ServerBuilder builder;
   ConfigureServer(&builder);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
+  builder.AddListeningPort(address, ServerCredentialsInUse(), port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   return *port == 0 ? nullptr : std::move(server);

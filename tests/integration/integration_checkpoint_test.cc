@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <string>
 #include <utility>
@@ -166,7 +168,8 @@ TEST_F(CheckpointCommandTest, ARunGoesOnOnlyWithTheJobThatItBeganWith) {
   const Result resumed =
       RunToEnd(workspace_, {"coordinator", "--resume", "--run-dir", run_, "--job", job, "--listen", "127.0.0.1:0"});
   EXPECT_EQ(resumed.code, 2) << resumed.err;
-  EXPECT_THAT(resumed.err, AllOf(HasSubstr(run_), HasSubstr("belongs to another job")));
+  EXPECT_THAT(resumed.err,
+              AllOf(HasSubstr(run_), HasSubstr("other.yaml:"), HasSubstr("stop.tokens: "), HasSubstr("got 40")));
   EXPECT_EQ(RunToEnd(workspace_, {"log", "verify", run_}).code, 0) << "nothing is damaged";
 }
 
@@ -260,12 +263,14 @@ TEST_F(CheckpointCommandTest, ADirectoryWithoutPermissionIsNamed) {
 // A file system of its own that the test fills up and empties again, from outside of its mount namespace.
 TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
   std::filesystem::create_directories(run_);
+  const std::string logs = workspace_.Path("logs"), link = run_ + "/logs";  // Where there is room.
+  std::filesystem::create_directories(logs);
   const auto up = workspace_.Start(
       {"up", workspace_.WriteJob(OneRegion(2, 60000, 0.3)), "--run-dir", run_, "--set", "report.progress_every=200ms"},
-      [path = run_.c_str()] {
+      [path = run_.c_str(), logs = logs.c_str(), link = link.c_str()] {
         const bool mounted = ::unshare(CLONE_NEWNS) == 0 &&
                              ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
-                             ::mount("tmpfs", path, "tmpfs", 0, "size=64m") == 0;
+                             ::mount("tmpfs", path, "tmpfs", 0, "size=64m") == 0 && ::symlink(logs, link) == 0;
         if (!mounted) ::_exit(99);
       });
   const std::string seen = absl::StrCat("/proc/", up->pid(), "/root", run_);
@@ -281,6 +286,14 @@ TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
     }
   }
   EXPECT_TRUE(Await([&] { return up->ended() || absl::StrContains(up->err(), "NOT ACKNOWLEDGING"); })) << up->err();
+  ASSERT_FALSE(up->ended()) << up->err();
+  for (const pid_t coordinator : ChildrenWith(*up, " coordinator ")) ASSERT_EQ(::kill(coordinator, SIGKILL), 0);
+  const auto coordinator_said = [&](const char* text) {
+    std::ifstream file(logs + "/coordinator.log");
+    return absl::StrContains(std::string(std::istreambuf_iterator<char>(file), {}), text);
+  };
+  EXPECT_TRUE(Await([&] { return up->ended() || coordinator_said("the run goes on when there is room"); }))
+      << up->err();
   ASSERT_FALSE(up->ended()) << up->err();
   ASSERT_TRUE(std::filesystem::remove(filler));
   // Its file system goes with the last of its processes: what it said must do.

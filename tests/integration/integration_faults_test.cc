@@ -286,6 +286,28 @@ TEST(FaultsTest, MembersOfACoordinatorThatIsStoppedMayComeBackToTheNext) {
   for (const auto& member : cluster.members()) EXPECT_EQ(member->Wait(), 75) << member->err();
 }
 
+TEST(FaultsTest, ASecondCtrlCKillsWhoeverDoesNotEnd) {
+  const Workspace workspace;
+  const auto up =
+      workspace.Start({"up", workspace.WriteJob(OneRegion(2, kEndless)), "--run-dir", workspace.Path("run")});
+  const RunRecord record(workspace.Path("run"));
+  ASSERT_TRUE(Await([&] { return record.Merged() >= 1 || up->ended(); }));
+  const std::set<pid_t> processes = Descendants(*up, 4);
+  for (const pid_t pid : processes) ASSERT_TRUE(Freeze(pid)) << up->err();
+  const absl::Time begin = absl::Now();
+  up->Signal(SIGINT);
+  ASSERT_TRUE(Await([&] { return absl::StrContains(up->err(), "another Ctrl-C kills at once") || up->ended(); }));
+  EXPECT_TRUE(Await([&] {
+    up->Signal(SIGINT);  // The first second's count as one with the first.
+    return up->ended();
+  }));
+  EXPECT_EQ(up->Wait(), 1) << up->err();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(14)) << "that is how long they would have had";
+  EXPECT_TRUE(absl::StrContains(up->err(), "killing what is left")) << up->err();
+  ExpectAllGone(processes);
+  EXPECT_EQ(RunToEnd(workspace, {"log", "verify", workspace.Path("run")}).code, 0);
+}
+
 TEST(FaultsTest, CtrlCBeforeTrainingEndsEveryProcess) {
   const Workspace workspace;
   const TinyJob job = TwoRegions(50'000'000, 0.3);
