@@ -353,8 +353,9 @@ absl::StatusOr<bool> CoordinatorLife::BeginTerm() {
   log_options.stop = &stop_;
   const absl::Status opened = WithRoom([&]() -> absl::Status {
     auto log = RootLog::Open(files_, run_dir, begun->identity, restored.state, begun->log, log_options);
-    if (log.ok()) log_ = *std::move(log);
-    return log.status();
+    if (!log.ok()) return log.status();
+    log_ = *std::move(log);
+    return absl::OkStatus();
   });
   if (!opened.ok()) return opened;
   LogRecord term;
