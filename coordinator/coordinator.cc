@@ -314,7 +314,7 @@ absl::StatusOr<RecoveredRoot> CoordinatorLife::NewOrRecovered() {
 absl::Status CoordinatorLife::WithRoom(const std::function<absl::Status()>& attempt) {
   for (int attempts = 0;; ++attempts) {
     absl::Status status = attempt();
-    if (!options_.resume || !absl::IsResourceExhausted(status)) return status;
+    if (!options_.resume || !IsFullDisk(status)) return status;
     LOG_IF(ERROR, attempts == 0) << "the run goes on when there is room: " << status;
     if (stop_.WaitFor(kRoomRetry)) return absl::CancelledError(kStoppedBySignal);
   }

@@ -24,7 +24,7 @@ struct CoordinatorOptions {
   bool resume = false;        // Goes on with the run that run_dir holds; a new one if that never began.
   bool standby = false;       // With resume: waits for its turn, below.
   bool fsync = true;          // False only to measure what it costs.
-  // Told how the run does two seconds after it listens, and then once a minute.
+  // Told how the run does two seconds after the loss that it begins with is known, and then once a minute.
   std::function<void(const StatusReply&)> on_progress;
   std::string crash_at;  // POINT[:N]: dies there (runtime/base/fault_point.h). Empty: nowhere.
 };
@@ -34,7 +34,7 @@ struct CoordinatorOptions {
 // RUN_DIR/log and RUN_DIR/checkpoints (docs/durability.md); RUN_DIR/lock keeps a second coordinator out. Errors:
 // INVALID_ARGUMENT (address, job, a run directory of another job or with another coordinator), ALREADY_EXISTS (the run
 // directory holds a run), DATA_LOSS (its log or snapshots are damaged), RESOURCE_EXHAUSTED (full disk at the beginning;
-// a run that goes on waits for room), OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the
+// a run that has a log waits for room), OUT_OF_RANGE (diverged), CANCELLED (a signal), ABORTED (the job failed; the
 // message says why).
 //
 // A standby makes everything ready that needs no lock (data, trainer), sleeps until the run directory's coordinator is

@@ -116,7 +116,13 @@ absl::Status LocalRun::WaitForCoordinator() {
   // How long the log takes that a run is resumed from depends on the log.
   const absl::Time deadline =
       !options_.resume ? clock_.Now() + absl::Nanoseconds(job_.limits().start_ns()) : absl::InfiniteFuture();
+  bool told = false;
   while (IdentityOf(run_dir_ + "/coordinator.address") == earlier_address_) {
+    // Its own log is on that disk.
+    if (!told && options_.resume && DiskIsFull(run_dir_)) {
+      Say(absl::StrCat("the disk of ", run_dir_, " is full: the coordinator waits for room"));
+      told = true;
+    }
     if (absl::Status status = supervisor_.Poll(clock_.Now()); !status.ok()) return status;
     if (const auto& ending = supervisor_.coordinator_ending(); ending.has_value()) {
       return absl::AbortedError(absl::StrFormat("the coordinator %s before it listened%s:\n%s", EndedHow(ending->code),
@@ -226,7 +232,9 @@ void LocalRun::ShowProgress() {
     wan.down += relay->stats(LinkDirection::kDown).bytes;
   }
   const std::string line =
-      status.has_value() ? ProgressLine(*status, wan) : std::string("  the coordinator is away, restarting");
+      status.has_value() ? ProgressLine(*status, wan)
+                         : absl::StrCat("  the coordinator is away, ",
+                                        DiskIsFull(run_dir_) ? "and waits for room: its disk is full" : "restarting");
   if (::isatty(STDERR_FILENO) != 0) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     progress_line_open_ = true;
@@ -244,8 +252,16 @@ bool LocalRun::AskedToHurry() {
     return false;
   }
   if (stop_->count() <= signals_heeded_) return false;
+  if (std::exchange(signals_heeded_, stop_->count()) == 0) {  // The run ends for another reason, unannounced.
+    SayStopping();
+    return false;
+  }
   Say("killing what is left");
   return true;
+}
+
+void LocalRun::SayStopping() {
+  Say("stopping: the coordinator writes down what it has; another Ctrl-C kills at once, and nothing committed is lost");
 }
 
 void LocalRun::EndProgressLine() {
@@ -351,10 +367,7 @@ LocalRun::Result LocalRun::Run() {
   if (status.ok()) status = WatchUntilOver();
   EndProgressLine();
   ending_since_ = clock_.Now();
-  if (absl::IsCancelled(status)) {
-    Say("stopping: the coordinator writes down what it has; another Ctrl-C kills at once, and nothing committed is "
-        "lost");
-  }
+  if (absl::IsCancelled(status)) SayStopping();
   supervisor_.Stop(status.ok() ? 0 : SIGTERM);
   absl::StatusOr<Json> report = ReadReport();
   Result result;

@@ -90,6 +90,7 @@ class LocalRun {
   void ShowProgress();
   // A signal came after the one that ends the run.
   bool AskedToHurry();
+  void SayStopping();
   void EndProgressLine();
   // Of this run, and not one that an earlier part of it left behind. NOT_FOUND: there is none.
   absl::StatusOr<Json> ReadReport() const;

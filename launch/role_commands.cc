@@ -43,9 +43,9 @@ absl::StatusOr<JobSource> LoadJobOf(const CoordinatorFlags& flags) {
   if (!flags.job.empty()) {
     absl::StatusOr<JobSource> source = LoadJobFile(flags.job, flags.set);
     if (!source.ok() || !flags.options.resume) return source;
-    // One that died before it had written its job down has none.
+    // One that died before it had a log may begin with another job.
     const absl::StatusOr<JobSource> began = LoadRunJob(flags.options.run_dir);
-    if (!began.ok()) return source;
+    if (!began.ok() || !HoldsRun(FileSystem::Real(), flags.options.run_dir)) return source;
     if (absl::Status status = CheckGoesOnWith(flags.options.run_dir, began->job, *source); !status.ok()) return status;
     return source;
   }
@@ -69,12 +69,12 @@ std::string CommandThatGoesOn(const CoordinatorFlags& flags) {
       flags.no_fsync ? " --no-fsync" : "", TlsFlagText(), " --resume");
 }
 
-// Of a standby that a signal has ended there is none.
+// Of a standby that a signal has ended there is none. For people: nobody misses it where it cannot be written.
 void ShowReport(const std::string& run_dir) {
   const absl::StatusOr<std::string> text = ReadFile(run_dir + "/report.json");
   if (!text.ok()) return;
   const auto report = nlohmann::ordered_json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (ReportCompleted(report)) std::printf("%s", ReportSummary(report, run_dir).c_str());
+  if (ReportCompleted(report)) std::fprintf(stderr, "%s", ReportSummary(report, run_dir).c_str());
 }
 
 int RunCoordinatorCommand(CoordinatorFlags flags) {

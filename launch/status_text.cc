@@ -240,10 +240,11 @@ std::string ReportSummary(const Json& report) {
        absl::StrFormat("%d in %.1f s (%.0f tokens/s)", Count(report, "tokens_committed"),
                        Number(report, "wall_seconds"), Number(report, "tokens_per_second")),
        &text);
-  if (const int64_t lost = Count(At(At(report, "ledger"), "all"), "tokens_not_used");
-      lost > 0 && !ReportCompleted(report)) {
-    Line("not delivered", absl::StrFormat("%d tokens that workers had trained on; they are trained on again", lost),
-         &text);
+  if (const int64_t lost = Count(At(At(report, "ledger"), "all"), "tokens_not_used"); lost > 0 && WasStopped(report)) {
+    Line(
+        "not delivered",
+        absl::StrFormat("%d tokens that workers had trained on; when the run goes on, they are trained on again", lost),
+        &text);
   }
   if (At(report, "validation_loss_final").is_number()) {
     const bool of_text = At(report, "validation_loss_unigram").is_number();

@@ -168,10 +168,10 @@ TEST(ReportSummaryTest, ShowsHowARunEnded) {
 TEST(ReportSummaryTest, ShowsWhatAPartOfARunLosesWithItsEnd) {
   Json report = {{"job", "tiny"}, {"completed", false}, {"failure", "stopped by a signal"}};
   report["ledger"]["all"]["tokens_not_used"] = 12288;
-  EXPECT_THAT(ReportSummary(report), HasSubstr("not delivered        12288 tokens that workers had trained on; they"));
-  report["completed"] = true;  // It is known in the end what was trained on twice.
+  EXPECT_THAT(ReportSummary(report), HasSubstr("not delivered        12288 tokens that workers had trained on; when"));
+  report["failure"] = "diverged";  // It does not go on.
   EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
-  report["completed"] = false;
+  report["failure"] = "stopped by a signal";
   report["ledger"]["all"]["tokens_not_used"] = Json();  // Nobody knows.
   EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
 }

@@ -80,6 +80,12 @@ std::string EndedHow(int code) {
   return absl::StrFormat("ended with exit code %d", code);
 }
 
+bool DiskIsFull(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(path, error);
+  return !error && space.available < kDiskFullBytes;
+}
+
 std::string LogTail(const std::string& path, size_t lines) {
   std::ifstream file(path);
   std::vector<std::string> all;
@@ -88,9 +94,7 @@ std::string LogTail(const std::string& path, size_t lines) {
   for (size_t i = all.size() > lines ? all.size() - lines : 0; i < all.size(); ++i)
     absl::StrAppend(&tail, "    ", all[i], "\n");
   // Then the reason could not be logged, and is this.
-  std::error_code error;
-  const std::filesystem::space_info space = std::filesystem::space(path, error);
-  if (!error && space.available < kDiskFullBytes) {
+  if (DiskIsFull(path)) {
     absl::StrAppend(&tail, "    no space is left on the file system of ", path, "\n");
   }
   return tail;

@@ -76,6 +76,8 @@ class RestartPolicy {
 
 // "was killed by signal 9 (Killed)", "ended with exit code 3"
 std::string EndedHow(int code);
+// Nothing more can be written on the file system of `path`.
+bool DiskIsFull(const std::string& path);
 // The last lines of a log, indented, for a person who wants to know why.
 std::string LogTail(const std::string& path, size_t lines);
 

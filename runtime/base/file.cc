@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace wukong {
@@ -39,6 +40,11 @@ absl::Status ErrnoToStatus(int error, absl::string_view what) {
     default:
       return absl::InternalError(text);
   }
+}
+
+bool IsFullDisk(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) && (absl::StrContains(status.message(), std::strerror(ENOSPC)) ||
+                                               absl::StrContains(status.message(), std::strerror(EDQUOT)));
 }
 
 absl::Status BadFile(const std::string& path, absl::string_view text) {

@@ -18,6 +18,10 @@ namespace wukong {
 // RESOURCE_EXHAUSTED, EACCES: PERMISSION_DENIED, ...).
 absl::Status ErrnoToStatus(int error, absl::string_view what);
 
+// The disk is full, or what somebody may have of it: of all that RESOURCE_EXHAUSTED stands for, what may end by itself.
+// Goes by the text, which others have added to.
+bool IsFullDisk(const absl::Status& status);
+
 // INVALID_ARGUMENT: what a file holds is not what it should be.
 absl::Status BadFile(const std::string& path, absl::string_view text);
 

@@ -678,9 +678,9 @@ TEST(CheckersTest, EachNoticesItsOwn) {
 Scenario GptScenario() {
   const std::string directory = absl::StrCat(testing::TempDir(), "/simulation_test.", getpid());
   std::filesystem::create_directories(directory);
-  for (const char* name : {"train.bin", "validation.bin"}) {
+  for (const auto& [name, tokens] : {std::pair("train.bin", 4000), std::pair("validation.bin", 3000)}) {
     std::ofstream file(absl::StrCat(directory, "/", name), std::ios::binary);
-    for (int i = 0; i < 4000; ++i) {
+    for (int i = 0; i < tokens; ++i) {
       const char sentence[] = "the quick brown fox jumps over the lazy dog. ";
       const char token[2] = {sentence[i % (sizeof(sentence) - 1)], 0};
       file.write(token, 2);

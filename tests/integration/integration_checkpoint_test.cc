@@ -279,14 +279,16 @@ TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
   if (up->Wait(absl::ZeroDuration()) == 99) GTEST_SKIP() << "no file system may be mounted here";
   ASSERT_FALSE(up->ended()) << up->err();
   const std::string filler = seen + "/filler";
-  {
-    std::ofstream file(filler, std::ios::binary);
+  const auto fill = [&] {
+    std::ofstream file(filler, std::ios::binary | std::ios::app);
     const std::string block(4096, 'x');
     while (file.write(block.data(), static_cast<std::streamsize>(block.size())) && file.flush()) {
     }
-  }
+  };
+  fill();
   EXPECT_TRUE(Await([&] { return up->ended() || absl::StrContains(up->err(), "NOT ACKNOWLEDGING"); })) << up->err();
   ASSERT_FALSE(up->ended()) << up->err();
+  fill();  // What a write that did not come to its end has given back.
   for (const pid_t coordinator : ChildrenWith(*up, " coordinator ")) ASSERT_EQ(::kill(coordinator, SIGKILL), 0);
   const auto coordinator_said = [&](const char* text) {
     std::ifstream file(logs + "/coordinator.log");
@@ -294,6 +296,7 @@ TEST_F(CheckpointCommandTest, AFullDiskStopsTheAcknowledgingAndNothingElse) {
   };
   EXPECT_TRUE(Await([&] { return up->ended() || coordinator_said("the run goes on when there is room"); }))
       << up->err();
+  EXPECT_TRUE(Await([&] { return up->ended() || absl::StrContains(up->err(), "and waits for room"); })) << up->err();
   ASSERT_FALSE(up->ended()) << up->err();
   ASSERT_TRUE(std::filesystem::remove(filler));
   // Its file system goes with the last of its processes: what it said must do.
