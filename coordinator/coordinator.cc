@@ -45,6 +45,7 @@
 #include "runtime/transport/can_bind.h"
 #include "runtime/transport/grpc_options.h"
 #include "runtime/transport/parameter_server.h"
+#include "runtime/transport/tls.h"
 
 namespace wukong {
 namespace {
@@ -482,7 +483,8 @@ absl::Status CoordinatorLife::Serve() {
       WithRoom([&] { return WriteFileAtomic(options_.run_dir + "/coordinator.address", address); });
   if (!written.ok()) return written;
   LOG(INFO) << "run " << run_ << " of job " << job_.name() << ": coordinator of term " << state_.term()
-            << " listens on " << address << " after " << clock_.Now() - began_;
+            << " listens on " << address << (TlsInUse() ? " with TLS" : " without TLS") << " after "
+            << clock_.Now() - began_;
   return absl::OkStatus();
 }
 

@@ -78,9 +78,9 @@ Look OfEnd(const StatusFlags& flags, const std::string& run_dir, const Json& rep
                                     ReportSummary(report));
     if (WasStopped(report)) {
       const absl::StatusOr<std::string> address = ReadFile(run_dir + "/coordinator.address");
-      absl::StrAppend(&text, "it goes on as it was begun: wukong up --resume ", ShellWord(run_dir),
+      absl::StrAppend(&text, "it goes on as it was begun: wukong up", TlsFlagText(), " --resume ", ShellWord(run_dir),
                       ", or wukong coordinator --run-dir ", ShellWord(run_dir),
-                      address.ok() ? absl::StrCat(" --listen ", *address) : "", " --resume\n");
+                      address.ok() ? absl::StrCat(" --listen ", *address) : "", TlsFlagText(), " --resume\n");
     }
     return {std::move(text), absl::OkStatus(), true};
   }
@@ -119,8 +119,8 @@ Look OfRunDirectory(const StatusFlags& flags) {
   return Failed(absl::UnavailableError(absl::StrCat(
       run_dir, ": ", reply.status().message(),
       "; the run has not ended (there is no report.json): its coordinator is being started, or was killed, and then it "
-      "goes on with: wukong up --resume ",
-      ShellWord(run_dir))));
+      "goes on with: wukong up",
+      TlsFlagText(), " --resume ", ShellWord(run_dir))));
 }
 
 Look LookAt(const StatusFlags& flags) {

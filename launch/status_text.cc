@@ -241,10 +241,7 @@ std::string ReportSummary(const Json& report) {
                        Number(report, "wall_seconds"), Number(report, "tokens_per_second")),
        &text);
   if (const int64_t lost = Count(At(At(report, "ledger"), "all"), "tokens_not_used"); lost > 0 && WasStopped(report)) {
-    Line(
-        "not delivered",
-        absl::StrFormat("%d tokens that workers had trained on; when the run goes on, they are trained on again", lost),
-        &text);
+    Line("not used", absl::StrFormat("%d tokens that workers had trained on are in no version", lost), &text);
   }
   if (At(report, "validation_loss_final").is_number()) {
     const bool of_text = At(report, "validation_loss_unigram").is_number();

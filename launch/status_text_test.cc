@@ -168,12 +168,13 @@ TEST(ReportSummaryTest, ShowsHowARunEnded) {
 TEST(ReportSummaryTest, ShowsWhatAPartOfARunLosesWithItsEnd) {
   Json report = {{"job", "tiny"}, {"completed", false}, {"failure", "stopped by a signal"}};
   report["ledger"]["all"]["tokens_not_used"] = 12288;
-  EXPECT_THAT(ReportSummary(report), HasSubstr("not delivered        12288 tokens that workers had trained on; when"));
+  EXPECT_THAT(ReportSummary(report),
+              HasSubstr("not used             12288 tokens that workers had trained on are in no version"));
   report["failure"] = "diverged";  // It does not go on.
-  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
+  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not used")));
   report["failure"] = "stopped by a signal";
   report["ledger"]["all"]["tokens_not_used"] = Json();  // Nobody knows.
-  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not delivered")));
+  EXPECT_THAT(ReportSummary(report), Not(HasSubstr("not used")));
 }
 
 TEST(ReportSummaryTest, NoReportIsWrongEnoughForACrash) {

@@ -23,11 +23,17 @@ std::string& GivenDirectory() {
   return *directory;
 }
 
-absl::Status UseTlsOf(std::string directory) {
+// Who asks for TLS and names no directory, as a script does whose variable is not set, must not go without it.
+absl::Status UseTlsOf(bool given, std::string directory) {
   GivenDirectory() = directory;
   const char* const variable = std::getenv(kVariable);
-  if (directory.empty() && variable != nullptr) directory = variable;
-  if (directory.empty()) return absl::OkStatus();
+  if (!given && variable == nullptr) return absl::OkStatus();
+  if (!given) directory = variable;
+  if (directory.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        given ? "--tls" : kVariable,
+        ": expected a directory with certificates, got nothing; leave it out altogether to go without TLS"));
+  }
   absl::StatusOr<TlsIdentity> identity = LoadTlsIdentity(directory);
   if (!identity.ok()) return identity.status();
   UseTls(*std::move(identity));
@@ -43,12 +49,13 @@ absl::Status UseTlsOf(std::string directory) {
 
 void SetConnectingAction(CLI::App* verb, std::function<int()>* action, std::function<int()> run) {
   auto directory = std::make_shared<std::string>();
-  verb->add_option("--tls", *directory,
-                   "Encrypt all connections, with the ca.crt, node.crt and node.key of this directory, and take nobody "
-                   "for a member who has none such (deploy/README.md); by default what the variable WUKONG_TLS says");
-  verb->callback([directory, action, run] {
-    *action = [directory, run]() -> int {
-      const absl::Status status = UseTlsOf(*directory);
+  const CLI::Option* const option = verb->add_option(
+      "--tls", *directory,
+      "Encrypt all connections, with the ca.crt, node.crt and node.key of this directory, and take nobody "
+      "for a member who has none such (deploy/README.md); by default what the variable WUKONG_TLS says");
+  verb->callback([directory, option, action, run] {
+    *action = [directory, option, run]() -> int {
+      const absl::Status status = UseTlsOf(option->count() > 0, *directory);
       return status.ok() ? run() : ReportStatus(status);
     };
   });

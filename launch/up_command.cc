@@ -47,9 +47,9 @@ struct UpFlags {
 absl::StatusOr<std::string> NewRunDirectory(const UpFlags& flags, const Job& job) {
   if (flags.run_dir.empty()) return MakeRunDirectory(job.name());
   if (HoldsRun(FileSystem::Real(), flags.run_dir)) {
-    return absl::AlreadyExistsError(absl::StrCat("run directory ", flags.run_dir,
-                                                 " holds another run; go on with it by: wukong up --resume ",
-                                                 ShellWord(flags.run_dir), "; or name a new one, or remove it"));
+    return absl::AlreadyExistsError(
+        absl::StrCat("run directory ", flags.run_dir, " holds another run; go on with it by: wukong up", TlsFlagText(),
+                     " --resume ", ShellWord(flags.run_dir), "; or name a new one, or remove it"));
   }
   return flags.run_dir;
 }

@@ -195,7 +195,8 @@ absl::Status AggregatorLife::Join() {
   const absl::StatusOr<JoinReply> joined = session_.Join(join, options_.connect_timeout, stop_);
   if (!joined.ok()) return joined.status();
   self_ = {MemberId(joined->member()), Incarnation(joined->incarnation())};
-  LOG(INFO) << "aggregator of " << options_.region << " is member " << self_.member << ", listens on " << address_;
+  LOG(INFO) << "aggregator of " << options_.region << " is member " << self_.member << ", listens on " << address_
+            << (TlsInUse() ? " with TLS" : " without TLS");
   return absl::OkStatus();
 }
 

@@ -59,7 +59,7 @@ std::vector<Owned<X509>> Certificates(const std::string& text) {
 
 // OK: a member that has only `authorities` believes the first of `chain`.
 absl::Status CheckSigned(const std::vector<Owned<X509>>& authorities, const std::vector<Owned<X509>>& chain,
-                         const std::string& path) {
+                         const std::string& authority_path, const std::string& path) {
   const Owned<X509_STORE> store(X509_STORE_new());
   for (const Owned<X509>& authority : authorities) X509_STORE_add_cert(store.get(), authority.get());
   const Owned<STACK_OF(X509)> between(sk_X509_new_null());
@@ -67,8 +67,11 @@ absl::Status CheckSigned(const std::vector<Owned<X509>>& authorities, const std:
   const Owned<X509_STORE_CTX> context(X509_STORE_CTX_new());
   CHECK_EQ(X509_STORE_CTX_init(context.get(), store.get(), chain[0].get(), between.get()), 1);
   if (X509_verify_cert(context.get()) == 1) return absl::OkStatus();
-  return Wrong(path, absl::StrCat("is not believed with the ca.crt beside it: ",
-                                  X509_verify_cert_error_string(X509_STORE_CTX_get_error(context.get()))));
+  const std::string why = X509_verify_cert_error_string(X509_STORE_CTX_get_error(context.get()));
+  if (X509_STORE_CTX_get_error_depth(context.get()) > 0) {
+    return Wrong(authority_path, absl::StrCat("cannot vouch for the node.crt beside it: ", why));
+  }
+  return Wrong(path, absl::StrCat("is not believed with the ca.crt beside it: ", why));
 }
 
 std::optional<TlsIdentity>& InUse() {
@@ -99,7 +102,8 @@ absl::StatusOr<TlsIdentity> LoadTlsIdentity(const std::string& directory) {
   if (X509_check_private_key(chain[0].get(), key.get()) != 1) {
     return Wrong(key_path, "is not the key of the node.crt beside it");
   }
-  if (absl::Status status = CheckSigned(authorities, chain, certificate_path); !status.ok()) return status;
+  if (absl::Status status = CheckSigned(authorities, chain, authority_path, certificate_path); !status.ok())
+    return status;
   if (X509_check_host(chain[0].get(), kTlsName, 0, 0, nullptr) != 1) {
     return Wrong(certificate_path, absl::StrCat("is not for the name ", kTlsName,
                                                 " (expected it as a DNS name among its subjectAltName)"));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
@@ -35,7 +36,7 @@ class TlsTest : public testing::Test {
 TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
   TinyJob job;
   job.regions = {{"beijing", 2}, {"shenzhen", 1}};
-  job.tokens = 400000;
+  job.tokens = 1000000;
   const auto up =
       workspace_.Start({"up", workspace_.WriteJob(job), "--run-dir", workspace_.Path("run"), "--tls", Of("ours/a")});
   const RunRecord record(workspace_.Path("run"));
@@ -49,6 +50,10 @@ TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
     more.insert(more.begin(), {"worker", "--join", address, "--region", "beijing", "--connect-timeout", "1"});
     return workspace_.Start(more);
   };
+  {  // A stranger who believes us: it is the server that does not let it in.
+    std::ofstream file(Of("theirs/b/ca.crt"), std::ios::app);
+    file << std::ifstream(Of("ours/a/ca.crt")).rdbuf();
+  }
   const auto member = status({"--tls", Of("ours/b")});
   EXPECT_EQ(member->Wait(), 0) << member->err();
   EXPECT_THAT(member->out(), HasSubstr("shenzhen"));
@@ -60,6 +65,8 @@ TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
     EXPECT_EQ(stranger->Wait(), 4) << stranger->err();
     EXPECT_THAT(stranger->err(), AllOf(HasSubstr(address), HasSubstr("TLS")));
   }
+  const auto after = status({"--tls", Of("ours/b")});
+  EXPECT_EQ(after->Wait(), 0) << "somebody was there all the time: " << after->err();
   EXPECT_EQ(up->Wait(), 0) << up->err();
   ExpectBudgetCommittedOnce(record.Report(), Budget(job));
 }
@@ -69,6 +76,9 @@ TEST_F(TlsTest, WhatCannotBeUsedIsNamedBeforeAnythingStarts) {
   const auto none = workspace_.Start({"up", job, "--run-dir", workspace_.Path("run"), "--tls", Of("nowhere")});
   EXPECT_EQ(none->Wait(), 2) << none->err();
   EXPECT_THAT(none->err(), AllOf(HasSubstr("nowhere/ca.crt"), HasSubstr("deploy/make_certificates")));
+  const auto unset = workspace_.Start({"up", job, "--run-dir", workspace_.Path("run"), "--tls", ""});
+  EXPECT_EQ(unset->Wait(), 2) << "it must not go without: " << unset->err();
+  EXPECT_THAT(unset->err(), HasSubstr("--tls: expected a directory"));
   std::filesystem::copy_file(Of("theirs/a/node.key"), Of("ours/a/node.key"),
                              std::filesystem::copy_options::overwrite_existing);
   for (const std::vector<std::string>& verb :
