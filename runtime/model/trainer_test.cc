@@ -77,18 +77,18 @@ class ReferenceGpt {
     double mean = 0, variance = 0;
     for (const double value : x) mean += value / n;
     for (const double value : x) variance += (value - mean) * (value - mean) / n;
+    const double *const weight = At(p, name + ".weight"), *const bias = At(p, name + ".bias");
     Vector y(x.size());
-    for (size_t i = 0; i < x.size(); ++i) {
-      y[i] = (x[i] - mean) / std::sqrt(variance + 1e-5) * At(p, name + ".weight")[i] + At(p, name + ".bias")[i];
-    }
+    for (size_t i = 0; i < x.size(); ++i) y[i] = (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i];
     return y;
   }
 
   Vector Linear(const Vector& p, const Vector& x, const std::string& name, size_t outputs) const {
+    const double *const weight = At(p, name + ".weight"), *const bias = At(p, name + ".bias");
     Vector y(outputs);
     for (size_t o = 0; o < outputs; ++o) {
-      y[o] = At(p, name + ".bias")[o];
-      for (size_t i = 0; i < x.size(); ++i) y[o] += At(p, name + ".weight")[o * x.size() + i] * x[i];
+      y[o] = bias[o];
+      for (size_t i = 0; i < x.size(); ++i) y[o] += weight[o * x.size() + i] * x[i];
     }
     return y;
   }
@@ -123,11 +123,11 @@ class ReferenceGpt {
 
   double SampleLoss(const Vector& p, const Batch& batch, int64_t begin) const {
     const size_t width = model_.width(), context = model_.context(), vocabulary = model_.vocabulary();
+    const double *const embedding = At(p, "wte.weight"), *const position = At(p, "wpe.weight");
     std::vector<Vector> x(context, Vector(width));
     for (size_t t = 0; t < context; ++t) {
-      for (size_t i = 0; i < width; ++i) {
-        x[t][i] = At(p, "wte.weight")[batch.tokens[begin + t] * width + i] + At(p, "wpe.weight")[t * width + i];
-      }
+      for (size_t i = 0; i < width; ++i)
+        x[t][i] = embedding[batch.tokens[begin + t] * width + i] + position[t * width + i];
     }
     for (int l = 0; l < model_.layers(); ++l) {
       const std::string at = "h." + std::to_string(l) + ".";
@@ -147,7 +147,7 @@ class ReferenceGpt {
       const Vector y = Norm(p, x[t], "ln_f");
       Vector logits(vocabulary, 0.0);
       for (size_t v = 0; v < vocabulary; ++v) {
-        for (size_t i = 0; i < width; ++i) logits[v] += At(p, "wte.weight")[v * width + i] * y[i];
+        for (size_t i = 0; i < width; ++i) logits[v] += embedding[v * width + i] * y[i];
       }
       Softmax(&logits);
       loss -= std::log(logits[batch.targets[begin + t]]);

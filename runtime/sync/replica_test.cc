@@ -187,7 +187,7 @@ Violations RunExchange(uint64_t seed, double mix, MakeChild make_child) {
     }
   };
   const auto rebase = [&](const Version& version) {
-    const std::vector<float> theta_before = theta;
+    const std::vector<float> theta_before(theta.begin(), theta.end());
     const std::vector<float> base_before(child->base().begin(), child->base().end());
     child->Rebase(version.values, version.included);
     ++violations.rebases;
