@@ -23,6 +23,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/shell_word.h"
 #include "runtime/transport/grpc_options.h"
+#include "runtime/transport/tls.h"
 
 namespace wukong {
 namespace {
@@ -116,6 +117,9 @@ int Inject(const InjectFlags& flags) {
   InjectFaultReply reply;
   absl::Status status = FromGrpc(Coordinator::NewStub(MakeChannel(*address))->InjectFault(&context, request, &reply),
                                  absl::StrCat("coordinator at ", *address));
+  if (absl::IsUnavailable(status)) {
+    status = absl::UnavailableError(absl::StrCat(status.message(), "; ", TlsQuestion(), "?"));
+  }
   // What is wrong is the command, and not this machine.
   if (status.code() == absl::StatusCode::kFailedPrecondition) status = absl::InvalidArgumentError(status.message());
   if (status.code() == absl::StatusCode::kDeadlineExceeded) status = absl::UnavailableError(status.message());

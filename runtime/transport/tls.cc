@@ -1,6 +1,7 @@
 #include "runtime/transport/tls.h"
 
 #include <openssl/bio.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
@@ -48,12 +49,20 @@ absl::Status Wrong(const std::string& path, const std::string& what) {
   return BadFile(path, absl::StrCat("for TLS, it ", what));
 }
 
-std::vector<Owned<X509>> Certificates(const std::string& text) {
+// At least one.
+absl::StatusOr<std::vector<Owned<X509>>> Certificates(const std::string& path, const std::string& text) {
   std::vector<Owned<X509>> certificates;
   const Owned<BIO> bio = OverText(text);
+  ERR_clear_error();
   while (X509* certificate = PEM_read_bio_X509(bio.get(), nullptr, NoPassphrase, nullptr)) {
     certificates.emplace_back(certificate);
   }
+  const unsigned long end = ERR_peek_last_error();
+  ERR_clear_error();
+  if (ERR_GET_LIB(end) != ERR_LIB_PEM || ERR_GET_REASON(end) != PEM_R_NO_START_LINE) {
+    return Wrong(path, absl::StrCat("has a certificate that is damaged: number ", certificates.size() + 1));
+  }
+  if (certificates.empty()) return Wrong(path, "has no certificate (expected PEM)");
   return certificates;
 }
 
@@ -92,19 +101,19 @@ absl::StatusOr<TlsIdentity> LoadTlsIdentity(const std::string& directory) {
     if (!text.ok()) return text.status();
     *part = *std::move(text);
   }
-  const std::vector<Owned<X509>> authorities = Certificates(identity.authority);
-  if (authorities.empty()) return Wrong(authority_path, "has no certificate (expected PEM)");
-  const std::vector<Owned<X509>> chain = Certificates(identity.certificate);
-  if (chain.empty()) return Wrong(certificate_path, "has no certificate (expected PEM)");
+  const absl::StatusOr<std::vector<Owned<X509>>> authorities = Certificates(authority_path, identity.authority);
+  if (!authorities.ok()) return authorities.status();
+  const absl::StatusOr<std::vector<Owned<X509>>> chain = Certificates(certificate_path, identity.certificate);
+  if (!chain.ok()) return chain.status();
   const Owned<BIO> key_text = OverText(identity.key);
   const Owned<EVP_PKEY> key(PEM_read_bio_PrivateKey(key_text.get(), nullptr, NoPassphrase, nullptr));
   if (key == nullptr) return Wrong(key_path, "has no private key (expected PEM without a passphrase)");
-  if (X509_check_private_key(chain[0].get(), key.get()) != 1) {
+  if (X509_check_private_key((*chain)[0].get(), key.get()) != 1) {
     return Wrong(key_path, "is not the key of the node.crt beside it");
   }
-  if (absl::Status status = CheckSigned(authorities, chain, authority_path, certificate_path); !status.ok())
+  if (absl::Status status = CheckSigned(*authorities, *chain, authority_path, certificate_path); !status.ok())
     return status;
-  if (X509_check_host(chain[0].get(), kTlsName, 0, 0, nullptr) != 1) {
+  if (X509_check_host((*chain)[0].get(), kTlsName, 0, 0, nullptr) != 1) {
     return Wrong(certificate_path, absl::StrCat("is not for the name ", kTlsName,
                                                 " (expected it as a DNS name among its subjectAltName)"));
   }

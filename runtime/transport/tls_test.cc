@@ -71,6 +71,9 @@ TEST_F(TlsIdentityTest, SaysWhatIsWrongWithWhichFile) {
   } cases[] = {
       {"echo no certificate > ca.crt", "copy/ca.crt", "has no certificate"},
       {"echo no certificate > node.crt", "copy/node.crt", "has no certificate"},
+      {"sed s/MI/x/ ca.crt > damaged && cat damaged >> ca.crt", "copy/ca.crt", "is damaged: number 2"},
+      {"head -n 3 node.crt > part && cat part >> node.crt", "copy/node.crt", "is damaged: number 2"},
+      {"sed s/MI/x/ node.crt > damaged && mv damaged node.crt", "copy/node.crt", "is damaged: number 1"},
       {"echo no key > node.key", "copy/node.key", "has no private key"},
       {"openssl ec -in node.key -aes128 -passout pass:x -out k 2>/dev/null && mv k node.key", "copy/node.key",
        "without a passphrase"},

@@ -36,7 +36,8 @@ class TlsTest : public testing::Test {
 TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
   TinyJob job;
   job.regions = {{"beijing", 2}, {"shenzhen", 1}};
-  job.tokens = 1000000;
+  job.tokens = 300000;
+  job.speed = 0.3;
   const auto up =
       workspace_.Start({"up", workspace_.WriteJob(job), "--run-dir", workspace_.Path("run"), "--tls", Of("ours/a")});
   const RunRecord record(workspace_.Path("run"));
@@ -50,6 +51,10 @@ TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
     more.insert(more.begin(), {"worker", "--join", address, "--region", "beijing", "--connect-timeout", "1"});
     return workspace_.Start(more);
   };
+  const auto inject = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"chaos", "inject", "kill", "root", "--coordinator", address});
+    return workspace_.Start(more);
+  };
   {  // A stranger who believes us: it is the server that does not let it in.
     std::ofstream file(Of("theirs/b/ca.crt"), std::ios::app);
     file << std::ifstream(Of("ours/a/ca.crt")).rdbuf();
@@ -57,7 +62,7 @@ TEST_F(TlsTest, WhoHasNoCertificateOfTheJobIsKeptOut) {
   const auto member = status({"--tls", Of("ours/b")});
   EXPECT_EQ(member->Wait(), 0) << member->err();
   EXPECT_THAT(member->out(), HasSubstr("shenzhen"));
-  for (const auto& start : {std::function(status), std::function(worker)}) {
+  for (const auto& start : {std::function(status), std::function(worker), std::function(inject)}) {
     const auto open = start({});
     EXPECT_EQ(open->Wait(), 4) << open->err();
     EXPECT_THAT(open->err(), AllOf(HasSubstr(address), HasSubstr("--tls"))) << "which is what is missing";
