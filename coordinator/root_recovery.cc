@@ -64,7 +64,7 @@ absl::Status CheckIdentity(const LogIdentity& identity, const Job& job, const Tr
   if (identity.job_digest() != JobDigest(job)) {
     return absl::FailedPreconditionError(
         absl::StrFormat("%s belongs to another job (digest %.12s, this one has %.12s): a run goes on with the job it "
-                        "began with; only stop.wall, report, limits and wan may change",
+                        "began with; only stop.wall, report, limits (but for limits.fragment_bytes) and wan may change",
                         what, identity.job_digest(), JobDigest(job)));
   }
   const std::string& was = identity.cpu_capability();

@@ -145,9 +145,8 @@ void AddChaosInjectCommand(CLI::App& chaos, std::function<int()>* action) {
       "inject", "Make something go wrong in a running job whose file says fault_injection: allowed");
   verb->add_option("FAULT", flags->fault, kFaults)->required();
   verb->add_option("TARGET", flags->target,
-                   "root, REGION (its aggregator), REGION/worker-N, REGION/* (its workers), REGION/** (all of it); "
-                   "REGION may be "
-                   "* (each)")
+                   "root, REGION (its aggregator), REGION/WORKER (by its name, as worker-0), REGION/* (its workers), "
+                   "REGION/** (all of it); REGION may be * (each)")
       ->required();
   verb->add_option("--run-dir", flags->run_dir, "The directory of the run, where it is on this machine");
   verb->add_option("--coordinator", flags->coordinator, "HOST:PORT of the run's coordinator")->check(HostPort());

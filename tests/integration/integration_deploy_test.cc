@@ -44,6 +44,8 @@ class SystemdTest : public ::testing::Test {
     std::vector<std::string> arguments = absl::StrSplit(commands[0], ' ');
     EXPECT_EQ(arguments[0], "/opt/wukong/wukong");
     arguments.erase(arguments.begin());
+    EXPECT_EQ(arguments.back(), "$WUKONG_OPTIONS") << unit;
+    arguments.pop_back();  // As where it is not set.
     for (std::string& argument : arguments) {
       argument = absl::StrReplaceAll(argument, words);
       EXPECT_THAT(argument, AllOf(Not(HasSubstr("%")), Not(HasSubstr("$")))) << unit;
@@ -55,9 +57,12 @@ class SystemdTest : public ::testing::Test {
 };
 
 TEST_F(SystemdTest, WhatCannotGoOnIsNotStartedAgain) {
-  for (const char* unit : {"wukong-coordinator.service", "wukong-aggregator@.service", "wukong-worker@.service"}) {
+  const std::map<std::string, std::string> last_codes = {{"wukong-coordinator.service", "2 3 6 7"},
+                                                         {"wukong-aggregator@.service", "2 3 6 7"},
+                                                         {"wukong-worker@.service", "2 3 7"}};
+  for (const auto& [unit, codes] : last_codes) {
     EXPECT_EQ(Values(unit, "Restart"), std::vector<std::string>{"on-failure"}) << unit;
-    EXPECT_EQ(Values(unit, "RestartPreventExitStatus"), std::vector<std::string>{"2 3 6 7"}) << unit;
+    EXPECT_EQ(Values(unit, "RestartPreventExitStatus"), std::vector<std::string>{codes}) << unit;
   }
 }
 
