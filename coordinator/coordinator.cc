@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
@@ -23,6 +22,7 @@
 #include "coordinator/root_faults.h"
 #include "coordinator/root_log.h"
 #include "coordinator/root_recovery.h"
+#include "coordinator/run_report.h"
 #include "coordinator/validation.h"
 #include "glog/logging.h"
 #include "nlohmann/json.hpp"
@@ -100,51 +100,6 @@ absl::StatusOr<std::unique_ptr<FileLock>> LockRunDirectory(FileSystem* files, co
 bool IsComplete(const std::string& run_dir) {
   const Json report = Json::parse(ReadFile(run_dir + "/report.json").value_or(""), nullptr, /*allow_exceptions=*/false);
   return report.is_object() && report.value("completed", Json()) == true;
-}
-
-// What report.json says of the root's node.
-void ReportNode(const ParentNode& node, Json* report) {
-  (*report)["versions"] = node.version().value();
-  Json rejected = Json::object();
-  for (const auto& [verdict, count] : node.stats().contributions) {
-    if (verdict != VERDICT_ACCEPTED) rejected[VerdictName(verdict)] = count;
-  }
-  const auto accepted = node.stats().contributions.find(VERDICT_ACCEPTED);
-  (*report)["contributions"] = {{"accepted", accepted == node.stats().contributions.end() ? 0 : accepted->second},
-                                {"rejected", rejected}};
-  Json staleness = Json::object();
-  for (const auto& [versions, count] : node.stats().staleness) staleness[std::to_string(versions)] = count;
-  (*report)["staleness"] = staleness;
-}
-
-// What it says of the log, once what the node and the members say is in it.
-void ReportLog(const RootState& end, int64_t durable_index, Json* report) {
-  (*report)["term"] = end.term();
-  Json& by_sender = (*report)["contributions"]["rejected_by_sender"];  // At regions; what follows is at the root.
-  for (const auto& [sender, count] : end.refused_by_sender()) {
-    by_sender[sender] = by_sender.value(sender, int64_t{0}) + count;
-  }
-  // The account of the data: what is in the log, and what was computed besides. Of members that died under an earlier
-  // coordinator nobody knows what they had computed.
-  const bool all_known = end.term() <= 1;
-  const auto account = [all_known](int64_t computed, int64_t committed) {
-    return Json{{"tokens_computed", computed},
-                {"tokens_committed", committed},
-                {"tokens_not_used", all_known ? Json(std::max<int64_t>(0, computed - committed)) : Json()}};
-  };
-  Json regions = Json::object();
-  for (const auto& [region, usage] : (*report)["compute"]["regions"].items()) {
-    const auto committed = end.tokens_by_region().find(region);
-    regions[region] =
-        account(usage["tokens_computed"], committed == end.tokens_by_region().end() ? 0 : committed->second);
-  }
-  (*report)["ledger"] = {{"all", account((*report)["tokens_computed"], end.tokens_accepted())}, {"regions", regions}};
-  (*report)["log"] = {
-      {"records", end.index()},
-      {"durable_records", durable_index},
-      {"bytes", end.bytes()},
-      {"bytes_per_committed_token",
-       end.tokens_merged() > 0 ? static_cast<double>(end.bytes()) / static_cast<double>(end.tokens_merged()) : 0.0}};
 }
 
 // One life of a run's coordinator: each step needs those before it, and what comes last is destroyed first.
@@ -464,8 +419,12 @@ ParameterServer::Hooks CoordinatorLife::RootHooks() {
 absl::Status CoordinatorLife::Serve() {
   const bool started_before = state_.started_unix_ns() > 0;
   service_->With([&](CoordinatorCore& core, absl::Time now) {
-    if (!started_before) core.HoldStart(true, now);
-    if (started_before) core.BackdateStart(now - (clock_.WallNow() - absl::FromUnixNanos(state_.started_unix_ns())));
+    if (!started_before) {
+      core.HoldStart(true, now);
+      return;
+    }
+    const absl::Duration since = clock_.WallNow() - absl::FromUnixNanos(state_.started_unix_ns());
+    core.BackdateStart(now - (since - absl::Nanoseconds(state_.paused_ns())));
   });
   int port = 0;
   server_ = Listen(options_.listen, {service_.get(), root_.get()}, &port);
@@ -591,6 +550,10 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
   if (!over) {
     Farewell();
     root_->TakeNoMore();
+    LogRecord record;
+    service_->With(
+        [&](CoordinatorCore& core, absl::Time) { *record.mutable_run_stopped() = core.Stopped(clock_.WallNow()); });
+    log_->Append(record);  // Durable with the snapshot.
   }
   AwaitSnapshots();  // One at a time: each is a copy of all that the root has.
   PostSnapshot();

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "coordinator/coordinator_core.h"
+#include "coordinator/member_usage.h"
 #include "runtime/base/mutation.h"
 
 namespace wukong {
@@ -34,6 +35,13 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
     member.host = known.host();
     member.rank = known.rank();
     member.last_seen = now;
+    member.usage = known.used().usage();
+    member.usage_of_earlier_lives = known.used().usage_of_earlier_lives();
+    if (known.used().incarnation() != known.incarnation()) {
+      Add(member.usage, &member.usage_of_earlier_lives);
+      member.usage = MemberUsage();
+    }
+    tokens_computed_ += TotalUsage(member).tokens_computed();
     if (known.incarnation() >= known.fenced_below() || Mutated("recovery.forgets_fences")) {
       member.must_assert = true;
     } else {

@@ -8,6 +8,7 @@
 
 #include "coordinator/coordinator_core.h"
 #include "coordinator/test_cluster.h"
+#include "nlohmann/json.hpp"
 #include "runtime/base/random.h"
 
 namespace wukong {
@@ -37,6 +38,38 @@ TEST(CoordinatorRecoveryTest, ANewTermKnowsItsMembersAndWhatIsCommitted) {
   const Process again = after.Join(ROLE_WORKER, "beijing", "b0");
   EXPECT_EQ(again.key.member, before.b0.key.member);
   EXPECT_EQ(again.key.incarnation, Incarnation(2)) << "an incarnation is never given twice";
+}
+
+TEST(CoordinatorRecoveryTest, ARunThatWasStoppedGoesOnCountingWhatItsMembersUse) {
+  const auto computed = [](const Cluster& cluster) {
+    nlohmann::ordered_json report;
+    cluster.core.FillReport(&report);
+    return report["tokens_computed"].get<int64_t>();
+  };
+  const auto beat = [](Cluster* cluster, Process* worker, int64_t tokens) {
+    HeartbeatRequest request;
+    request.mutable_usage()->set_tokens_computed(tokens);
+    EXPECT_TRUE(cluster->TryBeat(worker, request).ok());
+  };
+  Cluster before;
+  before.Start();
+  beat(&before, &before.b0, 16);
+  before.b0 = before.Join(ROLE_WORKER, "beijing", "b0");
+  beat(&before, &before.b0, 8);
+  beat(&before, &before.b1, 4);
+  before.core.Stop("Ctrl-C", before.now);
+  LogRecord record;
+  *record.mutable_run_stopped() = before.core.Stopped(absl::FromUnixSeconds(100));
+  before.Journal(record);
+
+  Cluster after(MakeJob(), before.history.state());
+  EXPECT_EQ(computed(after), 28);
+  Process survivor = before.b0, again = after.Join(ROLE_WORKER, "beijing", "b1");
+  beat(&after, &survivor, 12);
+  beat(&after, &again, 2);
+  EXPECT_EQ(computed(after), 16 + 12 + 4 + 2) << "who did not end has its total told again";
+  Cluster third(MakeJob(), after.history.state());
+  EXPECT_EQ(computed(third), 16 + 8 + 4) << "of term 2 nothing was written down";
 }
 
 TEST(CoordinatorRecoveryTest, OneProcessThatJoinedTwiceIsNotTwoProcesses) {

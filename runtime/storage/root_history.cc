@@ -178,6 +178,13 @@ absl::Status RootHistory::Check(const LogRecord& record) const {
     if (record.published().version() == state_.version() + 1) return absl::OkStatus();
     return Broken("I4", absl::StrFormat("version %d follows %d", record.published().version(), state_.version()));
   }
+  if (record.has_run_stopped()) {
+    for (const MemberUsed& used : record.run_stopped().used()) {
+      if (FindMember(used.member()) != nullptr) continue;
+      return Broken("I7", absl::StrFormat("member %d used something and never joined", used.member()));
+    }
+    return absl::OkStatus();
+  }
   if (record.has_lease_ceiling() || record.has_run_started()) return absl::OkStatus();
   return absl::DataLossError("a record of an unknown kind; was it written by a newer wukong?");
 }
@@ -202,11 +209,20 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
   if (record.has_term_begun()) {
     state_.set_term(record.term_begun().term());
     state_.set_terms_begun(state_.terms_begun() + 1);
+    if (state_.stopped_unix_ns() == 0) {
+      state_.set_usage_lost(state_.usage_lost() || state_.started_unix_ns() > 0);
+    } else {
+      // A clock that was put back makes no pause.
+      const int64_t pause = record.term_begun().unix_ns() - state_.stopped_unix_ns();
+      state_.set_paused_ns(state_.paused_ns() + std::max<int64_t>(0, pause));
+      state_.set_stopped_unix_ns(0);
+    }
   } else if (record.has_member_joined()) {
     const MemberJoined& joined = record.member_joined();
     RootMember member;
     if (const RootMember* known = FindMember(joined.member()); known != nullptr) {
       member.set_fenced_below(known->fenced_below());
+      if (known->has_used()) *member.mutable_used() = known->used();
     }
     member.set_member(joined.member());
     member.set_incarnation(joined.incarnation());
@@ -272,6 +288,9 @@ absl::Status RootHistory::Add(int64_t index, const LogRecord& record) {
   } else if (record.has_run_started()) {
     state_.set_started_unix_ns(record.run_started().unix_ns());
     state_.set_validation_loss_initial(record.run_started().validation_loss());
+  } else if (record.has_run_stopped()) {
+    if (state_.started_unix_ns() > 0) state_.set_stopped_unix_ns(record.run_stopped().unix_ns());
+    for (const MemberUsed& used : record.run_stopped().used()) *Member(used.member())->mutable_used() = used;
   }
   return absl::OkStatus();
 }
@@ -357,6 +376,9 @@ std::string LogRecordToJson(int64_t index, const LogRecord& record) {
     json["kind"] = "run_started";
     json["unix_ns"] = record.run_started().unix_ns();
     json["validation_loss"] = record.run_started().validation_loss();
+  } else if (record.has_run_stopped()) {
+    json["kind"] = "run_stopped";
+    json["unix_ns"] = record.run_stopped().unix_ns();
   } else {
     json["kind"] = "unknown";
   }

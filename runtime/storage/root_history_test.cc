@@ -16,9 +16,22 @@ namespace {
 using google::protobuf::util::MessageDifferencer;
 using testing::HasSubstr;
 
-LogRecord Term(int64_t term) {
+LogRecord Term(int64_t term, int64_t unix_ns = 0) {
   LogRecord record;
   record.mutable_term_begun()->set_term(term);
+  record.mutable_term_begun()->set_unix_ns(unix_ns);
+  return record;
+}
+
+LogRecord StartedAt(int64_t unix_ns) {
+  LogRecord record;
+  record.mutable_run_started()->set_unix_ns(unix_ns);
+  return record;
+}
+
+LogRecord StoppedAt(int64_t unix_ns) {
+  LogRecord record;
+  record.mutable_run_stopped()->set_unix_ns(unix_ns);
   return record;
 }
 
@@ -135,6 +148,42 @@ TEST(RootHistoryTest, KnowsWhatTheNewestVersionHoldsAndWhatWasMergedSince) {
   EXPECT_EQ(restored.state().members(0).told(), 2) << "it was merged before the snapshot";
   ASSERT_TRUE(h.Add(Joined(1, 2)).ok());
   EXPECT_EQ(h.history.state().members(0).told(), 0) << "a new life has sent nothing";
+}
+
+TEST(RootHistoryTest, CountsHowLongTheRunLayStopped) {
+  History h;
+  for (const LogRecord& record : {Term(1, 10), StoppedAt(20), Term(2, 50), StartedAt(60), StoppedAt(100)}) {
+    ASSERT_TRUE(h.Add(record).ok());
+  }
+  EXPECT_EQ(h.history.state().paused_ns(), 0) << "before training there is no time of the run, and it still lies";
+  RootHistory restored(h.history.state());
+  ASSERT_TRUE(restored.Add(6, Term(3, 700)).ok());
+  EXPECT_EQ(restored.state().paused_ns(), 600);
+  ASSERT_TRUE(restored.Add(7, Term(4, 800)).ok());
+  EXPECT_EQ(restored.state().paused_ns(), 600) << "who died is time of the run until it is back";
+  ASSERT_TRUE(restored.Add(8, StoppedAt(900)).ok());
+  ASSERT_TRUE(restored.Add(9, Term(5, 850)).ok());
+  EXPECT_EQ(restored.state().paused_ns(), 600) << "a clock that was put back makes no pause";
+}
+
+TEST(RootHistoryTest, KnowsWhatMembersHadUsedWhenTheRunWasStopped) {
+  const auto stopped = [](int64_t member, int64_t tokens) {
+    LogRecord record = StoppedAt(100);
+    MemberUsed* used = record.mutable_run_stopped()->add_used();
+    used->set_member(member);
+    used->set_incarnation(1);
+    used->mutable_usage()->set_tokens_computed(tokens);
+    return record;
+  };
+  History h;
+  for (const LogRecord& record : {Term(1, 10), Joined(1, 1), StartedAt(60)}) ASSERT_TRUE(h.Add(record).ok());
+  EXPECT_THAT(std::string(h.Add(stopped(2, 40)).message()), HasSubstr("I7"));
+  for (const LogRecord& record : {stopped(1, 40), Term(2, 200), Joined(1, 2)}) ASSERT_TRUE(h.Add(record).ok());
+  EXPECT_EQ(h.history.state().members(0).used().usage().tokens_computed(), 40);
+  EXPECT_EQ(h.history.state().members(0).used().incarnation(), 1);
+  EXPECT_FALSE(h.history.state().usage_lost());
+  ASSERT_TRUE(h.Add(Term(3, 300)).ok());
+  EXPECT_TRUE(h.history.state().usage_lost()) << "that of term 2";
 }
 
 TEST(RootHistoryTest, NamesWhatContradictsTheRecordsBefore) {

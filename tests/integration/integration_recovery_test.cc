@@ -405,18 +405,25 @@ TEST(ResumeTest, ARunGoesOnAfterCtrlC) {
   }
   const Json stopped = record.Report();
   EXPECT_EQ(stopped["completed"], false);
+  // Meanwhile it lies stopped.
   const auto another =
       workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "optimizer.learning_rate=1e-3"});
   EXPECT_EQ(another->Wait(), 2) << "it would be another run";
   EXPECT_THAT(another->err(), HasSubstr("optimizer.learning_rate=1e-3"));
   const auto refused = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "limits.lease=150ms"});
   EXPECT_EQ(refused->Wait(), 2) << "a late heartbeat would end it; and the run stays as it was";
+  ExpectVerified(workspace);
+  const absl::Time goes_on = absl::Now();
   const auto late = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "stop.wall=1ms"});
   EXPECT_EQ(late->Wait(), 1) << late->err();
   EXPECT_THAT(late->err(), HasSubstr("stop.wall"));
   const auto resumed = workspace.Start({"up", "--resume", workspace.Path("run"), "--set", "stop.wall=1h"});
   ASSERT_EQ(resumed->Wait(), 0) << resumed->err();
-  ExpectBudgetCommittedOnce(record.Report(), Budget(job));
+  const Json report = record.Report();
+  ExpectBudgetCommittedOnce(report, Budget(job));
+  EXPECT_LE(report.value("wall_seconds", 0.0),
+            stopped.value("wall_seconds", 0.0) + absl::ToDoubleSeconds(absl::Now() - goes_on))
+      << "while it lay stopped its time stood still";
 }
 
 TEST(ResumeTest, WhatIsNoRunDirectoryIsNamed) {
