@@ -58,7 +58,7 @@ class SystemdTest : public ::testing::Test {
 
 TEST_F(SystemdTest, WhatCannotGoOnIsNotStartedAgain) {
   const std::map<std::string, std::string> last_codes = {{"wukong-coordinator.service", "2 3 6 7"},
-                                                         {"wukong-aggregator@.service", "2 3 6 7"},
+                                                         {"wukong-aggregator@.service", "2 3 7"},
                                                          {"wukong-worker@.service", "2 3 7"}};
   for (const auto& [unit, codes] : last_codes) {
     EXPECT_EQ(Values(unit, "Restart"), std::vector<std::string>{"on-failure"}) << unit;
