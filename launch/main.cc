@@ -41,9 +41,10 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("-v,--version", std::string("wukong 0.1.0"));
   app.footer(
-      "Start with: wukong up launch/examples/three-regions.yaml\nExit codes: 0 done, 1 training failed, 2 usage or "
-      "job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged, 7 log or checkpoint "
-      "damaged, 75 start it again.");
+      "Start with: wukong up launch/examples/three-regions.yaml\nExit codes: 0 done, 1 training failed or was stopped, "
+      "2 "
+      "usage or job or data wrong, 3 this machine lacks something, 4 no coordinator answers, 6 diverged, 7 log or "
+      "checkpoint damaged, 75 start it again.");
   std::function<int()> action;
   wukong::AddUpCommand(app, &action);
   wukong::AddStatusCommand(app, &action);
