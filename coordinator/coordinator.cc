@@ -552,7 +552,7 @@ absl::Status CoordinatorLife::Finish(absl::Status outcome) {
     root_->TakeNoMore();
     LogRecord record;
     service_->With(
-        [&](CoordinatorCore& core, absl::Time) { *record.mutable_run_stopped() = core.Stopped(clock_.WallNow()); });
+        [&](CoordinatorCore& core, absl::Time) { *record.mutable_run_stopped() = core.StopRecord(clock_.WallNow()); });
     log_->Append(record);  // Durable with the snapshot.
   }
   AwaitSnapshots();  // One at a time: each is a copy of all that the root has.

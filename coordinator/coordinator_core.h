@@ -104,7 +104,7 @@ class CoordinatorCore {
   // As Fail, and members may come back: the run is to be resumed.
   void Stop(const std::string& reason, absl::Time now);
   // For the log, once no member will be heard any more: the next coordinator goes on counting from here.
-  RunStopped Stopped(absl::Time wall_now) const;
+  RunStopped StopRecord(absl::Time wall_now) const;
   std::vector<Effect> TakeEffects();
 
   Phase phase() const { return phase_; }

@@ -61,6 +61,19 @@ void CoordinatorCore::Restore(const RootState& state, absl::Time now) {
   MaybeFinish(now);
 }
 
+RunStopped CoordinatorCore::StopRecord(absl::Time wall_now) const {
+  RunStopped stopped;
+  stopped.set_unix_ns(absl::ToUnixNanos(wall_now));
+  for (const auto& member : members_) {
+    MemberUsed* used = stopped.add_used();
+    used->set_member(member->key.member.value());
+    used->set_incarnation(member->key.incarnation.value());
+    *used->mutable_usage() = member->usage;
+    *used->mutable_usage_of_earlier_lives() = member->usage_of_earlier_lives;
+  }
+  return stopped;
+}
+
 bool CoordinatorCore::AggregatorMaySpeak(int region) const { return by_region_[region].must_assert == 0; }
 
 void CoordinatorCore::MaybeEndRecovery() {

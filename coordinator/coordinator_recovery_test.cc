@@ -59,7 +59,7 @@ TEST(CoordinatorRecoveryTest, ARunThatWasStoppedGoesOnCountingWhatItsMembersUse)
   beat(&before, &before.b1, 4);
   before.core.Stop("Ctrl-C", before.now);
   LogRecord record;
-  *record.mutable_run_stopped() = before.core.Stopped(absl::FromUnixSeconds(100));
+  *record.mutable_run_stopped() = before.core.StopRecord(absl::FromUnixSeconds(100));
   before.Journal(record);
 
   Cluster after(MakeJob(), before.history.state());

@@ -30,19 +30,6 @@ MemberUsage CoordinatorCore::TotalUsage(const Member& member) const {
   return usage;
 }
 
-RunStopped CoordinatorCore::Stopped(absl::Time wall_now) const {
-  RunStopped stopped;
-  stopped.set_unix_ns(absl::ToUnixNanos(wall_now));
-  for (const auto& member : members_) {
-    MemberUsed* used = stopped.add_used();
-    used->set_member(member->key.member.value());
-    used->set_incarnation(member->key.incarnation.value());
-    *used->mutable_usage() = member->usage;
-    *used->mutable_usage_of_earlier_lives() = member->usage_of_earlier_lives;
-  }
-  return stopped;
-}
-
 std::map<std::string, int64_t> CoordinatorCore::RefusedBySender() const {
   std::map<std::string, int64_t> refused;
   for (const auto& held : members_) {

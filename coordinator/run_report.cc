@@ -6,7 +6,6 @@
 #include "runtime/sync/types.h"
 
 namespace wukong {
-
 namespace {
 
 using Json = nlohmann::ordered_json;
